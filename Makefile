@@ -1,0 +1,27 @@
+# Every target makes .venv by itself when it is missing or older than what defines it.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+STUDY ?= ar_dmvc_am.yaml
+# A database URL given from outside wins; the default is the local file that every study logs to.
+MLFLOW_URI ?= $(if $(MLFLOW_TRACKING_URI),$(MLFLOW_TRACKING_URI),sqlite:///$(CURDIR)/runs/mlflow.db)
+
+.PHONY: sweep test lint ui
+.venv/.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+sweep: .venv/.stamp
+	$(BIN)/python -m study.sweep $(STUDY)
+
+test: lint
+	$(BIN)/python -m pytest -m 'not slow and not gpu and not browser'
+
+lint: .venv/.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+ui: .venv/.stamp
+	$(BIN)/python -m mlflow ui --backend-store-uri $(MLFLOW_URI)

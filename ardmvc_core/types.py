@@ -1,0 +1,82 @@
+"""The types that data, models, attacks and the trainer share, and the shape legend.
+
+V views, N samples, B batch, K clusters, D latent dimension, C H W channels and image size.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Views = tuple[Tensor, ...]
+"""V × (B, *shape_v), float32 in [0, 1]: one tensor per view, row i of each is the same sample."""
+
+ViewShapes = tuple[tuple[int, ...], ...]
+"""Shape of one sample in each view, without the batch axis: (C, H, W) for images, (D,) for vectors."""
+
+Perturb = Callable[[nn.Module, Views], Views]
+"""A finished attack, trained or not: (model, clean views) → attacked views of the same shapes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOutput:
+    """What an attack may shift and a metric may read, the same for every model."""
+
+    view_latents: tuple[Tensor, ...]
+    """V × (B, D_v): C^v of the paper, one latent per view."""
+    consensus: Tensor
+    """(B, D): C of the paper, the representation that the assignments are read from."""
+    logits: Tensor
+    """(B, K): before the softmax, so that attacks do not meet a saturated one."""
+    assignments: Tensor
+    """(B, K): soft assignments, rows sum to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepContext:
+    """Where training stands, and the random stream of the step."""
+
+    epoch: int
+    """Counted from 0 over all stages."""
+    step: int
+    """Optimizer steps done before this one, over all stages."""
+    generator: torch.Generator
+    """The stream of inner attacks; lives on the model's device."""
+
+
+Terms = Callable[[nn.Module, Views, StepContext], dict[str, Tensor]]
+"""Weighted, named loss terms of one batch; their sum is minimised."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """One optimizer step per batch: what is minimised, and over which parameters."""
+
+    terms: Terms
+    optimizer: Callable[[nn.Module], Optimizer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stretch of training with the same objectives; methods differ by their list of stages."""
+
+    name: str
+    epochs: int
+    objectives: tuple[Objective, ...]
+    prepare: Callable[[nn.Module, Views], None] | None = None
+    """Called once when the stage begins, with the training views; what it computes goes into a module buffer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One row of the paper's table."""
+
+    config: type
+    """Frozen dataclass with `name: Literal[…]`."""
+    build: Callable[[Any, ViewShapes, int], nn.Module]
+    """(config, view_shapes, n_clusters) → network."""
+    stages: Callable[[Any, int], tuple[Stage, ...]]
+    """(config, epochs) → what the trainer runs."""
