@@ -1,0 +1,234 @@
+"""What a data set is once loaded, how one is asked for, and how its rows are shuffled and cut into parts."""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ardmvc_core.types import Views, ViewShapes
+
+DatasetName = Literal["noisy_digits", "noisy_mnist", "noisy_fashion", "patched_mnist", "regdb", "npz"]
+Protocol = Literal["official", "strict"]
+
+IndexArray = NDArray[np.int64]
+FloatArray = NDArray[np.float32]
+
+DEFAULT_NOISE = 0.2
+MIN_SAMPLES = 10
+"""Fewer rows would leave a part empty, the smallest being a tenth."""
+
+_FIELDS: dict[str, frozenset[str]] = {
+    "noisy_digits": frozenset({"classes", "noise"}),
+    "noisy_mnist": frozenset({"root", "noise"}),
+    "noisy_fashion": frozenset({"root", "noise"}),
+    "patched_mnist": frozenset({"root"}),
+    "regdb": frozenset({"root"}),
+    "npz": frozenset({"path"}),
+}
+"""Per data set, the fields that mean something for it beyond `name`, `samples` and the seeds."""
+
+_OFFICIAL_CUTS = {"train": 50, "attack": 100}
+_STRICT_CUTS = {"train": 50, "tune": 60, "attacker": 80, "score": 100}
+_STRICT_CUTS_DIGITS = {"train": 50, "tune": 70, "attacker": 85, "score": 100}
+"""Per part, where it ends, in per cent of the shuffle."""
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the file or array, what was found and what is allowed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """Which data set, from where, and how much of it. A field that means nothing for the named set is refused."""
+
+    name: DatasetName
+    """Key of `DATASETS`."""
+    root: str | None = None
+    """Folder with the IDX files (or the parent of `mnist/`, `fashion-mnist/`) or with RegDB; None: `ARDMVC_DATA`,
+    then Debian's folder, then a download."""
+    path: str | None = None
+    """The .npz file; needed by `npz`, refused elsewhere."""
+    classes: tuple[int, ...] | None = None
+    """Digits taken into `noisy_digits`, at least two of 0..9; None: 0, 1, 2, 3, 4."""
+    samples: int | None = None
+    """Only the first so many rows of the shuffle, ≥ 10; None: all."""
+    noise: float = DEFAULT_NOISE
+    """Standard deviation of the noise on view 2 of the noisy sets, on the [−1, 1] scale of the images, ≥ 0."""
+    seed: int = 7
+    """Seed of the recipe (pairs, noise), in [0, 2³²); 7 is the published one."""
+    shuffle_seed: int | None = None
+    """Seed of the shuffle that the parts are cut from, in [0, 2³²); None: `seed`, as published."""
+
+    def __post_init__(self) -> None:
+        if self.name not in _FIELDS:
+            raise ValueError(f"name must be one of {', '.join(get_args(DatasetName))}, got {self.name!r}")
+        faults = [*self._misplaced(), *self._bad_values()]
+        if faults:
+            raise ValueError("; ".join(faults))
+
+    def _misplaced(self) -> list[str]:
+        defaults = {"root": None, "path": None, "classes": None, "noise": DEFAULT_NOISE}
+        given = [field for field, default in defaults.items() if getattr(self, field) != default]
+        return [
+            f"{field} must be left out for {self.name}, got {getattr(self, field)!r} "
+            f"(it belongs to {', '.join(name for name, fields in _FIELDS.items() if field in fields)})"
+            for field in given
+            if field not in _FIELDS[self.name]
+        ]
+
+    def _bad_values(self) -> list[str]:
+        faults = []
+        if self.name == "npz" and not self.path:
+            faults.append(f"path must be the .npz file to read, got {self.path!r}")
+        if self.classes is not None:
+            distinct = {label for label in self.classes if label in range(10)}
+            if not (len(distinct) == len(self.classes) >= 2):
+                faults.append(f"classes must be at least two different digits of 0..9, got {self.classes}")
+        if self.samples is not None and not self.samples >= MIN_SAMPLES:
+            faults.append(f"samples must be ≥ {MIN_SAMPLES}, so that no part is empty, got {self.samples}")
+        if not 0 <= self.noise < math.inf:
+            faults.append(f"noise must be ≥ 0 and finite, got {self.noise}")
+        for field, seed in (("seed", self.seed), ("shuffle_seed", self.shuffle_seed)):
+            if seed is not None and not 0 <= seed < 2**32:
+                faults.append(f"{field} must be in [0, 2**32), got {seed}")
+        return faults
+
+
+@dataclass(frozen=True)
+class MultiViewDataset:
+    """Views of the same samples, with their classes where they are known.
+
+    Raises: ValueError if the views or the labels differ in length, or there is no view.
+    """
+
+    name: str
+    views: Views
+    """V × (N, C, H, W) or (N, D), float32 in [0, 1]."""
+    labels: Tensor | None
+    """(N,) int64 in 0..K-1; None: only label-free metrics can be computed."""
+    n_clusters: int
+    """K; also of a part that happens to lack a class."""
+
+    def __post_init__(self) -> None:
+        lengths = {len(view) for view in self.views} | ({len(self.labels)} if self.labels is not None else set())
+        if len(lengths) != 1:
+            raise ValueError(f"views and labels must have one common length, got {sorted(lengths)}")
+
+    def __len__(self) -> int:
+        return len(self.views[0])
+
+    @property
+    def view_shapes(self) -> ViewShapes:
+        """Shape of one sample in each view."""
+        return tuple(tuple(view.shape[1:]) for view in self.views)
+
+    def to(self, device: torch.device | str) -> "MultiViewDataset":
+        """The same data on another device."""
+        labels = None if self.labels is None else self.labels.to(device)
+        return replace(self, views=tuple(view.to(device) for view in self.views), labels=labels)
+
+    def subset(self, indices: Tensor | Sequence[int]) -> "MultiViewDataset":
+        """The rows that `indices` names, (M,) integers, in that order; K stays."""
+        rows = torch.as_tensor(indices, dtype=torch.int64, device=self.views[0].device)
+        labels = None if self.labels is None else self.labels[rows]
+        return replace(self, views=tuple(view[rows] for view in self.views), labels=labels)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A named part of a data set, and which rows it holds."""
+
+    data: MultiViewDataset
+    indices: Tensor
+    """(N,) int64: each sample's row in the source collection, after the choice of classes and before the shuffle."""
+    digest: str
+    """SHA-256, in hex, of `indices` as little-endian int64."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One entry of `DATASETS`."""
+
+    load: Callable[[DatasetConfig, Protocol], dict[str, Part]]
+    """Reads the data and cuts it into the protocol's parts; raises DataError."""
+    check: Callable[[DatasetConfig], list[str]]
+    """Every fault that `load` would meet, without its work; [] if there is none."""
+
+
+def shuffled_rows(config: DatasetConfig, count: int) -> IndexArray:
+    """The first `config.samples` row numbers of the published shuffle of `count` rows.
+
+    Raises: DataError if there are not enough rows.
+    Source: AR-DMVC's loader: a choice without replacement from NumPy's legacy generator.
+    """
+    faults = count_faults(config, count)
+    if faults:
+        raise DataError("; ".join(faults))
+    seed = config.seed if config.shuffle_seed is None else config.shuffle_seed
+    order = np.random.RandomState(seed).permutation(count)
+    return order[: config.samples].astype(np.int64)
+
+
+def count_faults(config: DatasetConfig, count: int) -> list[str]:
+    """What is wrong with a collection of `count` rows for this config; [] if nothing."""
+    if count < MIN_SAMPLES:
+        return [f"{config.name}: {count} samples found, at least {MIN_SAMPLES} are needed so that no part is empty"]
+    if config.samples is not None and config.samples > count:
+        return [f"{config.name}: samples must be ≤ {count}, the number of samples there are, got {config.samples}"]
+    return []
+
+
+def part_rows(config: DatasetConfig, protocol: Protocol, count: int) -> dict[str, IndexArray]:
+    """Row numbers of each part: consecutive stretches of the shuffle.
+
+    Returns: official: train, attack (halves); strict: train, tune, attacker, score (50/10/20/20 per cent, and
+        50/20/15/15 for noisy_digits, whose tenth would be too small to rank trials by).
+    Raises: ValueError on another protocol; DataError if there are not enough rows.
+    """
+    if protocol not in get_args(Protocol):
+        raise ValueError(f"protocol must be official or strict, got {protocol!r}")
+    order = shuffled_rows(config, count)
+    strict = _STRICT_CUTS_DIGITS if config.name == "noisy_digits" else _STRICT_CUTS
+    parts: dict[str, IndexArray] = {}
+    start = 0
+    for part, percent in (_OFFICIAL_CUTS if protocol == "official" else strict).items():
+        end = len(order) * percent // 100
+        parts[part] = order[start:end]
+        start = end
+    return parts
+
+
+def make_part(
+    name: str, views: Sequence[FloatArray], labels: IndexArray | None, n_clusters: int, rows: IndexArray
+) -> Part:
+    """Wraps the arrays of one part, already in its order, and its row numbers."""
+    data = MultiViewDataset(
+        name=name,
+        views=tuple(torch.from_numpy(np.ascontiguousarray(view)) for view in views),
+        labels=None if labels is None else torch.from_numpy(labels.astype(np.int64)),
+        n_clusters=n_clusters,
+    )
+    digest = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
+    return Part(data=data, indices=torch.from_numpy(rows.astype(np.int64)), digest=digest)
+
+
+def cut_parts(
+    config: DatasetConfig,
+    protocol: Protocol,
+    views: Sequence[FloatArray],
+    labels: IndexArray | None,
+    n_clusters: int,
+) -> dict[str, Part]:
+    """Cuts views whose rows belong together already (no pairing to draw) into the protocol's parts."""
+    return {
+        part: make_part(
+            config.name, [view[rows] for view in views], None if labels is None else labels[rows], n_clusters, rows
+        )
+        for part, rows in part_rows(config, protocol, len(views[0])).items()
+    }

@@ -1,0 +1,147 @@
+"""Reader for the IDX files of MNIST and Fashion-MNIST, compressed or plain."""
+
+import math
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ardmvc_core.data.dataset import DataError, IndexArray
+from ardmvc_core.data.files import idx_files
+
+ByteArray = NDArray[np.uint8]
+
+_UNSIGNED_BYTES = 8
+"""Third byte of the magic number: the type of the entries."""
+_CHUNK = 1 << 16
+_GZIP = b"\x1f\x8b"
+
+
+def read_idx(path: Path, dimensions: int) -> ByteArray:
+    """Reads an IDX file of unsigned bytes.
+
+    Args:   path: plain or gzip, told apart by content. dimensions: 3 for images, 1 for labels.
+    Returns: array of the shape in the header.
+    Raises: DataError if the file is missing or unreadable, has another magic number, or is longer or shorter than its
+        header says.
+    Source: the format is described on the page of the MNIST database (LeCun, Cortes, Burges).
+    """
+    shape, contents = _scan(path, dimensions, keep=True)
+    return np.frombuffer(contents, dtype=np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+
+
+def idx_shape(path: Path, dimensions: int) -> tuple[int, ...]:
+    """The shape in a file's header, after the same checks as `read_idx` and without keeping the contents."""
+    return _scan(path, dimensions, keep=False)[0]
+
+
+def load_collection(collection: str, root: str | None = None) -> tuple[ByteArray, IndexArray]:
+    """Images and labels of MNIST or Fashion-MNIST, training files first, then test files.
+
+    Args:   collection, root: as in `files.idx_files`.
+    Returns: images (N, H, W) uint8, labels (N,) int64.
+    Raises: DataError listing every fault of the four files.
+    """
+    files = idx_files(collection, root)
+    faults: list[str] = []
+    arrays: list[ByteArray] = []
+    for path, dimensions in zip(files, (3, 1, 3, 1), strict=True):
+        try:
+            arrays.append(read_idx(path, dimensions))
+        except DataError as error:
+            faults.append(str(error))
+    if not faults:
+        faults = _mismatches(files, [array.shape for array in arrays])
+    if faults:
+        raise DataError("; ".join(faults))
+    return np.concatenate(arrays[0::2]), np.concatenate(arrays[1::2]).astype(np.int64)
+
+
+def check_collection(collection: str, root: str | None = None) -> tuple[list[str], IndexArray]:
+    """Checks the four files as `load_collection` would, keeping only the labels.
+
+    Returns: the faults, and the labels (N,) int64, empty if there are faults.
+    """
+    try:
+        files = idx_files(collection, root)
+    except DataError as error:
+        return [str(error)], np.zeros(0, np.int64)
+    faults: list[str] = []
+    shapes: list[tuple[int, ...]] = []
+    labels: list[ByteArray] = []
+    for path, dimensions in zip(files, (3, 1, 3, 1), strict=True):
+        try:
+            if dimensions == 1:
+                labels.append(read_idx(path, dimensions))
+                shapes.append(labels[-1].shape)
+            else:
+                shapes.append(idx_shape(path, dimensions))
+        except DataError as error:
+            faults.append(str(error))
+    if not faults:
+        faults = _mismatches(files, shapes)
+    return faults, np.zeros(0, np.int64) if faults else np.concatenate(labels).astype(np.int64)
+
+
+def _mismatches(files: tuple[Path, ...], shapes: list[tuple[int, ...]]) -> list[str]:
+    faults = [
+        f"{files[i]}: {shapes[i][0]} images, but {files[i + 1]} holds {shapes[i + 1][0]} labels"
+        for i in (0, 2)
+        if shapes[i][0] != shapes[i + 1][0]
+    ]
+    if shapes[0][1:] != shapes[2][1:]:
+        faults.append(f"{files[2]}: images of {shapes[2][1:]} pixels, but {files[0]} holds {shapes[0][1:]}")
+    if min(shapes[0][1:]) < 2:
+        faults.append(f"{files[0]}: images of {shapes[0][1:]} pixels, at least 2×2 are needed")
+    return faults
+
+
+def _scan(path: Path, dimensions: int, *, keep: bool) -> tuple[tuple[int, ...], bytearray]:
+    """Reads a file to its end: the shape in its header, and its bytes (only those of the header unless `keep`)."""
+    header_size = 4 + 4 * dimensions
+    expected = header_size
+    shape: tuple[int, ...] = ()
+    contents = bytearray()
+    found = 0
+    try:
+        for chunk in _chunks(path):
+            found += len(chunk)
+            if keep or len(contents) < header_size:
+                contents += chunk
+            if not shape and len(contents) >= header_size:
+                shape = _shape(path, contents, dimensions)
+                expected = header_size + math.prod(shape)
+            # Not read to its end: what says it is too long may be endless.
+            if shape and found > expected:
+                raise DataError(f"{path}: too long: its header announces {expected} bytes, more were found")
+    except EOFError:
+        raise DataError(f"{path}: truncated: the compressed file ends after {found} of {expected} bytes") from None
+    except (OSError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+    if found < expected:
+        raise DataError(f"{path}: truncated: expected {expected} bytes, found {found}")
+    return shape, contents
+
+
+def _shape(path: Path, contents: bytearray, dimensions: int) -> tuple[int, ...]:
+    magic, *shape = struct.unpack_from(f">{1 + dimensions}I", contents)
+    wanted = _UNSIGNED_BYTES << 8 | dimensions
+    if magic != wanted:
+        kind = "images" if dimensions == 3 else "labels"
+        raise DataError(f"{path}: wrong magic number: expected {wanted} (IDX file of {kind}), found {magic}")
+    return tuple(shape)
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    """A file's bytes, decompressed where needed; EOFError at the end of a compressed file that was cut."""
+    with path.open("rb") as file:
+        compressed = file.read(len(_GZIP)) == _GZIP
+        file.seek(0)
+        inflate = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+        while chunk := file.read(_CHUNK):
+            yield inflate.decompress(chunk) if compressed else chunk
+        if compressed and not inflate.eof:
+            raise EOFError

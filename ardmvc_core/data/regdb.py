@@ -1,0 +1,125 @@
+"""RegDB: a visible and a thermal picture of the same person, from a folder in the database's own layout.
+
+Source: Nguyen et al. 2017, Sensors 17(3):605. The folder holds `Visible/`, `Thermal/` and `idx/`, whose files list one
+picture a line, its path in the folder and the number of its identity. The training lists of the first trial are read:
+206 identities, which is the number of clusters in the published configuration (the test lists number other people from
+0 again). The pairing was not published; here the i-th visible picture of a person goes with the i-th thermal one.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from ardmvc_core.data.dataset import (
+    DataError,
+    DatasetConfig,
+    FloatArray,
+    IndexArray,
+    Part,
+    Protocol,
+    count_faults,
+    make_part,
+    part_rows,
+)
+from ardmvc_core.data.files import regdb_folder
+
+HEIGHT, WIDTH = 128, 64
+LISTS = ("idx/train_visible_1.txt", "idx/train_thermal_1.txt")
+
+_SHOWN = 5
+"""Faults of one kind that a message lists before it only counts them."""
+
+
+def load_regdb(config: DatasetConfig, protocol: Protocol) -> dict[str, Part]:
+    """The parts of RegDB: two views (n, 3, 128, 64), labels in the order of the identities' numbers.
+
+    Raises: DataError listing every fault of the lists with file and line, or naming a picture that cannot be read.
+    """
+    pairs, labels, faults = _read_lists(config)
+    if faults:
+        raise DataError("; ".join(faults))
+    parts: dict[str, Part] = {}
+    for part, rows in part_rows(config, protocol, len(labels)).items():
+        views = [_pictures([pairs[row][view] for row in rows]) for view in range(len(LISTS))]
+        parts[part] = make_part(config.name, views, labels[rows], int(labels.max()) + 1, rows)
+    return parts
+
+
+def check_regdb(config: DatasetConfig) -> list[str]:
+    """Faults of the folder and its lists; pictures are looked for, not opened."""
+    _, labels, faults = _read_lists(config)
+    return faults or count_faults(config, len(labels))
+
+
+def _read_lists(config: DatasetConfig) -> tuple[list[tuple[Path, Path]], IndexArray, list[str]]:
+    """Pairs of pictures ordered by identity, their labels from 0, and what is wrong (then the rest is empty)."""
+    empty = np.zeros(0, np.int64)
+    try:
+        folder = regdb_folder(config.root)
+    except DataError as error:
+        return [], empty, [str(error)]
+    faults: list[str] = []
+    visible, thermal = (_read_list(folder, name, faults) for name in LISTS)
+    if not faults:
+        for identity in sorted(visible.keys() | thermal.keys()):
+            found = len(visible.get(identity, [])), len(thermal.get(identity, []))
+            if found[0] != found[1]:
+                faults.append(
+                    f"{folder}: identity {identity} has {found[0]} pictures in {LISTS[0]} and {found[1]} in {LISTS[1]}"
+                )
+    if faults:
+        return [], empty, faults
+    pairs: list[tuple[Path, Path]] = []
+    labels: list[int] = []
+    for label, identity in enumerate(sorted(visible)):
+        own = list(zip(visible[identity], thermal[identity], strict=True))
+        pairs += own
+        labels += [label] * len(own)
+    return pairs, np.array(labels, dtype=np.int64), []
+
+
+def _read_list(folder: Path, name: str, faults: list[str]) -> dict[int, list[Path]]:
+    """Pictures of each identity in the order of one list; faults are added to `faults`."""
+    path = folder / name
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        faults.append(f"{path}: cannot be read: {error}")
+        return {}
+    pictures: dict[int, list[Path]] = {}
+    own: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        picture, _, identity = line.strip().rpartition(" ")
+        if not picture or not identity.isdecimal():
+            own.append(f"{path}, line {number}: expected 'path identity-number', got {line!r}")
+        elif not (folder / picture.strip()).is_file():
+            own.append(f"{path}, line {number}: {folder / picture.strip()} does not exist")
+        else:
+            pictures.setdefault(int(identity), []).append(folder / picture.strip())
+    if not lines or not (pictures or own):
+        own.append(f"{path}: lists no picture")
+    faults += own[:_SHOWN]
+    if len(own) > _SHOWN:
+        faults.append(f"{path}: {len(own) - _SHOWN} more lines like these")
+    return pictures
+
+
+def _pictures(paths: list[Path]) -> FloatArray:
+    """(n, 3, 128, 64) float32 in [0, 1]."""
+    # Here, so that the other data sets need no Pillow.
+    try:
+        from PIL import Image
+    except ImportError:
+        raise DataError("regdb: Pillow, which reads the pictures, is not installed") from None
+    view = np.empty((len(paths), 3, HEIGHT, WIDTH), dtype=np.float32)
+    for row, path in enumerate(paths):
+        try:
+            with Image.open(path) as picture:
+                resized = picture.convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
+        # Pillow's decoders raise ValueError, SyntaxError and EOFError on damaged files, besides OSError.
+        except (OSError, ValueError, SyntaxError, EOFError) as error:
+            raise DataError(f"{path}: is no picture that can be read: {error}") from None
+        view[row] = np.asarray(resized, dtype=np.float32).transpose(2, 0, 1) / 255
+    return view

@@ -1,0 +1,140 @@
+"""How well clusters agree with classes, and how much an attack moves them.
+
+Labels and clusters are NumPy arrays or tensors of integers and are never changed. Nothing is rounded.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from torch import Tensor
+
+IntArray = NDArray[np.int64]
+Integers = Tensor | NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ClusteringScores:
+    """Agreement of clusters with classes; 1 is best."""
+
+    acc: float
+    """Share of samples whose cluster is mapped to their class, in [0, 1]."""
+    nmi: float
+    """Mutual information over the mean of the two entropies, in [0, 1]; 0 for a single cluster."""
+    ari: float
+    """Share of sample pairs treated alike, corrected for chance, in [−0.5, 1]; 0 is chance."""
+    purity: float
+    """Share of samples in the most frequent class of their cluster, in (0, 1]; grows with K."""
+    n_samples: int
+
+
+def clustering_scores(labels: Integers, clusters: Integers, n_clusters: int) -> ClusteringScores:
+    """Scores under the best one-to-one map, fitted to these very samples.
+
+    Args:   labels: (N,) class numbers ≥ 0, of which some may be unused. clusters: (N,) in 0..n_clusters-1.
+        n_clusters: K.
+    Raises: ValueError if the two differ in length, are empty, or hold anything else.
+    """
+    return fixed_map_scores(labels, clusters, fit_map(labels, clusters, n_clusters))
+
+
+def fit_map(labels: Integers, clusters: Integers, n_clusters: int) -> IntArray:
+    """The one-to-one map from clusters to classes under which most samples are right.
+
+    Args:   as in `clustering_scores`.
+    Returns: (K,) int64: the class of each cluster. Where there are more clusters than classes, those left over get
+        numbers that are no class here; clusters without samples get any class that is left.
+    Raises: ValueError as `clustering_scores`.
+    Source: Kuhn 1955 (Hungarian method), on the square of size max(K, largest class + 1).
+    """
+    label_ids, cluster_ids = _integers(labels, "labels"), _integers(clusters, "clusters")
+    size = max(n_clusters, int(label_ids.max()) + 1)
+    counts = np.zeros((size, size), dtype=np.int64)
+    counts[:n_clusters] = confusion(cluster_ids, label_ids, n_clusters, size)
+    return linear_sum_assignment(counts, maximize=True)[1][:n_clusters].astype(np.int64)
+
+
+def fixed_map_scores(labels: Integers, clusters: Integers, mapping: Integers) -> ClusteringScores:
+    """Scores under a given map, for instance one fitted before an attack; only `acc` depends on it.
+
+    Args:   labels, clusters: as in `clustering_scores`. mapping: (K,), the class of each cluster.
+    Raises: ValueError as `clustering_scores`.
+    """
+    label_ids, cluster_ids = _integers(labels, "labels"), _integers(clusters, "clusters")
+    classes = _integers(mapping, "mapping")
+    counts = confusion(cluster_ids, label_ids, len(classes), int(label_ids.max()) + 1)
+    # scikit-learn calls two constants a perfect agreement; one cluster tells nothing, so it earns nothing.
+    constant = np.count_nonzero(counts.any(axis=1)) == 1
+    return ClusteringScores(
+        acc=float(np.mean(classes[cluster_ids] == label_ids)),
+        nmi=0.0 if constant else float(normalized_mutual_info_score(label_ids, cluster_ids)),
+        ari=0.0 if constant else float(adjusted_rand_score(label_ids, cluster_ids)),
+        purity=float(counts.max(axis=1).sum() / len(label_ids)),
+        n_samples=len(label_ids),
+    )
+
+
+def flip_rate(clean: Integers, attacked: Integers) -> float:
+    """Share of samples that an attack moved to another cluster, in [0, 1]; needs no labels, lower is more robust.
+
+    Args:   clean, attacked: (N,) clusters of the same samples before and after.
+    Raises: ValueError if the two differ in length or are empty.
+    """
+    before, after = _integers(clean, "clean"), _integers(attacked, "attacked")
+    if len(before) != len(after):
+        raise ValueError(f"clean and attacked must have one common length, got {len(before)} and {len(after)}")
+    return float(np.mean(before != after))
+
+
+def kappa(clean: Integers, attacked_any_flip: Tensor | NDArray[Any], n_clusters: int) -> float:
+    """Share of samples that no attack moved, corrected for what the cluster sizes alone would give.
+
+    A model that puts everything into one cluster cannot be moved; here it scores 0. After Cohen 1960, with the clean
+    cluster shares p on both sides: (share kept − Σ p²)/(1 − Σ p²).
+
+    Args:   clean: (N,) clusters before. attacked_any_flip: (N,) bool, moved by at least one attack. n_clusters: K.
+    Returns: at most 1; 0 is chance, negative is worse; 0 where all samples share one cluster.
+    Raises: ValueError if the two differ in length or are empty.
+    """
+    before = _integers(clean, "clean")
+    flipped = _array(attacked_any_flip).astype(bool)
+    if flipped.shape != before.shape:
+        raise ValueError(f"attacked_any_flip must have the shape of clean {before.shape}, got {flipped.shape}")
+    sizes = confusion(before, np.zeros_like(before), n_clusters, 1)[:, 0]
+    if sizes.max() == len(before):
+        return 0.0
+    by_chance = float(np.sum((sizes / len(before)) ** 2))
+    return float((np.mean(~flipped) - by_chance) / (1 - by_chance))
+
+
+def confusion(rows: Integers, columns: Integers, n_rows: int, n_columns: int) -> IntArray:
+    """How often each pair of numbers occurs.
+
+    Args:   rows: (N,) in 0..n_rows-1. columns: (N,) in 0..n_columns-1.
+    Returns: (n_rows, n_columns) int64 counts that sum to N.
+    Raises: ValueError if the two differ in length, are empty or leave their range.
+    """
+    row_ids, column_ids = _integers(rows, "rows"), _integers(columns, "columns")
+    if len(row_ids) != len(column_ids):
+        raise ValueError(f"both must have one common length, got {len(row_ids)} and {len(column_ids)}")
+    for ids, limit in ((row_ids, n_rows), (column_ids, n_columns)):
+        if ids.max() >= limit:
+            raise ValueError(f"numbers must be in 0..{limit - 1}, got {ids.max()}")
+    counts = np.bincount(row_ids * n_columns + column_ids, minlength=n_rows * n_columns)
+    return counts.reshape(n_rows, n_columns).astype(np.int64)
+
+
+def _array(values: Tensor | NDArray[Any]) -> NDArray[Any]:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _integers(values: Integers, name: str) -> IntArray:
+    array = _array(values)
+    if array.ndim != 1 or array.dtype.kind not in "iu" or not array.size:
+        raise ValueError(f"{name} must be a non-empty vector of integers, got shape {array.shape}, dtype {array.dtype}")
+    if array.min() < 0:
+        raise ValueError(f"{name} must be ≥ 0, got {array.min()}")
+    return array.astype(np.int64)
