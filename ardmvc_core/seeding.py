@@ -31,7 +31,8 @@ def seed_everything(seed: int) -> None:
 
 def global_rng_state() -> dict[str, Any]:
     """State of the global streams, of plain types and tensors only, so that a checkpoint loads without pickle."""
-    kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
+    assert isinstance(keys, np.ndarray)
     version, internal, gauss = random.getstate()
     return {
         "python": [version, list(internal), gauss],

@@ -17,7 +17,20 @@ MAY_IMPORT = {
     "ardmvc_core": {"torch", "numpy", "scipy", "sklearn", "PIL", "pooch", "ardmvc_core"},
     "trainables": {"torch", "numpy", "scipy", "sklearn", "pydantic", "ray", "ardmvc_core", "trainables"},
     "study": {
-        *("torch", "numpy", "scipy", "sklearn", "pydantic", "yaml", "ray", "optuna", "sqlalchemy", "mlflow", "rich"),
+        *(
+            "torch",
+            "numpy",
+            "scipy",
+            "sklearn",
+            "pydantic",
+            "pydantic_core",
+            "yaml",
+            "ray",
+            "optuna",
+            "sqlalchemy",
+            "mlflow",
+            "rich",
+        ),
         *("matplotlib", "pyarrow", "ardmvc_core", "trainables", "study", "search_spaces"),
     },
 }

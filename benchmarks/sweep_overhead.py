@@ -1,0 +1,86 @@
+"""What the stack costs: 16 trials of 5 empty rounds through Ray, Optuna's database, checkpoints and MLflow.
+
+python benchmarks/sweep_overhead.py [--trials 16] [--json]
+
+Prints the whole time, the part that starting Ray takes (measured in the same process, before), and the rest.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from study.runner import run_study
+from study.spec import load_spec
+from trainables.trainable import _TrialTrainable
+from trainables.trial import Report
+
+ROUNDS = 5
+
+
+class EmptyTrial:
+    """Reports what a trial reports, and does nothing else."""
+
+    def __init__(self) -> None:
+        self.round = 0
+
+    def run_round(self) -> Report:
+        self.round += 1
+        names = ["clean/acc", "clean/nmi", "clean/ari", "probe/acc", "probe/flip", "robust/acc", "robust/flip"]
+        metrics: Report = dict.fromkeys(names, 0.5)
+        return {**metrics, "round": self.round, "rounds": ROUNDS, "seconds": 0.0, "done": self.round == ROUNDS}
+
+    def save(self, folder: Path) -> None:
+        (folder / "state.txt").write_text(str(self.round))
+
+    def load(self, folder: Path) -> None:
+        self.round = int((folder / "state.txt").read_text())
+
+
+class EmptyTrainable(_TrialTrainable):
+    def build(self, config: dict[str, Any]) -> EmptyTrial:
+        return EmptyTrial()
+
+
+def start_ray() -> float:
+    """Seconds to start and stop a local Ray with nothing in it."""
+    import ray
+
+    begin = time.perf_counter()
+    ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    seconds = time.perf_counter() - begin
+    ray.shutdown()
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=16)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    ray_seconds = start_ray()
+    with tempfile.TemporaryDirectory() as folder:
+        epochs = [f"trial.epochs={ROUNDS}", "trial.evaluate_every=1", "trial.repeats=1"]
+        sets = [f"storage.path={folder}", "name=overhead", "limits.concurrent=2", *epochs]
+        spec = load_spec("ar_dmvc_am.yaml", sets, arguments.trials)
+        begin = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            code = run_study(spec, trainable=EmptyTrainable)
+        whole = time.perf_counter() - begin
+    assert code == 0, f"the study ended with {code}"
+    figures = {
+        "trials": arguments.trials,
+        "rounds": ROUNDS,
+        "whole_s": round(whole, 2),
+        "start_ray_s": round(ray_seconds, 2),
+        "beyond_ray_s": round(whole - ray_seconds, 2),
+    }
+    print(json.dumps(figures) if arguments.json else "\n".join(f"{key:14} {value}" for key, value in figures.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Where MLflow's records go: default, environment, and what can be said about an address before anything starts."""
+
+import os
+import socket
+import sqlite3
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from study.provenance import redact
+
+FILE_NAME, ARTIFACT_FOLDER = "mlflow.db", "mlartifacts"
+TIMEOUT = 3
+"""Seconds that a check waits for a connection."""
+
+
+def default_uri(storage_path: str = "runs") -> str:
+    """A sqlite file in the study's storage folder, as an absolute URI; in `runs` if the storage is no local folder."""
+    folder = Path("runs" if "://" in storage_path else storage_path).resolve()
+    return f"sqlite:///{folder / FILE_NAME}"
+
+
+def tracking_uri(storage_path: str = "runs") -> str:
+    """`MLFLOW_TRACKING_URI`, or the default."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or default_uri(storage_path)
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a sqlite URI, None for any other."""
+    if not uri.startswith("sqlite:"):
+        return None
+    name = uri.partition(":///")[2].partition("?")[0]
+    return Path(name).resolve() if name and name != ":memory:" else None
+
+
+def artifact_location(uri: str, artifact_root: str | None) -> str | None:
+    """Where a new experiment's artifacts go; None lets the tracking server decide.
+
+    Args: artifact_root: absolute folder or URI for stores that are a bare database; None: beside the sqlite file.
+    """
+    if uri.startswith(("http:", "https:", "databricks")):
+        return None
+    file = sqlite_file(uri)
+    return artifact_root or (str(file.parent / ARTIFACT_FOLDER) if file else None)
+
+
+def local_fault(uri: str) -> str | None:
+    """What is wrong with an address, as far as can be said without MLflow; within a few seconds, without its password."""
+    scheme = urlsplit(uri).scheme.split("+")[0]
+    shown = redact(uri)
+    if scheme == "sqlite":
+        return _sqlite_fault(uri)
+    if scheme in ("http", "https"):
+        fault = _connection_fault(uri)
+        return f"cannot reach the MLflow server {shown}: {fault}" if fault else None
+    if scheme in ("postgresql", "mysql", "mssql"):
+        return _database_fault(uri)
+    if scheme.startswith("databricks") or uri == "databricks":
+        return None
+    if scheme in ("", "file"):
+        return (
+            f"MLFLOW_TRACKING_URI {shown!r} is a folder, and MLflow has given up file stores; "
+            f"use a database such as {default_uri()!r} or a server such as 'http://localhost:5000' "
+            "(`mlflow migrate-filestore` moves what an old folder holds)"
+        )
+    return f"MLFLOW_TRACKING_URI {shown!r}: unknown kind {scheme!r}; known: sqlite, postgresql, http, https"
+
+
+def _sqlite_fault(uri: str) -> str | None:
+    file = sqlite_file(uri)
+    if file is None:
+        return f"MLFLOW_TRACKING_URI {redact(uri)!r} names no file; use the form {default_uri()!r}"
+    folder = next(parent for parent in file.parents if parent.exists())
+    if not folder.is_dir():
+        return f"cannot make the MLflow database {file}: {folder} is not a folder"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"cannot make the MLflow database {file}: no permission to write in {folder}"
+    if not file.exists():
+        return None
+    try:
+        connection = sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=TIMEOUT)
+        try:
+            connection.execute("PRAGMA schema_version").fetchone()
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        return f"cannot read the MLflow database {file}: {error}"
+    return None if os.access(file, os.W_OK) else f"cannot write to the MLflow database {file}: no permission"
+
+
+def _connection_fault(uri: str) -> str | None:
+    parts = urlsplit(uri)
+    try:
+        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError as error:
+        return str(error)
+    if parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
+        return None  # only the proxy can be reached from here
+    try:
+        socket.create_connection((host, port), timeout=TIMEOUT).close()
+    except OSError as error:
+        return error.strerror or str(error) or type(error).__name__
+    return None
+
+
+def _database_fault(uri: str) -> str | None:
+    import sqlalchemy
+
+    try:
+        url = sqlalchemy.engine.make_url(uri)
+        wait = {"connect_timeout": TIMEOUT} if url.get_backend_name() in ("postgresql", "mysql") else {}
+        engine = sqlalchemy.create_engine(url, connect_args=wait, poolclass=sqlalchemy.pool.NullPool)
+        engine.connect().close()
+    except ImportError as error:
+        return f"the MLflow database {redact(uri)} needs a driver that is not installed: {error}"
+    except Exception as error:  # every driver has its own exceptions; all mean: not reachable
+        reason = str(getattr(error, "orig", None) or error).strip().splitlines()
+        return (
+            f"cannot reach the MLflow database {redact(uri)}: {redact(reason[0] if reason else type(error).__name__)}"
+        )
+    return None

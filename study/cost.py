@@ -1,0 +1,111 @@
+"""How many passes through the network a trial costs, counted before it runs."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ardmvc_core.attacks.gan import GANConfig
+from ardmvc_core.evaluation import EvalBudget
+from trainables.config import AttackTrialConfig, TrialConfig
+
+_NOISE_KINDS = 2
+_WITHOUT_REFERENCE = frozenset({"contrastive"})
+"""White-box objectives that need no clean pass to compare with."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Batches through the network; what only trains or runs an attacker's own networks is not counted."""
+
+    forward: int = 0
+    backward: int = 0
+    """A backward pass through two joined forward passes counts twice."""
+
+    def __add__(self, other: "Passes") -> "Passes":
+        return Passes(self.forward + other.forward, self.backward + other.backward)
+
+    def __mul__(self, times: int) -> "Passes":
+        return Passes(self.forward * times, self.backward * times)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Passes of one trial that runs to its last round."""
+
+    training: Passes
+    evaluation: Passes
+
+    @property
+    def total(self) -> Passes:
+        """Both together."""
+        return self.training + self.evaluation
+
+
+def trial_cost(config: TrialConfig | AttackTrialConfig, budget: EvalBudget, sizes: Mapping[str, int]) -> Cost:
+    """Passes of one trial.
+
+    Args: budget: the resolved evaluation. sizes: samples of each part of the data set.
+    """
+    if isinstance(config, AttackTrialConfig):
+        scored = _scored(budget, sizes["tune"])
+        per_round = _clean_and_noise(budget, scored, radii=1) + _assign(scored, budget.batch_size)
+        return Cost(_gan(config.attack, sizes["attacker"]), per_round * config.rounds)
+    steps = config.total_epochs * (sizes["train"] // config.batch_size)
+    training = _training_step(config) * (steps * config.repeats)
+    if config.protocol == "official":
+        held_out = sizes["attack"]
+        last = _assign(held_out, budget.official.batch_size) * 2 + _gan(budget.official, held_out)
+        rounds = _probe(budget, held_out) * (config.rounds - 1) + last
+    else:
+        rounds = _probe(budget, sizes["tune"]) * (config.rounds - 1) + _strict(budget, sizes["tune"], sizes["attacker"])
+    return Cost(training, rounds * config.repeats)
+
+
+def _training_step(config: TrialConfig) -> Passes:
+    """The clean pass, and where the model is trained on attacked views also that pass and the attack's own steps."""
+    weights = (getattr(config.model, name, 0.0) for name in ("adversarial_weight", "mitigator_weight"))
+    passes = config.model.train_steps + 2 if any(weight > 0 for weight in weights) else 1
+    return Passes(passes, passes)
+
+
+def _probe(budget: EvalBudget, size: int) -> Passes:
+    clean, attacked = _scored(budget, size), min(budget.probe_samples, _scored(budget, size))
+    attack = Passes(1 + budget.probe_steps, budget.probe_steps) * _split(attacked, budget.batch_size)
+    return _assign(clean, budget.batch_size) + attack + _assign(attacked, budget.batch_size)
+
+
+def _strict(budget: EvalBudget, size: int, attacker_size: int) -> Passes:
+    scored = _scored(budget, size)
+    radii = 1 + len(budget.gan_eps or ())
+    total = _clean_and_noise(budget, scored, radii)
+    for objective in budget.objectives:
+        extra = 0 if objective in _WITHOUT_REFERENCE else 1
+        if budget.restarts > 1:  # each restart is judged by its clusters and its loss
+            extra += 1 + 2 * budget.restarts
+        steps = budget.steps * budget.restarts
+        total += Passes(steps + extra, steps) * _split(scored, budget.batch_size)
+    total += _gan(budget.gan, attacker_size) * radii
+    return total + _assign(scored, budget.batch_size) * (len(budget.objectives) + radii)
+
+
+def _clean_and_noise(budget: EvalBudget, scored: int, radii: int) -> Passes:
+    return _assign(scored, budget.batch_size) * (1 + _NOISE_KINDS * budget.noise_draws * radii)
+
+
+def _gan(config: GANConfig, size: int) -> Passes:
+    """A clean and an attacked pass in each step, the latter differentiated."""
+    return Passes(2, 1) * (config.epochs * (size // min(config.batch_size, size)))
+
+
+def _scored(budget: EvalBudget, size: int) -> int:
+    return size if budget.samples is None else min(size, budget.samples)
+
+
+def _assign(size: int, batch_size: int) -> Passes:
+    """A last batch of a single sample joins the one before it."""
+    alone = size % batch_size == 1 and size > batch_size
+    return Passes(_split(size, batch_size) - alone, 0)
+
+
+def _split(size: int, batch_size: int) -> int:
+    return math.ceil(size / batch_size)

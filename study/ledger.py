@@ -1,0 +1,323 @@
+"""The study in its database (Optuna's tables), the only source of truth: trials, states, budget, the driver's lease."""
+
+import json
+import os
+import re
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from study.records import TrialRecord
+from study.spec import StudySpec
+
+HEARTBEAT_SECONDS = 5.0
+STALE_SECONDS = 30.0
+
+
+class LedgerError(Exception):
+    """The database cannot be used as asked; the message says why and what to do, and holds no password."""
+
+
+def redact(url: str) -> str:
+    """The URL without its password."""
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
+
+
+def study_url(storage: Path) -> str:
+    """`ARDMVC_STUDY_DB`, or a sqlite file in the storage folder."""
+    return os.environ.get("ARDMVC_STUDY_DB") or f"sqlite:///{storage / 'studies.db'}"
+
+
+def open_storage(url: str, *, create: bool) -> optuna.storages.BaseStorage:
+    """The database behind `url`, its tables made if they are missing.
+
+    Raises: LedgerError when it cannot be reached, or when it is a missing file and `create` is off.
+    """
+    try:
+        parsed = sqlalchemy.engine.make_url(url)
+    except sqlalchemy.exc.ArgumentError as error:
+        raise LedgerError("ARDMVC_STUDY_DB is no database URL; one looks like sqlite:////data/studies.db") from error
+    if parsed.get_backend_name() == "sqlite" and parsed.database:
+        file = Path(parsed.database)
+        if not file.exists() and not create:
+            raise LedgerError(f"there is no study database at {file}")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LedgerError(f"cannot make the folder of the study database {file}: {error.strerror}") from error
+    try:
+        storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": _connect_args(parsed)})
+    except Exception as error:  # every driver has its own exceptions; all mean: not reachable
+        reason = redact(str(error.__cause__ or error).splitlines()[0]).replace(parsed.password or "\0", "***")
+        raise LedgerError(f"cannot reach the study database {redact(url)}: {reason}") from error
+    if parsed.get_backend_name() == "sqlite":
+        _quick_commits(storage.engine)
+    return optuna.storages.get_storage(storage)  # adds the cache of finished trials
+
+
+def _connect_args(url: sqlalchemy.engine.URL) -> dict[str, Any]:
+    return {"timeout": 30} if url.get_backend_name() == "sqlite" else {"connect_timeout": 5}
+
+
+def _quick_commits(engine: sqlalchemy.engine.Engine) -> None:
+    """Write-ahead log, no disk flush per commit: a killed process loses nothing, and a commit costs under 1 ms."""
+
+    def pragmas(connection: Any, _: Any) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    sqlalchemy.event.listen(engine, "connect", pragmas)
+    engine.dispose()
+
+
+class Ledger:
+    """One study in the database. Every method that changes a trial is idempotent."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
+        self.name = study.study_name
+        self.lost = threading.Event()
+        """Set when another driver has taken the study over."""
+        self._holder: dict[str, Any] | None = None
+        self._stop_heartbeat = threading.Event()
+
+    @classmethod
+    def open_existing(cls, name: str, url: str | None = None, storage_path: str = "runs") -> "Ledger":
+        """The study of that name.
+
+        Raises: LedgerError if there is none (known ones are named), or the database cannot be reached.
+        """
+        storage = open_storage(url or study_url(Path(storage_path).resolve()), create=False)
+        known = [summary.study_name for summary in optuna.get_all_study_summaries(storage, include_best_trial=False)]
+        if name not in known:
+            raise LedgerError(f"there is no study {name!r}; known: {', '.join(sorted(known)) or 'none'}")
+        return cls(optuna.load_study(study_name=name, storage=storage))
+
+    @classmethod
+    def open_or_create(cls, spec: StudySpec, url: str, pruner: optuna.pruners.BasePruner) -> "Ledger":
+        """The study that `spec` names, made if it is missing.
+
+        Raises: LedgerError if it exists with another identity; the message lists the differences and the two ways on.
+        """
+        storage = open_storage(url, create=True)
+        directions = ["maximize" if objective.mode == "max" else "minimize" for objective in spec.objectives]
+        identity = json.loads(json.dumps(spec.identity()))
+        try:
+            study = optuna.load_study(study_name=spec.name, storage=storage, pruner=pruner)
+        except KeyError:
+            study = optuna.create_study(study_name=spec.name, storage=storage, directions=directions, pruner=pruner)
+        ledger = cls(study)
+        stored = study.user_attrs.get("identity")
+        if stored is None:
+            study.set_user_attr("identity", identity)
+        elif differences := list_differences(stored, identity):
+            shown = "\n".join(f"  {line}" for line in differences)
+            raise LedgerError(
+                f"study {spec.name!r} exists with other settings, and trials of both would not compare:\n{shown}\n"
+                f"Give the new study another name (--set name=…), "
+                f"or do so and let the old trials inform it (--set name=… --from {spec.name})."
+            )
+        study.set_user_attr("spec", json.loads(json.dumps(spec.resolved())))
+        return ledger
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The resolved spec that the study was last run with."""
+        return dict(self._study.user_attrs.get("spec", {}))
+
+    # Trials
+
+    def frozen_trials(self) -> list[FrozenTrial]:
+        """Optuna's view of all trials, in order of number."""
+        return self._study.get_trials(deepcopy=False)
+
+    def records(self) -> list[TrialRecord]:
+        """All trials, in order of number."""
+        return [_record(trial) for trial in self.frozen_trials()]
+
+    def record(self, number: int) -> TrialRecord:
+        return _record(self.frozen_trials()[number])
+
+    def add(
+        self,
+        *,
+        overrides: Mapping[str, Any],
+        config: Mapping[str, Any],
+        rounds: int,
+        baseline: bool,
+        params: Mapping[str, Any],
+        distributions: Mapping[str, BaseDistribution],
+    ) -> int:
+        """A new running trial, written in one transaction. Returns: its number."""
+        trial = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params=dict(params),
+            distributions=dict(distributions),
+            user_attrs={
+                "overrides": dict(overrides),
+                "config": dict(config),
+                "rounds": rounds,
+                "baseline": baseline,
+            },
+        )
+        self._study.add_trial(trial)
+        return int(self.frozen_trials()[-1].number)
+
+    def _trial(self, number: int) -> optuna.trial.Trial:
+        return optuna.trial.Trial(self._study, self.frozen_trials()[number]._trial_id)
+
+    def report(self, number: int, round_: int, value: float) -> None:
+        """The objective after a round. Single-objective studies only; a round that was reported stays as it was."""
+        if round_ not in self.frozen_trials()[number].intermediate_values:
+            self._trial(number).report(value, round_)
+
+    def should_prune(self, number: int) -> bool:
+        return bool(self._trial(number).should_prune())
+
+    def progress(self, number: int, progress: Mapping[str, Any]) -> None:
+        """What a checkpoint holds: {"round", "metrics", "checkpoint", "seconds", "budget"}, in one write."""
+        self._study._storage.set_trial_user_attr(self.frozen_trials()[number]._trial_id, "progress", dict(progress))
+
+    def finish(self, number: int, state: TrialState, values: Sequence[float] = (), failure: str | None = None) -> None:
+        """Final state of a trial; does nothing if it has one."""
+        frozen = self.frozen_trials()[number]
+        if frozen.state.is_finished():
+            return
+        if failure:
+            self._study._storage.set_trial_user_attr(frozen._trial_id, "failure", failure[:2000])
+        if frozen.state == TrialState.WAITING:
+            self._study._storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING)
+        self._study.tell(number, list(values) if state == TrialState.COMPLETE else None, state, skip_if_finished=True)
+
+    def interrupt(self, number: int) -> None:
+        """The driver ends in order while the trial is unfinished: it waits for the next driver."""
+        frozen = self.frozen_trials()[number]
+        if frozen.state == TrialState.RUNNING:
+            self._study._storage.set_trial_state_values(frozen._trial_id, TrialState.WAITING)
+
+    def resume(self, number: int) -> None:
+        """A waiting trial runs again."""
+        frozen = self.frozen_trials()[number]
+        if frozen.state == TrialState.WAITING:
+            self._study._storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING)
+
+    def next_session(self) -> int:
+        """Counts the drivers that this study has had; scratch folders carry the count."""
+        session = int(self._study.user_attrs.get("sessions", 0)) + 1
+        self._study.set_user_attr("sessions", session)
+        return session
+
+    # Lease: one driver per study
+
+    def acquire(self, *, takeover: bool = False) -> None:
+        """Takes the study's lease and keeps it alive in a thread.
+
+        Raises: LedgerError naming the holder if another driver is alive, or may be.
+        """
+        held = self._study.user_attrs.get("lease")
+        if held and not _is_dead(held):
+            age = time.time() - held["heartbeat"]
+            who = f"process {held['pid']} on {held['host']}, last heartbeat {age:.0f} s ago"
+            if age < STALE_SECONDS:
+                raise LedgerError(f"study {self.name!r} is being run by {who}; wait for it or stop it first")
+            if not takeover:
+                raise LedgerError(f"study {self.name!r} was run by {who}; if it is gone, add --takeover")
+        self._holder = {
+            "id": uuid.uuid4().hex,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": _process_start(os.getpid()),
+        }
+        self._beat()
+        # Two drivers that start in the same moment both pass the check above; the later write wins, both see it.
+        time.sleep(0.2)
+        if not self._mine():
+            raise LedgerError(f"study {self.name!r} was taken by another driver at the same moment")
+        threading.Thread(target=self._keep_alive, name="lease", daemon=True).start()
+
+    def release(self) -> None:
+        """Gives the lease back, if it is still ours."""
+        self._stop_heartbeat.set()
+        if self._holder and self._mine():
+            self._study.set_user_attr("lease", None)
+        self._holder = None
+
+    def _beat(self) -> None:
+        self._study.set_user_attr("lease", {**(self._holder or {}), "heartbeat": time.time()})
+
+    def _mine(self) -> bool:
+        held = self._study.user_attrs.get("lease")
+        return bool(held and self._holder and held["id"] == self._holder["id"])
+
+    def _keep_alive(self) -> None:
+        while not self._stop_heartbeat.wait(HEARTBEAT_SECONDS):
+            try:
+                if not self._mine():
+                    self.lost.set()
+                    return
+                self._beat()
+            except Exception:  # an outage of the database is no reason to end; the main thread meets it too
+                continue
+
+
+def _process_start(pid: int) -> str:
+    """When the process began, in the kernel's ticks, so that a reused pid is told apart; empty where unknown."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _is_dead(holder: Mapping[str, Any]) -> bool:
+    """True only if the holder ran on this machine and is known to be gone."""
+    if holder["host"] != socket.gethostname():
+        return False
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    started = _process_start(holder["pid"])
+    return bool(started and holder.get("started") and started != holder["started"])
+
+
+def _record(trial: FrozenTrial) -> TrialRecord:
+    attrs = trial.user_attrs
+    progress = attrs.get("progress", {})
+    return TrialRecord(
+        number=trial.number,
+        state=trial.state.name,
+        values=tuple(trial.values or ()),
+        overrides=attrs.get("overrides", {}),
+        baseline=bool(attrs.get("baseline", False)),
+        config=attrs.get("config", {}),
+        round=int(progress.get("round", 0)),
+        rounds=int(attrs.get("rounds", 0)),
+        metrics=progress.get("metrics", {}),
+        budget=progress.get("budget", ""),
+        warnings=tuple(progress.get("warnings", ())),
+        failure=attrs.get("failure"),
+        checkpoint=progress.get("checkpoint"),
+        seconds=float(progress.get("seconds", 0.0)),
+    )
+
+
+def list_differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Where two JSON values differ: `path: old → new`, one line each."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for key in sorted(old.keys() | new.keys())
+            for line in list_differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+        ]
+    return [] if old == new else [f"{path}: {json.dumps(old)} → {json.dumps(new)}"]

@@ -1,0 +1,46 @@
+"""Which metrics a trial's last round reports: with another objective every trial would fail at its end."""
+
+from trainables.config import AttackTrialConfig, TrialConfig
+
+_SCORES = ("acc", "nmi", "ari")
+_ATTACK = (*_SCORES, "flip", "acc_refit")
+_ROBUST = (*_SCORES, "flip", "kappa")
+
+LABEL_FREE = ("flip", "kappa")
+"""Last parts of metrics that need no labels."""
+
+
+def known_metrics(config: TrialConfig | AttackTrialConfig) -> list[str]:
+    """Names of the scores in the last report of such a trial, on labelled data."""
+    if isinstance(config, AttackTrialConfig):
+        return [*_group("gan", _ATTACK), *_group("clean", _SCORES), "noise/flip"]
+    if config.protocol == "official":
+        return [*_group("official/pre", _SCORES), *_group("official/post", _SCORES)]
+    names = [*_group("robust", _ROBUST), *_group("clean", _SCORES)]
+    for objective in config.evaluation.objectives:
+        names += _group(f"pgd_{objective}", _ATTACK)
+    names += _group("gan", _ATTACK)
+    for eps in config.resolved_budget().gan_eps or ():
+        names += _group(f"gan_{_short(eps)}", _ATTACK)
+    return [*names, "noise/flip"] if config.evaluation.noise_draws else names
+
+
+def objection(metric: str) -> str | None:
+    """Why a metric that exists cannot be an objective."""
+    group = metric.split("/")[0]
+    if group == "probe":
+        return "is reported by the rounds before the last only; its counterpart at the end is pgd_assignment or robust"
+    if group == "official":
+        return "is reported with `protocol: official` only"
+    if group in {"loss", "time", "guard", "spread"}:
+        return "is no score"
+    return None
+
+
+def _group(name: str, scores: tuple[str, ...]) -> list[str]:
+    return [f"{name}/{score}" for score in scores]
+
+
+def _short(eps: float) -> str:
+    """ε as the evaluation writes it into a metric's name: 0.2 → 0.20, 8/255 → 0.03137."""
+    return f"{eps:.2f}" if round(eps, 2) == eps else f"{eps:.4g}"

@@ -1,0 +1,88 @@
+"""Where a run comes from: command, commit, package versions. Nothing here returns a password."""
+
+import importlib.metadata
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_USER_INFO = re.compile(r"(?P<scheme>\b[a-zA-Z][\w+.-]*://)(?P<user>[^\s:@/'\"]*)(?P<rest>:?)[^\s'\"]*@")
+_SECRET_FIELD = re.compile(
+    r"(?i)([?&](?:[\w-]*(?:password|passwd|secret|token|signature|access_?key)[\w-]*)=)[^&\s'\"]+"
+)
+
+
+def redact(text: str) -> str:
+    """The text with the passwords and tokens of every URL in it replaced by `***`.
+
+    A name without a password stays, except before a web address, where it may be a token.
+    """
+
+    def hide(found: re.Match[str]) -> str:
+        web = found["scheme"].lower().startswith("http")
+        if found["rest"]:
+            return f"{found['scheme']}{found['user']}:***@"
+        return f"{found['scheme']}***@" if web else f"{found['scheme']}{found['user']}@"
+
+    return _SECRET_FIELD.sub(r"\1***", _USER_INFO.sub(hide, text))
+
+
+def cleaned(item: Any) -> Any:
+    """A nested value as plain JSON types, every text of it redacted."""
+    if isinstance(item, Mapping):
+        return {str(key): cleaned(entry) for key, entry in item.items()}
+    if isinstance(item, list | tuple):
+        return [cleaned(entry) for entry in item]
+    if item is None or isinstance(item, bool | int | float):
+        return item
+    return redact(str(item))
+
+
+def command() -> str:
+    """The command line of this process, without the interpreter's folder."""
+    return redact(" ".join(["python", *sys.orig_argv[1:]]))
+
+
+def git_commit() -> str | None:
+    """The commit that this file is part of, `+changes` if tracked files differ from it; None outside a checkout."""
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(here.parent), *arguments], capture_output=True, text=True, timeout=10, check=False
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # An installed copy may lie inside somebody else's repository, whose commit says nothing about it.
+    if git("ls-files", "--error-unmatch", here.name) is None:
+        return None
+    commit = git("rev-parse", "HEAD")
+    return f"{commit}+changes" if commit and git("status", "--porcelain", "--untracked-files=no") else commit
+
+
+def environment() -> str:
+    """Python, platform, and every installed package with its version, one a line."""
+    packages = {
+        (found.metadata["Name"], found.version)
+        for found in importlib.metadata.distributions()
+        if found.metadata["Name"]
+    }
+    head = [f"# Python {platform.python_version()}, {platform.platform()}"]
+    return "\n".join(head + sorted((f"{name}=={version}" for name, version in packages), key=str.lower)) + "\n"
+
+
+def versions(names: tuple[str, ...] = ("torch", "ray", "optuna", "mlflow", "numpy")) -> dict[str, str]:
+    """Versions of the packages that results depend on most; absent ones are left out."""
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

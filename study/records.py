@@ -1,0 +1,60 @@
+"""What the study knows of one trial, as read from its database: the only source of tables, figures and MLflow runs."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+State = Literal["WAITING", "RUNNING", "COMPLETE", "PRUNED", "FAIL"]
+FINISHED: frozenset[str] = frozenset({"COMPLETE", "PRUNED", "FAIL"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """One trial of a study; `number` is its identity everywhere (Optuna, Ray, checkpoints, MLflow)."""
+
+    number: int
+    state: State
+    values: tuple[float, ...] = ()
+    """Objective values; empty unless COMPLETE, or PRUNED with one objective."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Dotted path into `trial` → value, sampled or given by a baseline."""
+    baseline: bool = False
+    config: dict[str, Any] = field(default_factory=dict)
+    """The resolved trial config, enough to run the trial again."""
+    round: int = 0
+    """Rounds reported so far."""
+    rounds: int = 0
+    """Rounds of a complete trial."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Flat metrics of the last report; `spread/<metric>` is the standard deviation over the trial's seeds."""
+    budget: str = ""
+    """Digest of the evaluation budget; trials of different digests are not compared."""
+    warnings: tuple[str, ...] = ()
+    """Reasons to doubt a number of the last report."""
+    failure: str | None = None
+    checkpoint: str | None = None
+    """Folder of the newest recorded checkpoint (local path or URI)."""
+    seconds: float = 0.0
+    """Time spent training and evaluating, over all attempts."""
+
+    @property
+    def finished(self) -> bool:
+        return self.state in FINISHED
+
+
+class Observer(Protocol):
+    """What the live table and the MLflow tracker both are: told of events in the order they happen, in the driver."""
+
+    def trial_started(self, record: TrialRecord) -> None:
+        """The trial was given to a worker, for the first time or again after an interruption."""
+
+    def trial_reported(self, record: TrialRecord) -> None:
+        """A round ended; `record.metrics` and `record.round` are that round's."""
+
+    def trial_ended(self, record: TrialRecord) -> None:
+        """The trial has reached a final state, which the database already holds."""
+
+    def tick(self) -> None:
+        """Called about once a second."""
+
+    def close(self) -> None:
+        """The driver ends, in order or by an exception."""

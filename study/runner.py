@@ -1,0 +1,196 @@
+"""From a checked spec to a study that has reached its budget: database, lease, Ray, and what people see."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from study.ledger import Ledger, LedgerError, study_url
+from study.records import Observer, TrialRecord
+from study.sampling import Suggestions, make_pruner
+from study.saved_models import with_checkpoint
+from study.spec import StudySpec
+
+RECOVERIES = 2
+"""How often Ray starts a trial again from its checkpoint after its worker or its node was lost."""
+
+QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # Ray's own tables and per-trial log files: the database, MLflow and our table take their place.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # Ray's snapshots of the experiment are never read: a new driver starts from the database.
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Paths in a study are relative to where the command runs, in workers too.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+class StudyRefused(Exception):
+    """The study cannot start; the message says why. No trial was started and nothing stored was changed."""
+
+
+def run_study(
+    spec: StudySpec,
+    *,
+    address: str | None = None,
+    takeover: bool = False,
+    warm_start: str | None = None,
+    json_output: bool = False,
+    trainable: type | None = None,
+) -> int:
+    """Runs, continues or extends the study, until its budget is used.
+
+    Args: address: a running Ray cluster; None starts one on this machine. takeover: take the lease of a driver that is
+        gone. warm_start: name of a study whose trials inform the sampler. trainable: another class with the interface
+        of those in `trainables.trainable` (benchmarks measure the stack with an empty one).
+    Returns: 0 done, 1 more failures than `limits.failures`, 130 interrupted.
+    Raises: StudyRefused before any trial starts.
+    """
+    from study.display import LiveTable
+    from study.tracking import MLflowTracker, check_reachable, tracking_uri
+
+    storage = Path(spec.storage.path).resolve()
+    uri = tracking_uri(str(storage))
+    if fault := check_reachable(uri):
+        raise StudyRefused(fault)
+    try:
+        spec = with_checkpoint(spec, study_url(storage))
+    except LedgerError as error:
+        raise StudyRefused(str(error)) from error
+    if address:
+        connect(address, spec)
+    ledger, old = _open(spec, storage, takeover=takeover, warm_start=warm_start)
+    records = ledger.records()
+    if len(records) >= spec.limits.trials and all(record.finished for record in records):
+        _show_end(spec, records, uri, json_output, f"study {spec.name!r} is finished: {len(records)} trials")
+        return 0
+
+    tracker = MLflowTracker(ledger.spec, uri=uri, study_name=spec.name, artifact_root=str(storage / "mlartifacts"))
+    display = LiveTable(spec.objectives, spec.limits.trials, records, stream=sys.stderr)
+    conductor = None
+    waiting: list[int] = []
+    try:
+        ledger.acquire(takeover=takeover)
+        tracker.reconcile(records)
+        if not address:
+            connect(None, spec)
+        from study.search import Conductor
+
+        threads = max(1, int(spec.resources.cpu))
+        conductor = Conductor(spec, ledger, Suggestions(spec, old), [display, tracker], threads)
+        _fit(spec, conductor, storage / spec.name / f"session_{ledger.next_session():03d}", trainable)
+    except LedgerError as error:
+        raise StudyRefused(str(error)) from error
+    finally:
+        waiting = conductor.interrupt() if conductor else []
+        display.close()
+        tracker.close()
+        ledger.release()
+    if waiting:
+        print(f"interrupted: trials {waiting} go on from their checkpoints with the same command", file=sys.stderr)
+        return 130
+    failed = conductor.failures
+    note = f"stopped: {failed} trials failed, limits.failures is {spec.limits.failures}"
+    _show_end(spec, ledger.records(), uri, json_output, note if conductor.too_many_failures else "")
+    return 1 if conductor.too_many_failures else 0
+
+
+def _open(spec: StudySpec, storage: Path, *, takeover: bool, warm_start: str | None) -> tuple[Ledger, Sequence[Any]]:
+    url = study_url(storage)
+    pruner = make_pruner(spec.pruner_options(), spec.trial_config({}).rounds)
+    try:
+        old = Ledger.open_existing(warm_start, url).frozen_trials() if warm_start else ()
+        return Ledger.open_or_create(spec, url, pruner), old
+    except LedgerError as error:
+        raise StudyRefused(str(error)) from error
+
+
+def connect(address: str | None, spec: StudySpec) -> None:
+    """Starts Ray on this machine, or joins the cluster at `address`.
+
+    Raises: StudyRefused if it cannot be joined, or has less than one trial needs: waiting for it would never end.
+    """
+    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+    import ray
+
+    for name in ("ray.tune", "ray.train", "ray"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        # "local" so that a cluster which this machine happens to advertise is never joined by accident.
+        ray.init(
+            address=address or "local",
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+            **({} if address else {"include_dashboard": False}),
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise StudyRefused(f"cannot join the Ray cluster at {address!r}: {error}") from error
+    have = ray.cluster_resources()
+    for resource, wanted in (("GPU", spec.resources.gpu), ("CPU", spec.resources.cpu)):
+        if wanted > have.get(resource, 0):
+            ray.shutdown()
+            raise StudyRefused(
+                f"resources.{resource.lower()}: a trial asks for {wanted:g}, the cluster has {have.get(resource, 0):g}"
+            )
+
+
+def _fit(spec: StudySpec, conductor: Any, session: Path, trainable: type | None) -> None:
+    import ray
+    from ray import tune
+
+    from study.search import OptunaPruning, OptunaSearcher, Relay
+    from trainables.trainable import TRAINABLES
+
+    runs = tune.with_resources(
+        trainable or TRAINABLES[spec.trainable], {"CPU": spec.resources.cpu, "GPU": spec.resources.gpu}
+    )
+    tuner = tune.Tuner(
+        runs,
+        param_space={},
+        tune_config=tune.TuneConfig(
+            search_alg=OptunaSearcher(conductor),
+            scheduler=OptunaPruning(conductor),
+            num_samples=-1,
+            max_concurrent_trials=spec.limits.concurrent,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: f"trial_{trial.config['number']:05d}_{trial.trial_id}",
+            trial_name_creator=lambda trial: f"trial_{trial.config['number']:05d}",
+        ),
+        run_config=tune.RunConfig(
+            name=session.name,
+            storage_path=str(session.parent),
+            callbacks=[Relay(conductor)],
+            failure_config=tune.FailureConfig(max_failures=RECOVERIES),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=2),
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        ray.shutdown()
+
+
+def _show_end(spec: StudySpec, records: list[TrialRecord], uri: str, json_output: bool, note: str) -> None:
+    from study.report import leaderboard, summary
+    from study.tracking import redact
+
+    if json_output:
+        print(json.dumps({"study": spec.name, "note": note, "trials": [asdict(record) for record in records]}))
+        return
+    if note:
+        print(note)
+    print(leaderboard(records, spec.objectives))
+    print(summary(records, spec.objectives))
+    print(f"Compare the trials: make ui   (or: mlflow ui --backend-store-uri {redact(uri)})")
+
+
+__all__ = ["Observer", "StudyRefused", "connect", "run_study"]

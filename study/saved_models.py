@@ -1,0 +1,52 @@
+"""Where a study's trained models lie: `study:NAME` is its best trial, `study:NAME/7` its trial 7."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from study.ledger import Ledger, LedgerError
+from study.records import TrialRecord
+from study.spec import StudySpec
+
+PREFIX = "study:"
+
+
+def best_trial(records: Sequence[TrialRecord], objective: Any) -> TrialRecord | None:
+    """The complete trial with the best first objective; None if there is none."""
+    sign = 1 if objective["mode"] == "max" else -1
+    complete = [record for record in records if record.state == "COMPLETE"]
+    return max(complete, key=lambda record: sign * record.values[0], default=None)
+
+
+def find_checkpoint(reference: str, url: str) -> str:
+    """Folder of the saved model that `reference` names.
+
+    Args: reference: a folder, `study:NAME` or `study:NAME/NUMBER`. url: database of the studies.
+    Raises: LedgerError naming what is missing and what there is.
+    """
+    folder = reference
+    if reference.startswith(PREFIX):
+        name, _, number = reference.removeprefix(PREFIX).partition("/")
+        ledger = Ledger.open_existing(name, url)
+        records = {str(record.number): record for record in ledger.records()}
+        if number and number not in records:
+            raise LedgerError(f"study {name!r} has no trial {number!r}; it has {', '.join(records) or 'none yet'}")
+        objective = ledger.spec["objective"]
+        first = objective[0] if isinstance(objective, list) else objective
+        record = records[number] if number else best_trial(list(records.values()), first)
+        if record is None or not record.checkpoint:
+            raise LedgerError(f"{reference}: no complete trial with a saved model yet")
+        folder = record.checkpoint
+    if "://" not in folder and not (Path(folder) / "config.json").is_file():
+        raise LedgerError(
+            f"trial.checkpoint: {folder} holds no saved model (no config.json); give a trial's checkpoint"
+        )
+    return str(Path(folder).resolve()) if "://" not in folder else folder
+
+
+def with_checkpoint(spec: StudySpec, url: str) -> StudySpec:
+    """An attacker study with `trial.checkpoint` as a folder; any other as it is. Raises: as `find_checkpoint`."""
+    if spec.trainable != "attacker":
+        return spec
+    trial = {**spec.trial, "checkpoint": find_checkpoint(spec.trial["checkpoint"], url)}
+    return spec.model_copy(update={"trial": trial})

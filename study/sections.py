@@ -1,0 +1,134 @@
+"""The sections of a study's YAML that stand for themselves: objective, sampler, pruner, limits, resources, storage."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class Section(BaseModel):
+    """Read-only, and strict about its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Objective(Section):
+    """What a study optimises."""
+
+    metric: str
+    """Name of a metric that every trial's last round reports."""
+    mode: Literal["max", "min"]
+    """Whether more or less of it is better."""
+
+
+class RandomSampler(Section):
+    """Independent uniform draws."""
+
+    name: Literal["random"]
+
+
+class SobolSampler(Section):
+    """Scrambled Sobol sequence: even cover of the space, for sensitivity figures."""
+
+    name: Literal["sobol"]
+
+
+class TPESampler(Section):
+    """Tree-structured Parzen estimator."""
+
+    name: Literal["tpe"]
+    startup_trials: int = Field(default=10, ge=0)
+    """Trials (baselines inside the space included) before the model takes over from random draws."""
+    multivariate: bool = False
+    """Whether parameters are modelled together; worth it when they interact."""
+
+
+class GPSampler(Section):
+    """Gaussian process; for few, costly trials."""
+
+    name: Literal["gp"]
+    startup_trials: int = Field(default=10, ge=1)
+    """Trials before the model takes over from random draws."""
+
+
+class NSGA2Sampler(Section):
+    """Genetic search; for two objectives and many trials."""
+
+    name: Literal["nsga2"]
+    population_size: int = Field(default=50, ge=2)
+    """Trials per generation."""
+
+
+class NoPruner(Section):
+    """Every trial runs to its last round."""
+
+    name: Literal["none"]
+
+
+class HalvingPruner(Section):
+    """Asynchronous successive halving: of the trials that reach a rung, the best share goes on."""
+
+    name: Literal["successive_halving"]
+    min_rounds: int = Field(default=1, ge=1)
+    """Rounds that every trial gets."""
+    reduction_factor: int = Field(default=2, ge=2)
+    """One trial in so many passes each rung."""
+
+
+class HyperbandPruner(Section):
+    """Successive halving at several minimum budgets side by side."""
+
+    name: Literal["hyperband"]
+    min_rounds: int = Field(default=1, ge=1)
+    """Rounds that every trial of the hardest bracket gets."""
+    reduction_factor: int = Field(default=2, ge=2)
+    """One trial in so many passes each rung."""
+
+
+class MedianPruner(Section):
+    """Stops a trial that is worse than the median of the others at the same round."""
+
+    name: Literal["median"]
+    startup_trials: int = Field(default=5, ge=0)
+    """Finished trials before any is stopped."""
+    warmup_rounds: int = Field(default=1, ge=0)
+    """Rounds of each trial before it may be stopped."""
+
+
+Sampler = Annotated[RandomSampler | SobolSampler | TPESampler | GPSampler | NSGA2Sampler, Field(discriminator="name")]
+Pruner = Annotated[NoPruner | HalvingPruner | HyperbandPruner | MedianPruner, Field(discriminator="name")]
+
+
+class Limits(Section):
+    """When a study is done."""
+
+    trials: int = Field(default=20, ge=1)
+    """Trials in all, baselines included; raise it to extend a finished study."""
+    hours: float | None = Field(default=None, gt=0)
+    """Wall-clock time after which this driver starts no more trials; None: no limit."""
+    failures: int = Field(default=3, ge=0)
+    """Failed trials that are put up with."""
+    concurrent: int = Field(default=1, ge=1)
+    """Trials that run side by side, if the resources allow."""
+
+
+class Resources(Section):
+    """What one trial takes."""
+
+    cpu: float = Field(default=1, gt=0)
+    """Cores; also the number of threads that a trial computes with."""
+    gpu: float = Field(default=0, ge=0)
+    """GPUs; a fraction lets trials share one."""
+
+    @field_validator("gpu")
+    @classmethod
+    def _whole_above_one(cls, value: float) -> float:
+        if value > 1 and not float(value).is_integer():
+            raise ValueError(f"must be whole above 1, since only one GPU can be shared, got {value:g}")
+        return value
+
+
+class Storage(Section):
+    """Where a study leaves its files."""
+
+    path: str = Field(default="runs", min_length=1)
+    """Folder of database, checkpoints and artifacts; relative to where the command runs."""

@@ -1,0 +1,227 @@
+"""One YAML file as a checked `StudySpec`: everything that is wrong with it is reported at once, before anything starts."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from study.faults import Fault, every_fault, faults_of, raise_faults, suggestion
+from study.metric_names import known_metrics, objection
+from study.sections import (
+    Limits,
+    NoPruner,
+    Objective,
+    Pruner,
+    Resources,
+    Sampler,
+    Section,
+    Storage,
+    TPESampler,
+)
+from study.source import SpecError, read_mapping, replaced, split_setting
+from study.space import (
+    Distribution,
+    TrialClass,
+    apply_overrides,
+    as_yaml,
+    build_trial,
+    parse_space,
+    path_faults,
+    range_faults,
+    value_at,
+)
+from trainables.config import AttackTrialConfig, TrialConfig
+
+TRIAL_CONFIGS: dict[str, TrialClass] = {"model": TrialConfig, "attacker": AttackTrialConfig}
+
+_OPTUNA_NAMES = {"startup_trials": "n_startup_trials"}
+
+
+class StudySpec(Section):
+    """One study, complete: the only input of a sweep."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
+    """Identity of the study in the database; also a folder name."""
+    seed: int = Field(default=7, ge=0)
+    """Seeds the sampler, and the trials that name no seed of their own."""
+    trainable: Literal["model", "attacker"] = "model"
+    """`model` trains and scores models; `attacker` fits attackers against one saved model."""
+    trial: dict[str, Any]
+    """Everything that defines one trial, as written; `trial_config` gives the checked form."""
+    space: dict[str, Any] = Field(default_factory=dict)
+    """Dotted path into `trial` → distribution; `distributions` gives the checked form."""
+    baselines: tuple[dict[str, Any], ...] = ()
+    """Overrides of trials that run before any draw, so that the table always holds them."""
+    objective: tuple[Objective, ...]
+    """What is optimised; two of them make a Pareto study."""
+    sampler: Sampler = TPESampler(name="tpe")
+    """How the next trial is chosen."""
+    pruner: Pruner = NoPruner(name="none")
+    """Which trials are stopped early."""
+    limits: Limits = Limits()
+    """When the study is done."""
+    resources: Resources = Resources()
+    """What one trial takes."""
+    storage: Storage = Storage()
+    """Where files go."""
+
+    @field_validator("trial", mode="before")
+    @classmethod
+    def _check_trial(cls, value: Any, info: ValidationInfo) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"must be a mapping, got {value!r}")
+        trial = {"seed": info.data["seed"], **value} if "seed" in info.data else dict(value)
+        if "trainable" in info.data:
+            raise_faults("trial", build_trial(TRIAL_CONFIGS[info.data["trainable"]], trial, {})[1])
+        return trial
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _check_space(cls, value: Any, info: ValidationInfo) -> dict[str, Any]:
+        space, faults = parse_space({} if value is None else value)
+        if "trainable" in info.data:
+            config, trial = TRIAL_CONFIGS[info.data["trainable"]], info.data.get("trial", {})
+            named = map(str, value) if isinstance(value, Mapping) else ()
+            dead = path_faults(named, config, trial, space)
+            faults += dead
+            if "trial" in info.data:
+                lost = {fault.path for fault in dead}
+                faults += range_faults({path: space[path] for path in space if path not in lost}, config, trial)
+        raise_faults("space", faults)
+        return {path: as_yaml(distribution) for path, distribution in space.items()}
+
+    @field_validator("baselines", mode="before")
+    @classmethod
+    def _check_baselines(cls, value: Any, info: ValidationInfo) -> tuple[dict[str, Any], ...]:
+        entries = [] if value is None else value
+        if not isinstance(entries, list | tuple) or not all(isinstance(entry, Mapping) for entry in entries):
+            raise ValueError(f"must be a list of {{path: value}}, got {value!r}")
+        if "trainable" not in info.data:
+            return tuple(map(dict, entries))
+        config, trial = TRIAL_CONFIGS[info.data["trainable"]], info.data.get("trial", {})
+        checked: list[dict[str, Any]] = []
+        faults: list[Fault] = []
+        for number, entry in enumerate(entries):
+            named = {"model.name": entry["model.name"]} if "model.name" in entry else {}
+            found = path_faults(map(str, entry), config, apply_overrides(trial, named), {})
+            skip = bool(found) or "trial" not in info.data
+            built, wrong = (None, []) if skip else build_trial(config, trial, entry)
+            faults += [fault.under(f"[{number}]") for fault in found + wrong]
+            if built is not None:  # the checked values, so that 1, 1.0 and "1" are one baseline
+                checked.append({path: value_at(built, path) for path in entry})
+        raise_faults("baselines", faults)
+        return tuple(checked)
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _check_objective(cls, value: Any, info: ValidationInfo) -> tuple[Objective, ...]:
+        entries = list(value) if isinstance(value, list | tuple) else [value]
+        if not 1 <= len(entries) <= 2:
+            raise ValueError(f"must be one {{metric, mode}} or a list of two, got {len(entries)}")
+        objectives: list[Objective] = []
+        faults: list[Fault] = []
+        for number, entry in enumerate(entries):
+            place = f"[{number}]" if len(entries) > 1 else ""
+            try:
+                objectives.append(Objective.model_validate(entry))
+            except ValidationError as error:
+                faults += [Fault(f"{place}.{f.path}".strip("."), f.message) for f in faults_of(error, Objective)]
+        if "trial" in info.data and "trainable" in info.data:
+            known = known_metrics(TRIAL_CONFIGS[info.data["trainable"]].model_validate(info.data["trial"]))
+            for objective in objectives:
+                if objective.metric not in known:
+                    reason = objection(objective.metric)
+                    what = f"'{objective.metric}' {reason}" if reason else f"unknown metric '{objective.metric}'"
+                    faults.append(Fault("metric", f"{what}{suggestion(objective.metric, known)}"))
+        if len({objective.metric for objective in objectives}) < len(objectives):
+            faults.append(Fault("", f"names {objectives[0].metric} twice"))
+        raise_faults("objective", faults)
+        return tuple(objectives)
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "StudySpec":
+        faults = []
+        if len(self.objectives) > 1 and self.pruner.name != "none":
+            faults.append(Fault("pruner.name", f"must be none with two objectives, got {self.pruner.name}"))
+        if self.trial.get("device") == "cuda" and self.resources.gpu == 0:
+            faults.append(Fault("trial.device", "must be auto or cpu while resources.gpu is 0, got cuda"))
+        raise_faults("StudySpec", faults)
+        return self
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """One objective, or two."""
+        return self.objective
+
+    def distributions(self) -> dict[str, Distribution]:
+        """Dotted path into the trial → distribution."""
+        return parse_space(self.space)[0]
+
+    def trial_config(self, overrides: Mapping[str, Any]) -> TrialConfig | AttackTrialConfig:
+        """The config of one trial.
+
+        Args: overrides: dotted path → value, sampled or a baseline's.
+        Raises: SpecError with every fault of the result.
+        """
+        config, faults = build_trial(TRIAL_CONFIGS[self.trainable], self.trial, overrides)
+        if config is None:
+            raise SpecError([str(fault.under("trial")) for fault in faults])
+        return config
+
+    def sampler_options(self) -> dict[str, Any]:
+        """`name`, and the options under the names of Optuna's constructor."""
+        return {_OPTUNA_NAMES.get(key, key): value for key, value in self.sampler.model_dump().items()}
+
+    def pruner_options(self) -> dict[str, Any]:
+        """`name`, and the options under our names."""
+        return self.pruner.model_dump()
+
+    def identity(self) -> dict[str, Any]:
+        """What makes trials of two runs comparable, as JSON: a study goes on only with the same. Not where it runs."""
+        whole = self.resolved()
+        trial = whole["trial"]
+        trial.pop("device", None)
+        trial.get("dataset", {}).pop("root", None)
+        names = ("name", "seed", "trainable", "trial", "space", "baselines", "objective")
+        return {name: whole[name] for name in names}
+
+    def resolved(self) -> dict[str, Any]:
+        """The whole spec with every default filled in, as JSON; loading it again gives the same spec."""
+        whole = self.model_dump(mode="json")
+        whole["trial"] = self.trial_config({}).model_dump(mode="json")
+        objectives = whole["objective"]
+        whole["objective"] = objectives[0] if len(objectives) == 1 else objectives
+        plain: dict[str, Any] = json.loads(json.dumps(whole))
+        return plain
+
+
+def load_spec(file: str, sets: Sequence[str] = (), trials: int | None = None) -> StudySpec:
+    """Reads a study.
+
+    Args: file: a path, or a name in search_spaces/ with or without .yaml. sets: `path=value`, the value as in YAML, each
+        replacing one value of the whole spec. trials: replaces limits.trials.
+    Raises: SpecError with every fault, each with the file (or the flag), the key path and the nearest valid key.
+    """
+    label, raw = read_mapping(file)
+    sources: dict[str, str] = {}
+    faults: list[str] = []
+    for setting in sets:
+        try:
+            path, value = split_setting(setting)
+            raw = replaced(raw, path, value)
+            sources[path] = f"--set {setting}"
+        except ValueError as error:
+            faults.append(f"--set {setting}: {error}")
+    if trials is not None:
+        raw = replaced(raw, "limits.trials", trials)
+        sources["limits.trials"] = f"--trials {trials}"
+    faults += [f"{_source(fault, sources, label)}: {fault}" for fault in every_fault(StudySpec, raw)]
+    if faults:
+        raise SpecError(faults)
+    return StudySpec.model_validate(raw)
+
+
+def _source(fault: Fault, sources: Mapping[str, str], label: str) -> str:
+    """The flag that set the faulty value, else the file."""
+    return next((flag for path, flag in sources.items() if f"{fault.path}.".startswith(f"{path}.")), label)

@@ -1,0 +1,22 @@
+"""Fixtures of the study tests."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_studies import study_dict
+
+from study.spec import StudySpec
+
+
+@pytest.fixture
+def tiny_study(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """A study of seconds as YAML would give it; keyword arguments replace its sections."""
+    return lambda **changes: study_dict(tmp_path, **changes)
+
+
+@pytest.fixture
+def tiny_spec(tmp_path: Path) -> Callable[..., StudySpec]:
+    """The same, checked."""
+    return lambda **changes: StudySpec.model_validate(study_dict(tmp_path, **changes))

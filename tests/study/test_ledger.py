@@ -1,0 +1,176 @@
+"""The database as the only truth: states, identity of a study, the lease."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from study.ledger import Ledger, LedgerError, list_differences, open_storage, redact, study_url
+from study.sampling import make_pruner
+from study.spec import StudySpec
+
+SpecMaker = Callable[..., StudySpec]
+
+
+def open_ledger(spec: StudySpec) -> Ledger:
+    pruner = make_pruner(spec.pruner_options(), 4)
+    return Ledger.open_or_create(spec, study_url(Path(spec.storage.path)), pruner)
+
+
+def add(ledger: Ledger, **changes: object) -> int:
+    facts: dict = {"overrides": {"model.train_eps": 0.1}, "config": {"epochs": 4}, "rounds": 4, "baseline": False}
+    return ledger.add(**{**facts, "params": {}, "distributions": {}, **changes})
+
+
+def test_numbers_count_up_and_survive_reopening(tiny_spec: SpecMaker) -> None:
+    ledger = open_ledger(tiny_spec())
+    assert [add(ledger), add(ledger)] == [0, 1]
+    again = Ledger.open_existing("tiny", study_url(Path(tiny_spec().storage.path)))
+    assert [record.number for record in again.records()] == [0, 1]
+    assert again.records()[1].overrides == {"model.train_eps": 0.1}
+    assert again.records()[1].state == "RUNNING"
+
+
+def test_finish_is_idempotent_and_keeps_the_first_state(tiny_spec: SpecMaker) -> None:
+    ledger = open_ledger(tiny_spec())
+    number = add(ledger)
+    ledger.progress(number, {"round": 4, "metrics": {"robust/acc": 0.5}, "checkpoint": "/c", "seconds": 2.0})
+    ledger.finish(number, TrialState.COMPLETE, [0.5])
+    ledger.finish(number, TrialState.FAIL, (), "too late")
+    record = ledger.record(number)
+    assert (record.state, record.values, record.failure) == ("COMPLETE", (0.5,), None)
+    assert (record.round, record.metrics, record.checkpoint, record.seconds) == (4, {"robust/acc": 0.5}, "/c", 2.0)
+
+
+def test_failed_trial_keeps_its_reason(tiny_spec: SpecMaker) -> None:
+    ledger = open_ledger(tiny_spec())
+    ledger.finish(add(ledger), TrialState.FAIL, (), "loss ddc1 is nan in stage train, epoch 2")
+    assert ledger.record(0).state == "FAIL"
+    assert ledger.record(0).failure == "loss ddc1 is nan in stage train, epoch 2"
+
+
+def test_pruned_trial_has_the_value_of_its_last_reported_round(tiny_spec: SpecMaker) -> None:
+    ledger = open_ledger(tiny_spec())
+    number = add(ledger)
+    ledger.report(number, 1, 0.3)
+    ledger.report(number, 2, 0.4)
+    ledger.report(number, 2, 0.9)  # a repeated round after a restart changes nothing
+    ledger.finish(number, TrialState.PRUNED)
+    assert ledger.record(number).state == "PRUNED"
+    assert ledger.record(number).values == (0.4,)
+
+
+def test_interrupted_trial_waits_and_runs_again_under_its_number(tiny_spec: SpecMaker) -> None:
+    ledger = open_ledger(tiny_spec())
+    number = add(ledger)
+    ledger.interrupt(number)
+    assert ledger.record(number).state == "WAITING"
+    ledger.resume(number)
+    assert ledger.record(number).state == "RUNNING"
+    ledger.interrupt(number)
+    ledger.finish(number, TrialState.COMPLETE, [0.1])
+    assert ledger.record(number).state == "COMPLETE"
+
+
+def test_another_space_under_the_same_name_is_refused_with_the_difference(tiny_spec: SpecMaker) -> None:
+    open_ledger(tiny_spec())
+    other = tiny_spec(space={"model.train_eps": {"uniform": [0.02, 0.5]}})
+    with pytest.raises(LedgerError) as caught:
+        open_ledger(other)
+    message = str(caught.value)
+    assert "space.model.adversarial_weight" in message
+    assert "[0.02, 0.3] → [0.02, 0.5]" in message
+    assert "--set name=" in message
+    assert "--from tiny" in message
+
+
+def test_other_limits_and_sampler_are_the_same_study(tiny_spec: SpecMaker) -> None:
+    add(open_ledger(tiny_spec()))
+    again = open_ledger(tiny_spec(limits={"trials": 30}, sampler={"name": "tpe"}))
+    assert len(again.records()) == 1
+    assert again.spec["limits"]["trials"] == 30
+
+
+def test_unknown_study_names_the_known_ones(tiny_spec: SpecMaker) -> None:
+    open_ledger(tiny_spec())
+    with pytest.raises(LedgerError, match="no study 'tinny'; known: tiny"):
+        Ledger.open_existing("tinny", study_url(Path(tiny_spec().storage.path)))
+
+
+def test_missing_database_is_said_and_not_made(tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match="no study database at"):
+        Ledger.open_existing("tiny", None, str(tmp_path / "nowhere"))
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql+psycopg2://me:s3cret@127.0.0.1:1/studies", "mysql://me:s3cret@127.0.0.1:1/studies", "no url:s3cret@"],
+)
+def test_unreachable_database_is_named_without_its_password(url: str) -> None:
+    with pytest.raises(LedgerError) as caught:
+        open_storage(url, create=True)
+    assert "s3cret" not in str(caught.value)
+    assert "database" in str(caught.value)
+
+
+def test_redact_hides_the_password_only() -> None:
+    assert redact("postgresql://me:s3cret@db:5432/s") == "postgresql://me:***@db:5432/s"
+    assert redact("sqlite:////data/s.db") == "sqlite:////data/s.db"
+
+
+def test_second_driver_is_told_who_holds_the_study(tiny_spec: SpecMaker) -> None:
+    first, second = open_ledger(tiny_spec()), open_ledger(tiny_spec())
+    first.acquire()
+    with pytest.raises(LedgerError, match=f"being run by process {os.getpid()} on "):
+        second.acquire(takeover=True)  # alive: not even then
+    first.release()
+    second.acquire()
+    second.release()
+
+
+def test_lease_of_a_dead_process_on_this_machine_is_taken_at_once(tiny_spec: SpecMaker) -> None:
+    spec = tiny_spec()
+    open_ledger(spec)
+    url = study_url(Path(spec.storage.path))
+    code = (
+        "import os, signal\n"
+        "from study.ledger import Ledger\n"
+        f"Ledger.open_existing('tiny', {url!r}).acquire()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    ledger = open_ledger(spec)
+    assert ledger._study.user_attrs["lease"]["pid"] != os.getpid()
+    ledger.acquire()
+    assert ledger._study.user_attrs["lease"]["pid"] == os.getpid()
+    ledger.release()
+
+
+def test_stale_lease_of_another_machine_needs_takeover(tiny_spec: SpecMaker) -> None:
+    ledger = open_ledger(tiny_spec())
+    lease = {"id": "x", "host": "elsewhere", "pid": 1, "started": "1", "heartbeat": 0.0}
+    ledger._study.set_user_attr("lease", lease)
+    with pytest.raises(LedgerError, match="--takeover"):
+        ledger.acquire()
+    ledger.acquire(takeover=True)
+    ledger.release()
+
+
+def test_multi_objective_study_keeps_both_values(tiny_spec: SpecMaker) -> None:
+    both = [{"metric": "clean/acc", "mode": "max"}, {"metric": "robust/flip", "mode": "min"}]
+    ledger = open_ledger(tiny_spec(objective=both))
+    ledger.finish(add(ledger), TrialState.COMPLETE, [0.9, 0.2])
+    assert ledger.record(0).values == (0.9, 0.2)
+    directions = ledger._study.directions
+    assert directions == [optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE]
+
+
+def test_list_differences_names_paths() -> None:
+    assert list_differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == ["a.c: 2 → 3", "d: null → 4"]
+    assert list_differences({"a": [1]}, {"a": [1]}) == []

@@ -1,0 +1,125 @@
+"""What defines one trial, complete: replay it without Ray from these values alone. YAML enters here, so pydantic checks."""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ardmvc_core.attacks.gan import GANConfig
+from ardmvc_core.data.dataset import DatasetConfig
+from ardmvc_core.evaluation import EvalBudget
+from ardmvc_core.models import MODELS
+
+if TYPE_CHECKING:
+    ModelConfig = Any
+else:  # the union is read off the one table of models, so a new row there needs no second line here
+    ModelConfig = Annotated[Union[tuple(method.config for method in MODELS.values())], Field(discriminator="name")]  # noqa: UP007
+
+Device = Literal["auto", "cpu", "cuda"]
+
+_BUDGET = "the evaluation budget is the ruler that trials are compared by, so it never follows the search"
+_PLACE = "it says where a trial runs or reads, not what it is"
+
+
+class TrialConfig(BaseModel):
+    """A model trained on a data set, and how it is scored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    not_searchable: ClassVar[Mapping[str, str]] = {
+        "evaluation": _BUDGET,
+        "protocol": _BUDGET,
+        "evaluate_every": "rounds of different length cannot be compared or pruned against each other",
+        "seed": "a search over seeds selects luck; `repeats` averages over them",
+        "repeats": "trials averaged over different numbers of seeds cannot be compared",
+        "device": _PLACE,
+        "dataset.root": _PLACE,
+    }
+    """Dotted path (with all below it) that a search may not touch → why."""
+
+    seed: int = Field(default=7, ge=0)
+    """Master seed; every random stream of the trial is derived from it and a name."""
+    device: Device = "auto"
+    """`auto` takes the GPU that the trial was given, and the CPU where there is none."""
+    protocol: Literal["strict", "official"] = "strict"
+    """`strict` decides and is the headline; `official` repeats the published way of scoring, for Table 1 only."""
+    dataset: DatasetConfig
+    """The data set and how it is made."""
+    model: ModelConfig
+    """The method; its `name` says which of MODELS."""
+    epochs: int = Field(default=20, ge=1)
+    """Training epochs, over all stages of the method."""
+    batch_size: int = Field(default=100, ge=2)
+    """Samples per optimizer step; contrastive and sample-pair terms need at least two."""
+    repeats: int = Field(default=1, ge=1)
+    """Seeds that the trial is trained with and averaged over."""
+    evaluate_every: int = Field(default=5, ge=1)
+    """Epochs per round: after each round the trial reports, is checkpointed and may be pruned."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16` trains under autocast."""
+    evaluation: EvalBudget = EvalBudget()
+    """Attacks, ε, steps and samples of the scoring; frozen for the whole study."""
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> "TrialConfig":
+        try:
+            self.resolved_budget()
+        except ValueError as error:
+            raise ValueError(f"evaluation.{error}") from None
+        return self
+
+    def resolved_budget(self, n_views: int | None = None) -> EvalBudget:
+        """The evaluation with the data set's ε where none is given.
+
+        Args: n_views: None before the data are loaded; then one ε per view cannot be checked against them.
+        Raises: ValueError if it does not fit the data set.
+        """
+        eps = self.evaluation.eps
+        if n_views is None:
+            n_views = len(eps) if isinstance(eps, tuple) else 1
+        return self.evaluation.resolve(self.dataset.name, n_views)
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs over all stages, of one seed."""
+        return sum(stage.epochs for stage in MODELS[self.model.name].stages(self.model, self.epochs))
+
+    @property
+    def rounds(self) -> int:
+        """Reports of a trial that is not stopped early; the last round may be shorter."""
+        return math.ceil(self.total_epochs / self.evaluate_every)
+
+
+class AttackTrialConfig(BaseModel):
+    """A generative attack fitted against one saved model: the attacker's own hyperparameters are what is searched."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    not_searchable: ClassVar[Mapping[str, str]] = {
+        "evaluation": _BUDGET,
+        "attack.eps": _BUDGET,
+        "checkpoint": "attackers are compared on one saved model",
+        "evaluate_every": "rounds of different length cannot be compared or pruned against each other",
+        "seed": "a search over seeds selects luck",
+        "device": _PLACE,
+    }
+    """Dotted path (with all below it) that a search may not touch → why."""
+
+    seed: int = Field(default=7, ge=0)
+    """Master seed of the attacker; the model's own is in its checkpoint."""
+    device: Device = "auto"
+    """`auto` takes the GPU that the trial was given, and the CPU where there is none."""
+    checkpoint: str = Field(min_length=1)
+    """Folder of a model trial's checkpoint: holds the weights and the trial's config, and with it the data set."""
+    attack: GANConfig = GANConfig()
+    """Losses, weights μ1 μ2 μ3 and training of the generators."""
+    evaluation: EvalBudget = EvalBudget()
+    """ε and the samples that the attack is scored on; None follows the checkpoint's data set."""
+    evaluate_every: int = Field(default=5, ge=1)
+    """Attacker epochs per round."""
+
+    @property
+    def rounds(self) -> int:
+        """Reports of a trial that is not stopped early; the last round may be shorter."""
+        return math.ceil(self.attack.epochs / self.evaluate_every)

@@ -1,0 +1,194 @@
+"""One trial without Ray: built from its config, run round by round, saved and loaded exactly."""
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from ardmvc_core.data import load_parts
+from ardmvc_core.data.dataset import DatasetConfig, Part
+from ardmvc_core.evaluation import Evaluation, evaluate_official, evaluate_strict, probe
+from ardmvc_core.models import MODELS
+from ardmvc_core.seeding import derive_seed, seed_everything
+from ardmvc_core.training import NonFiniteLoss, Trainer
+from trainables.config import TrialConfig
+
+Report = dict[str, Any]
+"""Flat metrics, and beside them `round`, `rounds`, `seconds`, `budget`, `warnings` (a JSON list), `done`, and `failure`
+when the trial cannot go on."""
+
+STATE_FILE = "state.pt"
+CONFIG_FILE = "config.json"
+ARRAYS_FILE = "evaluation.npz"
+
+
+@lru_cache(maxsize=2)
+def cached_parts(config: DatasetConfig, protocol: Literal["official", "strict"]) -> dict[str, Part]:
+    """The parts of a data set, kept between the trials that one worker runs."""
+    return load_parts(config, protocol)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the first CUDA device that the worker sees, else the CPU."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def build_model(config: TrialConfig, view_shapes: tuple[tuple[int, ...], ...], n_clusters: int, seed: int) -> nn.Module:
+    """The network that `config.model` names, its weights drawn from the seed's own stream."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "init"))
+        network: nn.Module = MODELS[config.model.name].build(config.model, view_shapes, n_clusters)
+    return network
+
+
+class Trial:
+    """Trains `repeats` models that differ by their seed only, and reports their mean after every round."""
+
+    def __init__(self, config: TrialConfig) -> None:
+        """Raises: ValueError, or its child DataError, for a config or data that cannot be run."""
+        self.config = config
+        self.device = pick_device(config.device)
+        parts = cached_parts(config.dataset, config.protocol)
+        self.parts = {name: part.data.to(self.device) for name, part in parts.items()}
+        self.part_digests = {name: part.digest for name, part in parts.items()}
+        self.budget = config.evaluation.resolve(config.dataset.name, len(self.parts["train"].views))
+        self.round = 0
+        self.seconds = 0.0
+        self.failure: str | None = None
+        self.warnings: list[str] = []
+        self._arrays: dict[str, np.ndarray] = {}
+        seed_everything(derive_seed(config.seed, "global"))
+        method = MODELS[config.model.name]
+        train = self.parts["train"]
+        self.trainers: list[Trainer] = []
+        for repeat in range(config.repeats):
+            seed = derive_seed(config.seed, "repeat", repeat)
+            model = build_model(config, train.view_shapes, train.n_clusters, seed).to(self.device)
+            self.trainers.append(
+                Trainer(
+                    model,
+                    method.stages(config.model, config.epochs),
+                    train.views,
+                    batch_size=config.batch_size,
+                    seed=seed,
+                    precision=config.precision,
+                )
+            )
+
+    @property
+    def rounds(self) -> int:
+        return math.ceil(self.trainers[0].epochs / self.config.evaluate_every)
+
+    @property
+    def finished(self) -> bool:
+        return self.failure is not None or self.round >= self.rounds
+
+    def run_round(self) -> Report:
+        """Trains `evaluate_every` epochs, then evaluates: the cheap probe, and everything after the last epoch.
+
+        Returns: the report; a loss that is not finite ends the trial with `failure` instead of an exception.
+        """
+        begin = time.monotonic()
+        try:
+            losses = [self._train_round(trainer) for trainer in self.trainers]
+        except NonFiniteLoss as error:
+            self.failure = str(error)
+            return self._report({}, begin)
+        trained = time.monotonic()
+        self.round += 1
+        evaluations = [self._evaluate(trainer.model) for trainer in self.trainers]
+        self._arrays = evaluations[0].arrays()
+        self.warnings = sorted({warning for found in evaluations for warning in found.warnings})
+        metrics = aggregate([{**loss, **found.metrics()} for loss, found in zip(losses, evaluations, strict=True)])
+        metrics["time/train_s"] = trained - begin
+        metrics["time/evaluate_s"] = time.monotonic() - trained
+        return self._report(metrics, begin)
+
+    def _train_round(self, trainer: Trainer) -> dict[str, float]:
+        losses: dict[str, float] = {}
+        for _ in range(min(self.config.evaluate_every, trainer.epochs - trainer.epoch)):
+            losses = trainer.run_epoch()
+        return {f"loss/{name}": value for name, value in losses.items()}
+
+    def _evaluate(self, model: nn.Module) -> Evaluation:
+        last = self.round >= self.rounds
+        if self.config.protocol == "official":
+            held_out = self.parts["attack"]
+            return evaluate_official(model, held_out, self.budget) if last else probe(model, held_out, self.budget)
+        if not last:
+            return probe(model, self.parts["tune"], self.budget)
+        return evaluate_strict(model, self.parts["tune"], self.parts["attacker"].views, self.budget)
+
+    def _report(self, metrics: Mapping[str, float], begin: float) -> Report:
+        self.seconds += time.monotonic() - begin
+        report: Report = {**metrics, "round": self.round, "rounds": self.rounds, "seconds": self.seconds}
+        report |= {"budget": self.budget.digest(), "warnings": json.dumps(self.warnings), "done": self.finished}
+        if self.failure:
+            report["failure"] = self.failure
+        return report
+
+    def save(self, folder: Path) -> None:
+        """Writes everything that `load` needs, the config, and the arrays of the last evaluation."""
+        state = {
+            "round": self.round,
+            "seconds": self.seconds,
+            "failure": self.failure,
+            "trainers": [trainer.state_dict() for trainer in self.trainers],
+        }
+        torch.save(state, folder / STATE_FILE)
+        facts = {
+            "config": self.config.model_dump(mode="json"),
+            "parts": self.part_digests,
+            "budget": self.budget.digest(),
+        }
+        (folder / CONFIG_FILE).write_text(json.dumps(facts, indent=1))
+        np.savez_compressed(folder / ARRAYS_FILE, allow_pickle=False, **self._arrays)
+
+    def load(self, folder: Path) -> None:
+        """Goes on from what `save` wrote, bit for bit on the same machine.
+
+        Raises: ValueError if the checkpoint is of another config.
+        """
+        facts = json.loads((folder / CONFIG_FILE).read_text())
+        if facts["config"] != self.config.model_dump(mode="json"):
+            raise ValueError(f"the checkpoint {folder} was written by a trial with another config")
+        state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+        self.round, self.seconds, self.failure = state["round"], state["seconds"], state["failure"]
+        for trainer, trainer_state in zip(self.trainers, state["trainers"], strict=True):
+            trainer.load_state_dict(trainer_state)
+
+
+def aggregate(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean over the seeds of a trial, and `spread/<metric>`, their standard deviation, where there are two or more."""
+    metrics: dict[str, float] = {}
+    for name in runs[0]:
+        values = [run[name] for run in runs]
+        metrics[name] = statistics.fmean(values)
+        if len(values) > 1 and not name.startswith("time/"):
+            metrics[f"spread/{name}"] = statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
+    return metrics
+
+
+def load_model(folder: Path, device: torch.device, repeat: int = 0) -> tuple[nn.Module, TrialConfig]:
+    """The trained network of a trial's checkpoint folder, in inference mode, and the config of its trial.
+
+    Raises: ValueError if the folder holds no checkpoint of a trial.
+    """
+    try:
+        facts = json.loads((folder / CONFIG_FILE).read_text())
+    except OSError as error:
+        raise ValueError(f"{folder} holds no saved model: {CONFIG_FILE}: {error.strerror}") from error
+    config = TrialConfig.model_validate(facts["config"])
+    train = cached_parts(config.dataset, config.protocol)["train"].data
+    model = build_model(config, train.view_shapes, train.n_clusters, config.seed)
+    state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+    model.load_state_dict(state["trainers"][repeat]["model"])
+    return model.to(device).eval(), config
