@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
 
 IntArray = NDArray[np.int64]
@@ -51,6 +49,9 @@ def fit_map(labels: Integers, clusters: Integers, n_clusters: int) -> IntArray:
     Source: Kuhn 1955 (Hungarian method), on the square of size max(K, largest class + 1).
     """
     label_ids, cluster_ids = _integers(labels, "labels"), _integers(clusters, "clusters")
+    # Imported where it is needed: SciPy and scikit-learn take seconds, and bad input is answered without them.
+    from scipy.optimize import linear_sum_assignment
+
     size = max(n_clusters, int(label_ids.max()) + 1)
     counts = np.zeros((size, size), dtype=np.int64)
     counts[:n_clusters] = confusion(cluster_ids, label_ids, n_clusters, size)
@@ -66,6 +67,8 @@ def fixed_map_scores(labels: Integers, clusters: Integers, mapping: Integers) ->
     label_ids, cluster_ids = _integers(labels, "labels"), _integers(clusters, "clusters")
     classes = _integers(mapping, "mapping")
     counts = confusion(cluster_ids, label_ids, len(classes), int(label_ids.max()) + 1)
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
     # scikit-learn calls two constants a perfect agreement; one cluster tells nothing, so it earns nothing.
     constant = np.count_nonzero(counts.any(axis=1)) == 1
     return ClusteringScores(

@@ -1,8 +1,11 @@
 """Where MLflow's records go: default, environment, and what can be said about an address before anything starts."""
 
+import fcntl
 import os
 import socket
 import sqlite3
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -45,7 +48,7 @@ def artifact_location(uri: str, artifact_root: str | None) -> str | None:
 
 
 def local_fault(uri: str) -> str | None:
-    """What is wrong with an address, as far as can be said without MLflow; within a few seconds, without its password."""
+    """What is wrong with an address, found in a few seconds and without MLflow; holds no password."""
     scheme = urlsplit(uri).scheme.split("+")[0]
     shown = redact(uri)
     if scheme == "sqlite":
@@ -119,3 +122,32 @@ def _database_fault(uri: str) -> str | None:
             f"cannot reach the MLflow database {redact(uri)}: {redact(reason[0] if reason else type(error).__name__)}"
         )
     return None
+
+
+def make_sqlite(file: Path) -> None:
+    """Makes MLflow's tables in a new file; does nothing if the file exists.
+
+    Built beside its place and moved there whole: a process killed meanwhile would leave a half-made schema that MLflow
+    can neither use nor repair. In a process of its own, so that the seconds it takes are not the driver's.
+    """
+    if file.exists():
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with (file.parent / f".{file.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if file.exists():
+            return
+        for left in file.parent.glob(f".{file.name}.new-*"):
+            left.unlink()
+        draft = file.with_name(f".{file.name}.new-{os.getpid()}")
+        script = "import sys, mlflow; mlflow.MlflowClient(tracking_uri=sys.argv[1]).search_experiments(max_results=1)"
+        done = subprocess.run(
+            [sys.executable, "-c", script, f"sqlite:///{draft}"],
+            cwd=file.parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise OSError(f"cannot make {file}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        draft.replace(file)

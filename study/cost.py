@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ardmvc_core.attacks.gan import GANConfig
-from ardmvc_core.evaluation import EvalBudget
+from ardmvc_core.evaluation_budget import EvalBudget
 from trainables.config import AttackTrialConfig, TrialConfig
 
 _NOISE_KINDS = 2
-_WITHOUT_REFERENCE = frozenset({"contrastive"})
-"""White-box objectives that need no clean pass to compare with."""
+_AMONG_SAMPLES = frozenset({"contrastive"})
+"""White-box objectives that compare the samples of a batch: no clean pass to refer to, and a single sample is left."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,13 @@ def _strict(budget: EvalBudget, size: int, attacker_size: int) -> Passes:
     radii = 1 + len(budget.gan_eps or ())
     total = _clean_and_noise(budget, scored, radii)
     for objective in budget.objectives:
-        extra = 0 if objective in _WITHOUT_REFERENCE else 1
+        among_samples = objective in _AMONG_SAMPLES
+        extra = 0 if among_samples else 1
         if budget.restarts > 1:  # each restart is judged by its clusters and its loss
             extra += 1 + 2 * budget.restarts
         steps = budget.steps * budget.restarts
-        total += Passes(steps + extra, steps) * _split(scored, budget.batch_size)
+        left = among_samples and scored % budget.batch_size == 1
+        total += Passes(steps + extra, steps) * (_split(scored, budget.batch_size) - left)
     total += _gan(budget.gan, attacker_size) * radii
     return total + _assign(scored, budget.batch_size) * (len(budget.objectives) + radii)
 

@@ -145,6 +145,7 @@ class LiveTable:
         paths = override_paths(self._records.values())
         paths, names = (paths if len(paths) <= SHOWN_PARAMS else []), short_names(paths)
         metrics = self._metrics(list(self._records.values()))
+        legend = "  * baseline" if any(record.baseline for record in records) else ""
         table = Table(
             box=box.SIMPLE_HEAD,
             caption=self.progress() + legend,

@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import json
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -69,7 +69,7 @@ def suggestion(word: str, options: Iterable[str], *, known: bool = False) -> str
 
 
 def raise_faults(title: str, faults: Iterable[Fault]) -> None:
-    """Raises all faults as one pydantic error, so that a validator can report more than one; does nothing without any."""
+    """Raises all faults as one pydantic error, since a validator may have more than one; does nothing without any."""
     details = [
         InitErrorDetails(
             type=PydanticCustomError("fault", "{text}", {"text": fault.message, "fault": fault}), loc=(), input=None
@@ -91,25 +91,27 @@ def faults_of(error: ValidationError, schema: type) -> list[Fault]:
     return [fault for same in found.values() for fault in _merged(same)]
 
 
-def every_fault(schema: type[BaseModel], raw: Mapping[str, Any]) -> list[Fault]:
+def every_fault(schema: type[BaseModel], raw: Mapping[str, Any], decisive: Collection[str] = ()) -> list[Fault]:
     """All faults of a mapping, also those that pydantic or a config's own check does not get to because of others.
 
     What is faulty is taken out and the rest checked again, until no new fault appears.
+
+    Args: decisive: paths that decide what the rest means; with a fault there, nothing is checked again.
     """
     rest = copy.deepcopy(dict(raw))
     found: dict[str, list[Fault]] = {}
     while True:
         try:
-            checked = schema.model_validate(rest)
+            faults = boolean_faults(rest, schema.model_validate(rest))
         except ValidationError as error:
-            new = [fault for fault in faults_of(error, schema) if fault.path not in found]
-        else:
-            new = [fault for fault in boolean_faults(rest, checked) if fault.path not in found]
+            faults = faults_of(error, schema)
+        # What was taken out, or held something that was, may now be asked for: that is no fault of the mapping.
+        new = [fault for fault in faults if not any(f"{path}[".startswith(f"{fault.path}[") for path in found)]
         for fault in new:
             found.setdefault(fault.path, []).append(fault)
         taken_out = [_take_out(rest, fault.path) for fault in new]
-        if not any(taken_out):
-            return [fault for faults in found.values() for fault in faults]
+        if not any(taken_out) or not found.keys().isdisjoint(decisive):
+            return [fault for same in found.values() for fault in same]
 
 
 def _take_out(raw: Any, path: str) -> bool:
@@ -184,7 +186,7 @@ def _expected(kind: str, context: Mapping[str, Any], place: Any, given: Any) -> 
         options = [str(option) for option in _literals(place)]
         return f"unknown value {_shown(given)}{suggestion(str(given), options, known=True)}"
     if kind in _COMPARISONS:
-        return f"must be {_COMPARISONS[kind]} {context[_LIMITS[kind]]}, got {_shown(given)}"
+        return f"must be {_COMPARISONS[kind]} {context[_LIMITS[kind]]:g}, got {_shown(given)}"
     if kind == "string_pattern_mismatch":
         return f"must match {context['pattern']}, got {_shown(given)}"
     word = kind.split("_")[0]

@@ -35,6 +35,7 @@ class Row:
     rank: int | None = None
     """1 is best; with two objectives the number of the front it lies on. None: not comparable, `note` says why."""
     note: str = ""
+    """Why it has no rank, or reasons to doubt its numbers."""
     main_budget: bool = True
     """False for a finished trial that was scored under another evaluation budget than the ranked ones."""
 
@@ -135,14 +136,14 @@ def _note(record: TrialRecord, budget: str, comparable: bool) -> str:
     if record.state == "PRUNED":
         return f"stopped early at {steps}"
     if record.state == "FAIL":
-        return f"{record.failure or 'no reason stored'} ({steps})"
+        return f"{' '.join((record.failure or 'no reason stored').split())} ({steps})"
     if record.state == "RUNNING":
         return f"running, {steps}"
     if record.state == "WAITING":
         return f"waiting, {steps}"
     if record.budget != budget:
         return f"other evaluation budget ({record.budget or 'unknown'}): not compared"
-    return "" if comparable else "an objective is missing or not finite"
+    return "; ".join(record.warnings) if comparable else "an objective is missing or not finite"
 
 
 def best(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> TrialRecord | None:
@@ -207,6 +208,7 @@ def summary(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> 
     lines += _aligned([_line(record, objectives, paths, record in top) for record in [*top, *beside]])
     if not several:
         lines += _differences(top[0], beside, objectives[0])
+    lines += [f"warning: trial {r.number}: {text}" for r in [*top, *beside] for text in r.warnings]
     others = sum(not row.main_budget for row in rows)
     if others:
         lines.append(f"Left out: {others} complete trial(s) with another evaluation budget.")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import socket
 import threading
 import time
@@ -16,6 +15,7 @@ import sqlalchemy
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from study.provenance import redact
 from study.records import TrialRecord
 from study.spec import StudySpec
 
@@ -25,11 +25,6 @@ STALE_SECONDS = 30.0
 
 class LedgerError(Exception):
     """The database cannot be used as asked; the message says why and what to do, and holds no password."""
-
-
-def redact(url: str) -> str:
-    """The URL without its password."""
-    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
 
 
 def study_url(storage: Path) -> str:
@@ -119,6 +114,7 @@ class Ledger:
         stored = study.user_attrs.get("identity")
         if stored is None:
             study.set_user_attr("identity", identity)
+            study.set_user_attr("uid", uuid.uuid4().hex)
         elif differences := list_differences(stored, identity):
             shown = "\n".join(f"  {line}" for line in differences)
             raise LedgerError(
@@ -133,6 +129,11 @@ class Ledger:
     def spec(self) -> dict[str, Any]:
         """The resolved spec that the study was last run with."""
         return dict(self._study.user_attrs.get("spec", {}))
+
+    @property
+    def uid(self) -> str:
+        """Tells studies of one name in several databases apart."""
+        return str(self._study.user_attrs.get("uid", ""))
 
     # Trials
 

@@ -2,10 +2,11 @@
 
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from ardmvc_core.models import MODELS
 from ardmvc_core.types import ViewShapes
 from study.metric_names import LABEL_FREE
 from study.spec import StudySpec
-from trainables.config import AttackTrialConfig, TrialConfig
+from trainables.config import TrialConfig
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,12 @@ def environment_faults(spec: StudySpec, *, cluster: bool) -> list[str]:
     Args: cluster: whether trials run elsewhere, so that this machine's processors say nothing.
     """
     faults = [] if cluster else machine_faults(spec)
+    if spec.trainable == "attacker":
+        return faults + _attacker_faults(spec)
     for path, config in trials_to_check(spec):
-        found = _model_faults(spec, config) if isinstance(config, TrialConfig) else _attacker_faults(config)
-        faults += [f"{path}{fault}" for fault in found if not any(known.endswith(fault) for known in faults)]
+        # The same fault in every trial is said once, of the trial as written.
+        found = [fault for fault in _model_faults(spec, config) if not any(f.endswith(fault) for f in faults)]
+        faults += [f"{path}{fault}" for fault in found]
     return faults
 
 
@@ -69,14 +73,18 @@ def machine_faults(spec: StudySpec) -> list[str]:
     return faults
 
 
-def trials_to_check(spec: StudySpec) -> Iterator[tuple[str, TrialConfig | AttackTrialConfig]]:
-    """The trial as written, every baseline, and one for each end and choice of the space; each with where it comes from."""
-    yield "trial.", spec.trial_config({})
-    for number, overrides in enumerate(spec.baselines):
-        yield f"baselines[{number}]: ", spec.trial_config(overrides)
+def trials_to_check(spec: StudySpec) -> Iterator[tuple[str, TrialConfig]]:
+    """The trial as written, the baselines, and one for each end and choice; each with where it comes from."""
+    cases: list[tuple[str, Mapping[str, Any]]] = [("trial.", {})]
+    cases += [(f"baselines[{number}]: ", overrides) for number, overrides in enumerate(spec.baselines)]
     for path, distribution in spec.distributions().items():
-        for value in distribution.probes():
-            yield f"space.{path}: {value!r} makes an invalid trial: ", spec.trial_config({path: value})
+        cases += [
+            (f"space.{path}: {value!r} makes an invalid trial: ", {path: value}) for value in distribution.probes()
+        ]
+    for where, overrides in cases:
+        config = spec.trial_config(overrides)
+        assert isinstance(config, TrialConfig)
+        yield where, config
 
 
 def _model_faults(spec: StudySpec, config: TrialConfig) -> list[str]:
@@ -107,31 +115,39 @@ def _model_faults(spec: StudySpec, config: TrialConfig) -> list[str]:
     return faults
 
 
-def _attacker_faults(config: AttackTrialConfig) -> list[str]:
+def _attacker_faults(spec: StudySpec) -> list[str]:
+    config = spec.trial_config({})
     try:
-        target = saved_trial(config.checkpoint)
+        target = target_trial(spec)
     except ValueError as error:
-        return [f"checkpoint: {error}"]
+        return [f"trial.checkpoint: {error}"]
+    if target is None:
+        return []
     try:
         facts = data_facts(target.dataset, "strict")
-        replace(config.evaluation).resolve(target.dataset.name, len(facts.view_shapes))
+        config.evaluation.resolve(target.dataset.name, len(facts.view_shapes))
     except DataError as error:
-        return [f"checkpoint: its data set: {fault}" for fault in str(error).splitlines()]
+        return [f"trial.checkpoint: the data of its trial: {fault}" for fault in str(error).splitlines()]
     except ValueError as error:
-        return [f"evaluation.{error}"]
+        return [f"trial.evaluation.{error}"]
     return []
 
 
-def saved_trial(folder: str) -> TrialConfig:
-    """The config of the trial that left a checkpoint. Raises: ValueError if the folder holds none."""
-    path = Path(folder).expanduser()
-    missing = [name for name in ("config.json", "state.pt") if not (path / name).is_file()]
-    if missing:
-        raise ValueError(
-            f"{folder} holds no saved model ({' and '.join(missing)} missing); name the checkpoint folder of a trial: "
-            "--set trial.checkpoint=FOLDER"
-        )
+def target_trial(spec: StudySpec) -> TrialConfig | None:
+    """The config of the trial whose saved model an attacker study attacks; None if it lies on remote storage.
+
+    Raises: ValueError if there is no such model.
+    """
+    from study.ledger import LedgerError, study_url
+    from study.saved_models import find_checkpoint
+
     try:
-        return TrialConfig.model_validate(json.loads((path / "config.json").read_text())["config"])
+        folder = find_checkpoint(str(spec.trial["checkpoint"]), study_url(Path(spec.storage.path).resolve()))
+    except LedgerError as error:
+        raise ValueError(str(error).removeprefix("trial.checkpoint: ")) from None
+    if "://" in folder:
+        return None
+    try:
+        return TrialConfig.model_validate(json.loads((Path(folder) / "config.json").read_text())["config"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder} holds no config of a trial: {error}") from None
+        raise ValueError(f"{folder} holds no config of a model trial: {' '.join(str(error).split())}") from None

@@ -84,6 +84,8 @@ def leaderboard(records: Sequence[TrialRecord], objectives: Sequence[Objective],
     lines = [line.rstrip() for line in buffer.getvalue().splitlines() if line.strip()] if ranked else []
     if any(row.record.baseline for row in ranked):
         lines.append("* baseline")
+    if any(row.record.warnings for row in ranked):
+        lines.append("! there are reasons to doubt its numbers: --format md tells them")
     return "\n".join([*lines, *_others(rows, objectives)]) or "No trials yet."
 
 
@@ -101,7 +103,8 @@ def _table(ranked: Sequence[Row], objectives: Sequence[Objective], metrics: Sequ
         table.add_column("\n".join(re.split(r"[_/]", heading)), justify="right", no_wrap=True)
     for row in ranked:
         record = row.record
-        texts = [str(row.rank), f"{record.number}{' *' if record.baseline else '  '}"]
+        marks = f"{'*' if record.baseline else ' '}{'!' if record.warnings else ' '}"
+        texts = [str(row.rank), f"{record.number} {marks}"]
         texts += [show(record.overrides.get(path)) for path in paths]
         for metric in metrics:
             texts.append(_three(value(record, metric)))
@@ -125,18 +128,18 @@ def _others(rows: Sequence[Row], objectives: Sequence[Objective]) -> list[str]:
             names = short_names(record.overrides)
             given = ", ".join(f"{names[path]} {show(number)}" for path, number in record.overrides.items())
             note = row.note if len(row.note) <= 160 else f"{row.note[:159]}…"
-            found.append("  ".join(["", f"trial {record.number}", record.state, note, *metrics[:2], given]))
+            found.append("  ".join(["", f"trial {record.number}", record.state, note, *metrics[:2], given]).rstrip())
     return ["not ranked:", *found] if found else []
 
 
 def markdown(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> str:
-    """The leaderboard as a GitHub table, and the summary below it."""
+    """The summary, and the leaderboard as a GitHub table."""
     headings, rows = cells(records, objectives)
     lines = [headings, ["---"] * len(headings), *rows]
     table = "\n".join(
         f"| {' | '.join(_one_line(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines
     )
-    return f"{table}\n\n```\n{summary(records, objectives)}\n```\n"
+    return f"```\n{summary(records, objectives)}\n```\n\n{table}\n"
 
 
 def flat(rows: Sequence[Row], objectives: Sequence[Objective]) -> tuple[list[str], list[list[Any]]]:
@@ -218,6 +221,7 @@ def as_json(name: str, records: Sequence[TrialRecord], objectives: Sequence[Obje
             "seconds": row.record.seconds,
             "budget": row.record.budget,
             "failure": row.record.failure,
+            "warnings": list(row.record.warnings),
             "checkpoint": row.record.checkpoint,
             "note": row.note,
         }

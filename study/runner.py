@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -73,7 +74,7 @@ def run_study(
         _show_end(spec, records, uri, json_output, f"study {spec.name!r} is finished: {len(records)} trials")
         return 0
 
-    tracker = MLflowTracker(ledger.spec, uri=uri, study_name=spec.name, artifact_root=str(storage / "mlartifacts"))
+    tracker = MLflowTracker(ledger.spec, uri=uri, study_name=spec.name, identity=ledger.uid)
     display = LiveTable(spec.objectives, spec.limits.trials, records, stream=sys.stderr)
     conductor = None
     waiting: list[int] = []
@@ -121,6 +122,8 @@ def connect(address: str | None, spec: StudySpec) -> None:
     os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
     import ray
 
+    if address:
+        _check_listens(address)
     for name in ("ray.tune", "ray.train", "ray"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
@@ -140,6 +143,19 @@ def connect(address: str | None, spec: StudySpec) -> None:
             raise StudyRefused(
                 f"resources.{resource.lower()}: a trial asks for {wanted:g}, the cluster has {have.get(resource, 0):g}"
             )
+
+
+def _check_listens(address: str) -> None:
+    """Ray itself would try for minutes. Raises: StudyRefused if nothing answers at `host:port` or `ray://host:port`."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        if address == "auto":
+            return
+        raise StudyRefused(f"--address must be host:port, ray://host:port or auto, got {address!r}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as error:
+        raise StudyRefused(f"cannot join the Ray cluster at {address!r}: {error.strerror or error}") from error
 
 
 def _fit(spec: StudySpec, conductor: Any, session: Path, trainable: type | None) -> None:

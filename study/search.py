@@ -10,9 +10,11 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from optuna.trial import TrialState
+from ray import cloudpickle
 from ray.tune import Callback
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -124,8 +126,11 @@ class Conductor:
         if result.get("failure"):
             self._reasons[number] = str(result["failure"])
             return
+        round_ = int(result["round"])
+        if self._pending.get(number, {}).get("round") == round_:
+            return  # a round that the pruner stopped is told by the scheduler and by the callback
         self._pending[number] = {
-            "round": int(result["round"]),
+            "round": round_,
             "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
             "seconds": float(result.get("seconds", 0.0)),
             "budget": str(result.get("budget", "")),
@@ -134,8 +139,8 @@ class Conductor:
         if len(self._spec.objectives) == 1:
             value = round_value(self._spec.objectives[0].metric, metrics)
             if value is not None:
-                self._ledger.report(number, int(result["round"]), value)
-                self._suggestions.reported(number, int(result["round"]), value)
+                self._ledger.report(number, round_, value)
+                self._suggestions.reported(number, round_, value)
 
     def should_prune(self, number: int) -> bool:
         """Asks Optuna's pruner; baselines are never pruned, since the table must hold them."""
@@ -236,6 +241,17 @@ class OptunaSearcher(Searcher):
         return {"_conductor": None, "_metric": None, "_mode": None}
 
 
+def _reason(trial: RayTrial) -> str:
+    """What ended the trial's worker: the exception it raised, or what Ray says of a worker that is gone."""
+    try:
+        error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    except Exception:  # an exception of a class that this process cannot load; its text is enough
+        lines = Path(trial.error_file).read_text().strip().splitlines() if trial.error_file else []
+        return lines[-1] if lines else "its worker failed without a reason"
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {str(cause).strip()}"
+
+
 class OptunaPruning(FIFOScheduler):
     """First in, first out, and stops what Optuna's pruner gives up."""
 
@@ -252,9 +268,7 @@ class OptunaPruning(FIFOScheduler):
     def on_trial_error(self, tune_controller: Any, trial: RayTrial) -> None:
         """Called before Ray either recovers the trial or gives it up."""
         assert self._conductor is not None
-        error = trial.get_pickled_error() or trial.get_error()
-        cause = getattr(error, "cause", None) or error
-        self._conductor.failing(trial.config["number"], f"{type(cause).__name__}: {str(cause).strip()}")
+        self._conductor.failing(trial.config["number"], _reason(trial))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_conductor": None}

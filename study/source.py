@@ -25,7 +25,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Hashable] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
                 raise yaml.MarkedYAMLError(problem="a key must be plain text", problem_mark=key_node.start_mark)
             if key in seen:
@@ -67,14 +67,13 @@ def _read(file: str) -> tuple[str, bytes]:
             raise SpecError([f"{file}: cannot be read: {error.strerror}"]) from None
     if path.is_dir():
         raise SpecError([f"{file}: is a folder, not a file"])
-    bundled = {
-        entry.name: entry for entry in resources.files("search_spaces").iterdir() if entry.name.endswith(".yaml")
-    }
-    for name in (file, f"{file}.yaml"):
-        if name in bundled:
-            return f"search_spaces/{name}", bundled[name].read_bytes()
+    entries = resources.files("search_spaces").iterdir()
+    bundled = {entry.name.removesuffix(".yaml"): entry for entry in entries if entry.name.endswith(".yaml")}
+    name = file.removesuffix(".yaml")
+    if name in bundled:
+        return f"search_spaces/{name}.yaml", bundled[name].read_bytes()
     raise SpecError(
-        [f"{file}: no such file, and no study of that name in search_spaces/{suggestion(file, sorted(bundled))}"]
+        [f"{file}: no such file, and no study of that name in search_spaces/{suggestion(name, sorted(bundled))}"]
     )
 
 

@@ -1,4 +1,4 @@
-"""The `space` block of a study: dotted paths into the trial, each with a distribution, checked before anything starts."""
+"""The `space` block of a study: dotted paths into the trial, each with a distribution, and their checks."""
 
 import copy
 import math

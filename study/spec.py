@@ -1,7 +1,7 @@
-"""One YAML file as a checked `StudySpec`: everything that is wrong with it is reported at once, before anything starts."""
+"""One YAML file as a checked `StudySpec`; everything that is wrong with it is reported at once."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -34,6 +34,9 @@ from study.space import (
 from trainables.config import AttackTrialConfig, TrialConfig
 
 TRIAL_CONFIGS: dict[str, TrialClass] = {"model": TrialConfig, "attacker": AttackTrialConfig}
+
+_DECISIVE = ("trainable", "trial.protocol")
+"""Keys without which other keys cannot be judged."""
 
 _OPTUNA_NAMES = {"startup_trials": "n_startup_trials"}
 
@@ -119,21 +122,15 @@ class StudySpec(Section):
         entries = list(value) if isinstance(value, list | tuple) else [value]
         if not 1 <= len(entries) <= 2:
             raise ValueError(f"must be one {{metric, mode}} or a list of two, got {len(entries)}")
+        known = None
+        if "trial" in info.data and "trainable" in info.data:
+            known = known_metrics(TRIAL_CONFIGS[info.data["trainable"]].model_validate(info.data["trial"]))
         objectives: list[Objective] = []
         faults: list[Fault] = []
         for number, entry in enumerate(entries):
-            place = f"[{number}]" if len(entries) > 1 else ""
-            try:
-                objectives.append(Objective.model_validate(entry))
-            except ValidationError as error:
-                faults += [Fault(f"{place}.{f.path}".strip("."), f.message) for f in faults_of(error, Objective)]
-        if "trial" in info.data and "trainable" in info.data:
-            known = known_metrics(TRIAL_CONFIGS[info.data["trainable"]].model_validate(info.data["trial"]))
-            for objective in objectives:
-                if objective.metric not in known:
-                    reason = objection(objective.metric)
-                    what = f"'{objective.metric}' {reason}" if reason else f"unknown metric '{objective.metric}'"
-                    faults.append(Fault("metric", f"{what}{suggestion(objective.metric, known)}"))
+            objective, found = _objective(entry, known)
+            objectives += [objective] if objective else []
+            faults += [fault.under(f"[{number}]") if len(entries) > 1 else fault for fault in found]
         if len({objective.metric for objective in objectives}) < len(objectives):
             faults.append(Fault("", f"names {objectives[0].metric} twice"))
         raise_faults("objective", faults)
@@ -196,11 +193,26 @@ class StudySpec(Section):
         return plain
 
 
+def _objective(raw: Any, known: Collection[str] | None) -> tuple[Objective | None, list[Fault]]:
+    """An objective, and what is wrong with it. Args: known: metrics of the trial; None if the trial is faulty."""
+    objective, faults = None, []
+    try:
+        objective = Objective.model_validate(raw)
+    except ValidationError as error:
+        faults = faults_of(error, Objective)
+    metric = raw.get("metric") if isinstance(raw, Mapping) else getattr(objective, "metric", None)
+    if isinstance(metric, str) and known is not None and metric not in known:
+        reason = objection(metric)
+        what = f"'{metric}' {reason}" if reason else f"unknown metric '{metric}'"
+        faults.append(Fault("metric", f"{what}{suggestion(metric, known)}"))
+    return objective, faults
+
+
 def load_spec(file: str, sets: Sequence[str] = (), trials: int | None = None) -> StudySpec:
     """Reads a study.
 
-    Args: file: a path, or a name in search_spaces/ with or without .yaml. sets: `path=value`, the value as in YAML, each
-        replacing one value of the whole spec. trials: replaces limits.trials.
+    Args: file: a path, or a name in search_spaces/ with or without .yaml. sets: `path=value`, the value as in YAML;
+        each replaces one value of the whole spec. trials: replaces limits.trials.
     Raises: SpecError with every fault, each with the file (or the flag), the key path and the nearest valid key.
     """
     label, raw = read_mapping(file)
@@ -216,12 +228,16 @@ def load_spec(file: str, sets: Sequence[str] = (), trials: int | None = None) ->
     if trials is not None:
         raw = replaced(raw, "limits.trials", trials)
         sources["limits.trials"] = f"--trials {trials}"
-    faults += [f"{_source(fault, sources, label)}: {fault}" for fault in every_fault(StudySpec, raw)]
+    faults += [f"{_source(fault, sources, label)}: {fault}" for fault in every_fault(StudySpec, raw, _DECISIVE)]
     if faults:
         raise SpecError(faults)
     return StudySpec.model_validate(raw)
 
 
 def _source(fault: Fault, sources: Mapping[str, str], label: str) -> str:
-    """The flag that set the faulty value, else the file."""
-    return next((flag for path, flag in sources.items() if f"{fault.path}.".startswith(f"{path}.")), label)
+    """The flag that set the faulty value, or made the unknown key above it; else the file."""
+    for path, flag in sources.items():
+        made = fault.message.startswith("unknown key") and path.startswith(f"{fault.path}.")
+        if made or f"{fault.path}.".startswith(f"{path}."):
+            return flag
+    return label

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,13 +125,10 @@ def eps_points(record: TrialRecord) -> dict[str, list[tuple[float, float]]]:
     """Attack → (ε, acc) for attacks that were run with several ε; ε = 0 is the clean score."""
     found: dict[str, list[tuple[float, float]]] = {}
     for name in record.metrics:
-        head, _, eps = name.removesuffix("/acc").rpartition("_")
+        parts = re.fullmatch(r"(?!spread/)(.+)_(\d+\.?\d*)/acc", name)
         got = value(record, name)
-        if head and name.endswith("/acc") and not name.startswith("spread/") and got is not None:
-            try:
-                found.setdefault(head, []).append((float(eps), got))
-            except ValueError:
-                continue
+        if parts and got is not None:
+            found.setdefault(parts[1], []).append((float(parts[2]), got))
     main = record.config.get("evaluation", {}).get("eps") if isinstance(record.config.get("evaluation"), dict) else None
     for attack, points in found.items():
         own, clean = value(record, f"{attack}/acc"), value(record, "clean/acc")

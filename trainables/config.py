@@ -1,4 +1,4 @@
-"""What defines one trial, complete: replay it without Ray from these values alone. YAML enters here, so pydantic checks."""
+"""What defines one trial, complete: from these values alone it can be run again, without Ray."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ardmvc_core.attacks.gan import GANConfig
 from ardmvc_core.data.dataset import DatasetConfig
-from ardmvc_core.evaluation import EvalBudget
+from ardmvc_core.evaluation_budget import EvalBudget
 from ardmvc_core.models import MODELS
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ what other parts have beyond them being clipped.
 """
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from ardmvc_core.data.dataset import (
     DataError,
@@ -177,6 +176,8 @@ def _strict_views(
 
 
 def _digits(config: DatasetConfig) -> tuple[ByteArray, IndexArray]:
+    from sklearn.datasets import load_digits  # takes seconds to import, and only this data set needs it
+
     digits = load_digits()
     chosen = np.isin(digits.target, config.classes or DEFAULT_CLASSES)
     return digits.images[chosen].astype(np.uint8), digits.target[chosen].astype(np.int64)

@@ -1,13 +1,20 @@
 """Fixtures of the study tests."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_studies
 from tiny_studies import study_dict
 
 from study.spec import StudySpec
+
+# Ray's workers must find the trainables that tests stage.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(Path(tiny_studies.__file__).parent), os.environ.get("PYTHONPATH", "")])
+)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from study.ledger import Ledger, LedgerError, list_differences, open_storage, redact, study_url
+from study.ledger import Ledger, LedgerError, list_differences, open_storage, study_url
 from study.sampling import make_pruner
 from study.spec import StudySpec
 
@@ -117,11 +117,6 @@ def test_unreachable_database_is_named_without_its_password(url: str) -> None:
         open_storage(url, create=True)
     assert "s3cret" not in str(caught.value)
     assert "database" in str(caught.value)
-
-
-def test_redact_hides_the_password_only() -> None:
-    assert redact("postgresql://me:s3cret@db:5432/s") == "postgresql://me:***@db:5432/s"
-    assert redact("sqlite:////data/s.db") == "sqlite:////data/s.db"
 
 
 def test_second_driver_is_told_who_holds_the_study(tiny_spec: SpecMaker) -> None:

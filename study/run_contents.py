@@ -1,0 +1,124 @@
+"""What a run shows, as MLflow takes it: names, params, tags, metrics and files made from the study's own values."""
+
+import json
+import logging
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from study.leaderboard import Objective, rank, scores
+from study.provenance import cleaned, redact
+from study.records import TrialRecord
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
+
+VALUE_LENGTH, TAG_LENGTH = 500, 5000
+"""What the smallest of MLflow's stores takes."""
+
+
+@dataclass
+class Run:
+    """What MLflow holds of a run, as far as it decides what is still to be sent."""
+
+    id: str
+    status: str
+    tags: dict[str, str] = field(default_factory=dict)
+    params: set[str] = field(default_factory=set)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def step(self) -> int:
+        """The last round that was logged."""
+        return int(self.metrics.get("round", -1))
+
+
+def as_run(run: Any) -> Run:
+    """From MLflow's own entity."""
+    return Run(run.info.run_id, run.info.status, dict(run.data.tags), set(run.data.params), dict(run.data.metrics))
+
+
+def metric_name(key: str) -> str:
+    """A name that MLflow takes: letters, digits, and `_ - . : /` or space."""
+    return re.sub(r"[^\w\-.: /]", "_", key)
+
+
+def cut(items: list[Any], size: int) -> list[list[Any]]:
+    """The items in pieces of at most `size`; one empty piece if there are none."""
+    return [items[i : i + size] for i in range(0, len(items), size)] or [[]]
+
+
+def tag_texts(tags: Mapping[str, str]) -> dict[str, str]:
+    """Tags without passwords, cut to what every store takes."""
+    return {key: redact(str(text))[:TAG_LENGTH] for key, text in tags.items()}
+
+
+def whole_lines(text: str) -> str:
+    """As many lines of a text as a tag takes."""
+    return text if len(text) <= TAG_LENGTH else text[: text.rindex("\n", 0, TAG_LENGTH)]
+
+
+def flat(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted names."""
+    found: dict[str, Any] = {}
+    for key, item in settings.items():
+        name = f"{path}.{key}" if path else str(key)
+        found |= flat(item, name) if isinstance(item, Mapping) and item else {name: item}
+    return found
+
+
+def param_texts(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Values as texts without passwords, lists as JSON, cut to what every store takes."""
+    shown = {key: item if isinstance(item, str) else json.dumps(item, default=str) for key, item in settings.items()}
+    return {key: redact(text)[:VALUE_LENGTH] for key, text in shown.items()}
+
+
+def trial_params(record: TrialRecord) -> dict[str, str]:
+    """What was searched first, then the whole config, so that a limit on params never costs a searched one."""
+    config = flat(record.config)
+    return param_texts({**{path: config.get(path, value) for path, value in record.overrides.items()}, **config})
+
+
+def as_yaml(settings: Mapping[str, Any]) -> str:
+    """Settings as YAML without passwords."""
+    return yaml.safe_dump(cleaned(settings), sort_keys=False, allow_unicode=True)
+
+
+def data_tags(record: TrialRecord) -> dict[str, str]:
+    """Digest of each data part that the trial used, as its checkpoint tells them."""
+    from study.trial_figures import load_part_digests
+
+    return {f"data_digest.{part}": digest for part, digest in load_part_digests(record.checkpoint).items()}
+
+
+def figures_of(record: TrialRecord) -> "dict[str, Figure]":
+    """Figures of a trial; a fault in drawing them is no reason to send the trial again."""
+    from study.trial_figures import load_arrays, trial_figures
+
+    try:
+        return trial_figures(record, load_arrays(record.checkpoint))
+    except Exception as error:
+        logger.warning("no figures of trial %d: %s", record.number, reason_of(error))
+        return {}
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of an error without passwords, for people."""
+    lines = redact(str(error)).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+def study_metrics(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> dict[str, float]:
+    """The study in numbers: trials by final state, and the best value of each objective."""
+    found = {f"trials/{s.lower()}": float(sum(r.state == s for r in records)) for s in ("COMPLETE", "PRUNED", "FAIL")}
+    for objective in objectives:
+        ranked = [row.record for row in rank(records, [objective]) if row.rank is not None]
+        if ranked:
+            found[f"best/{objective.metric}"] = (scores(ranked[0], [objective]) or (math.nan,))[0]
+    return found

@@ -1,0 +1,126 @@
+"""Ranks, fronts and what a difference is worth; every expected number worked out by hand."""
+
+import math
+
+from study.leaderboard import Goal, best, goals, main_budget, rank, scores, short_names, summary
+from study.records import State, TrialRecord
+
+ROBUST = [Goal("robust/acc", "max")]
+BOTH = [Goal("clean/acc", "max"), Goal("robust/acc", "max")]
+
+
+def trial(
+    number: int,
+    robust: float,
+    clean: float = 0.9,
+    *,
+    state: State = "COMPLETE",
+    spread: float | None = 0.02,
+    baseline: bool = False,
+    budget: str = "a",
+) -> TrialRecord:
+    metrics = {"clean/acc": clean, "robust/acc": robust}
+    if spread is not None:
+        metrics |= {"spread/robust/acc": spread, "spread/clean/acc": spread}
+    return TrialRecord(
+        number=number,
+        state=state,
+        values=(robust,) if state == "COMPLETE" else (),
+        overrides={"model.adversarial_weight": number / 10},
+        baseline=baseline,
+        round=4 if state == "COMPLETE" else 2,
+        rounds=4,
+        metrics=metrics,
+        budget=budget,
+        failure="loss is nan" if state == "FAIL" else None,
+    )
+
+
+def test_only_complete_trials_of_one_budget_are_ranked() -> None:
+    records = [
+        trial(0, 0.3),
+        trial(1, 0.9, state="PRUNED"),
+        trial(2, 0.5),
+        trial(3, 0.99, budget="b"),
+        trial(4, 0.8, state="FAIL"),
+        trial(5, 0.5),
+        trial(6, math.nan),
+        trial(7, 0.7, state="RUNNING"),
+    ]
+    rows = rank(records, ROBUST)
+    assert [(row.record.number, row.rank) for row in rows] == [
+        (2, 1), (5, 1), (0, 3), (3, None), (6, None), (1, None), (4, None), (7, None),
+    ]  # fmt: skip
+    notes = {row.record.number: row.note for row in rows}
+    assert notes[1] == "stopped early at round 2/4"
+    assert notes[3] == "other evaluation budget (b): not compared"
+    assert notes[4] == "loss is nan (round 2/4)"
+    assert notes[6] == "an objective is missing or not finite"
+    assert notes[7] == "running, round 2/4"
+    assert [row.record.number for row in rows if not row.main_budget] == [3]
+
+
+def test_smaller_is_better_when_the_objective_says_so() -> None:
+    top = best([trial(0, 0.3), trial(1, 0.2), trial(2, 0.5)], [Goal("robust/acc", "min")])
+    assert top is not None
+    assert top.number == 1
+    assert best([], ROBUST) is None
+    assert best([trial(0, 0.3, state="PRUNED")], ROBUST) is None
+
+
+def test_the_budget_of_most_trials_is_the_main_one_and_the_newer_of_equals() -> None:
+    assert main_budget([trial(0, 0, budget="a"), trial(1, 0, budget="b"), trial(2, 0, budget="b")]) == "b"
+    assert main_budget([trial(0, 0, budget="a"), trial(1, 0, budget="b")]) == "b"
+    assert main_budget([trial(0, 0, budget="a"), trial(1, 0, budget="b", state="PRUNED")]) == "a"
+    assert main_budget([]) == ""
+
+
+def test_fronts_of_two_objectives() -> None:
+    #       clean: 0.9 0.8 0.7 0.8 ; robust: 0.1 0.3 0.2 0.3 → 0, 1, 3 are beaten by none; 2 by 1
+    records = [trial(0, 0.1, 0.9), trial(1, 0.3, 0.8), trial(2, 0.2, 0.7), trial(3, 0.3, 0.8)]
+    records = [TrialRecord(**{**vars(r), "values": (r.metrics["clean/acc"], r.metrics["robust/acc"])}) for r in records]
+    assert {row.record.number: row.rank for row in rank(records, BOTH)} == {0: 1, 1: 1, 3: 1, 2: 2}
+    assert scores(records[0], BOTH) == (0.9, 0.1)
+    text = summary(records, BOTH)
+    assert "Pareto front (3 of 4 complete trials)" in text
+    assert "trial 2" not in text
+
+
+def test_a_difference_within_the_spread_is_no_finding() -> None:
+    # √(0.03² + 0.04²) = 0.05: 0.5 − 0.46 is within, 0.5 − 0.2 is not.
+    records = [trial(0, 0.46, spread=0.04, baseline=True), trial(1, 0.2, spread=0.04, baseline=True)]
+    records += [trial(2, 0.5, spread=0.03), trial(3, 0.4)]
+    lines = summary(records, ROBUST).splitlines()
+    best_line = "best trial 2 robust/acc 0.500 ± 0.030 clean/acc 0.900 ± 0.030 adversarial_weight 0.2"
+    assert " ".join(lines[1].split()) == best_line
+    assert "trial 3" not in "".join(lines)
+    assert lines[4].startswith(
+        "warning: robust/acc differs from baseline trial 0 by 0.040, within the spread over seeds"
+    )
+    assert lines[4].endswith("(0.050): not a finding")
+    assert lines[5] == "robust/acc differs from baseline trial 1 by 0.300, more than the spread over seeds (0.050)"
+
+
+def test_one_seed_and_a_baseline_on_top_are_said() -> None:
+    text = summary([trial(0, 0.4, spread=None, baseline=True), trial(1, 0.9, spread=None)], ROBUST)
+    assert "warning: robust/acc differs from baseline trial 0 by 0.500; one seed per trial" in text
+    text = summary([trial(0, 0.9, baseline=True), trial(1, 0.4)], ROBUST)
+    assert "warning: the best trial is a baseline; no searched trial is better" in text
+    assert summary([trial(0, 0.9, state="FAIL")], ROBUST) == "No complete trial to rank (1 FAIL)."
+    assert "Left out: 1 complete" in summary([trial(0, 0.9), trial(1, 0.4), trial(2, 0.4, budget="b")], ROBUST)
+
+
+def test_names_are_as_short_as_they_can_be() -> None:
+    names = short_names(["model.train_eps", "model.head.lr", "attack.head.lr", "seed"])
+    assert names == {
+        "model.train_eps": "train_eps", "model.head.lr": "model.head.lr", "attack.head.lr": "attack.head.lr",
+        "seed": "seed",
+    }  # fmt: skip
+
+
+def test_objectives_of_a_stored_spec() -> None:
+    assert goals({"objective": {"metric": "gan/flip", "mode": "max"}}) == [Goal("gan/flip", "max")]
+    assert goals({"objective": [{"metric": "a/acc", "mode": "max"}, {"metric": "b/acc", "mode": "min"}]}) == [
+        Goal("a/acc", "max"), Goal("b/acc", "min"),
+    ]  # fmt: skip
+    assert goals({}) == []

@@ -1,0 +1,109 @@
+"""What the runner makes of trials that go wrong, of pruners, and of refusals; real Ray, real database, real MLflow."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from staged_trainables import ROUNDS, Accidents, Staged
+
+from study.ledger import Ledger, study_url
+from study.records import TrialRecord
+from study.runner import StudyRefused, run_study
+from study.spec import StudySpec
+
+SpecMaker = Callable[..., StudySpec]
+
+
+def records_of(spec: StudySpec) -> list[TrialRecord]:
+    return Ledger.open_existing(spec.name, study_url(Path(spec.storage.path))).records()
+
+
+def test_each_accident_ends_its_own_trial_with_a_reason(
+    tiny_spec: SpecMaker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = tiny_spec(limits={"trials": 7, "failures": 6, "concurrent": 2})
+    assert run_study(spec, trainable=Accidents) == 0
+    records = records_of(spec)
+    assert [r.state for r in records] == ["COMPLETE", "FAIL", "FAIL", "COMPLETE", "FAIL", "FAIL", "COMPLETE"]
+    assert records[1].failure == "ddc1 is nan in stage train, epoch 2"
+    assert "the data are cursed" in (records[2].failure or "")
+    assert records[4].failure == "it ended without a finite robust/acc"
+    assert records[5].failure == "it ended without a finite robust/acc"
+    assert [records[n].values for n in (0, 3, 6)] == [(0.8,), (0.4,), (0.8,)]
+    assert all(records[n].round == ROUNDS for n in (0, 3, 6))
+    assert "the data are cursed" in capsys.readouterr().out
+
+
+def test_more_failures_than_allowed_end_the_study_with_1(tiny_spec: SpecMaker) -> None:
+    spec = tiny_spec(limits={"trials": 7, "failures": 0, "concurrent": 1})
+    assert run_study(spec, trainable=Accidents) == 1
+    assert [r.state for r in records_of(spec)] == ["COMPLETE", "FAIL"]
+
+
+def test_pruner_stops_the_worse_trials_and_never_a_baseline(tiny_spec: SpecMaker) -> None:
+    """Trial 1 is a baseline and as bad as trials 3 and 5; the median of the good ones stops only those two."""
+    baselines = [{"model.adversarial_weight": 0, "model.mitigator_weight": 0}] * 2
+    pruner = {"name": "median", "startup_trials": 1, "warmup_rounds": 0}
+    spec = tiny_spec(limits={"trials": 6, "failures": 0, "concurrent": 1}, baselines=baselines, pruner=pruner)
+    assert run_study(spec, trainable=Staged) == 0
+    records = records_of(spec)
+    assert [r.state for r in records] == ["COMPLETE", "COMPLETE", "COMPLETE", "PRUNED", "COMPLETE", "PRUNED"]
+    assert [r.baseline for r in records] == [True, True, False, False, False, False]
+    # Round 1 of an odd trial reports 0.4 / 4 = 0.1, against 0.2 of an even one.
+    assert [(records[n].round, records[n].values) for n in (3, 5)] == [(1, (0.1,)), (1, (0.1,))]
+
+
+def test_two_objectives_are_both_told(tiny_spec: SpecMaker) -> None:
+    both = [{"metric": "clean/acc", "mode": "max"}, {"metric": "robust/acc", "mode": "max"}]
+    spec = tiny_spec(objective=both, limits={"trials": 2, "failures": 0, "concurrent": 1})
+    assert run_study(spec, trainable=Staged) == 0
+    assert [r.values for r in records_of(spec)] == [(1.0, 0.8), (1.0, 0.4)]
+
+
+def test_second_driver_on_a_live_study_is_refused(tiny_spec: SpecMaker) -> None:
+    spec = tiny_spec()
+    first = Ledger.open_or_create(spec, study_url(Path(spec.storage.path)), None)
+    first.acquire()
+    with pytest.raises(StudyRefused, match="is being run by process"):
+        run_study(spec, trainable=Staged)
+    first.release()
+    assert records_of(spec) == []
+
+
+def test_another_space_is_refused_and_nothing_changes(tiny_spec: SpecMaker) -> None:
+    spec = tiny_spec()
+    Ledger.open_or_create(spec, study_url(Path(spec.storage.path)), None)
+    other = tiny_spec(space={"model.train_eps": {"uniform": [0.02, 0.5]}})
+    with pytest.raises(StudyRefused, match="exists with other settings"):
+        run_study(other, trainable=Staged)
+    assert records_of(spec) == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ARDMVC_STUDY_DB", "postgresql+psycopg2://me:s3cret@127.0.0.1:1/studies"),
+        ("MLFLOW_TRACKING_URI", "http://me:s3cret@127.0.0.1:1"),
+    ],
+)
+def test_unreachable_store_is_named_without_its_password(
+    variable: str, value: str, tiny_spec: SpecMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(StudyRefused) as caught:
+        run_study(tiny_spec(), trainable=Staged)
+    assert "127.0.0.1" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_more_gpus_than_the_cluster_has_is_said_at_once(tiny_spec: SpecMaker) -> None:
+    """The command line refuses this for this machine already; here the cluster itself is asked."""
+    spec = tiny_spec(resources={"cpu": 1, "gpu": 64})
+    with pytest.raises(StudyRefused, match=r"resources\.gpu: a trial asks for 64, the cluster has 0"):
+        run_study(spec, trainable=Staged)
+    assert records_of(spec) == []
+
+
+def test_cluster_that_is_not_there_is_refused(tiny_spec: SpecMaker) -> None:
+    with pytest.raises(StudyRefused, match="cannot join the Ray cluster"):
+        run_study(tiny_spec(), address="127.0.0.1:1", trainable=Staged)

@@ -1,0 +1,68 @@
+"""Trainables that do on purpose what real ones do by accident; the trial's number says what."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from trainables.trainable import _TrialTrainable
+from trainables.trial import Report
+
+ROUNDS = 4
+
+
+class StagedTrial:
+    """Reports a score that rises by rounds to `goal`."""
+
+    def __init__(self, number: int, goal: float) -> None:
+        self.number, self.goal, self.round = number, goal, 0
+
+    def run_round(self) -> Report:
+        self.round += 1
+        score = self.goal * self.round / ROUNDS
+        last = self.round == ROUNDS
+        report: Report = {"clean/acc": 1.0, "probe/acc": score, "round": self.round, "rounds": ROUNDS, "done": last}
+        return {**report, "robust/acc": score} if last else report
+
+    def save(self, folder: Path) -> None:
+        (folder / "state.json").write_text(json.dumps({"round": self.round}))
+
+    def load(self, folder: Path) -> None:
+        self.round = json.loads((folder / "state.json").read_text())["round"]
+
+
+class Staged(_TrialTrainable):
+    """Every trial runs to its end; odd ones score half of what even ones do."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self.number = config["number"]
+        super().setup(config)
+
+    def build(self, config: dict[str, Any]) -> StagedTrial:
+        return StagedTrial(self.number, 0.4 if self.number % 2 else 0.8)
+
+
+class Accidents(Staged):
+    """0 runs well, 1 diverges, 2 always raises, 3 raises once, 4 ends with NaN, 5 ends without the objective."""
+
+    def step(self) -> Report:
+        assert isinstance(self.trial, StagedTrial)
+        if self.number == 2 and self.trial.round == 1:
+            raise RuntimeError("the data are cursed")
+        if self.number == 3 and self.trial.round == 1 and not self._raised_before():
+            raise RuntimeError("a passing fault")
+        report = super().step()
+        if self.number == 1 and self.trial.round == 2:
+            return {"round": 1, "rounds": ROUNDS, "done": True, "failure": "ddc1 is nan in stage train, epoch 2"}
+        if self.number == 4 and report["done"]:
+            report["robust/acc"] = math.nan
+        if self.number == 5:
+            report.pop("robust/acc", None)
+        return report
+
+    def _raised_before(self) -> bool:
+        marker = Path(self.logdir) / "raised"
+        known = marker.exists()
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+        return known
