@@ -21,6 +21,8 @@ from study.spec import StudySpec
 
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 30.0
+ROUND = "round:"
+"""Prefix of the attributes that hold a trial's rounds; the number follows."""
 
 
 class LedgerError(Exception):
@@ -185,8 +187,9 @@ class Ledger:
         return bool(self._trial(number).should_prune())
 
     def progress(self, number: int, progress: Mapping[str, Any]) -> None:
-        """What a checkpoint holds: {"round", "metrics", "checkpoint", "seconds", "budget"}, in one write."""
-        self._study._storage.set_trial_user_attr(self.frozen_trials()[number]._trial_id, "progress", dict(progress))
+        """A round and its checkpoint, in one write: {"round", "time", "metrics", "checkpoint", "seconds", "budget"}."""
+        trial_id = self.frozen_trials()[number]._trial_id
+        self._study._storage.set_trial_user_attr(trial_id, f"{ROUND}{progress['round']:06d}", dict(progress))
 
     def finish(self, number: int, state: TrialState, values: Sequence[float] = (), failure: str | None = None) -> None:
         """Final state of a trial; does nothing if it has one."""
@@ -294,7 +297,8 @@ def _is_dead(holder: Mapping[str, Any]) -> bool:
 
 def _record(trial: FrozenTrial) -> TrialRecord:
     attrs = trial.user_attrs
-    progress = attrs.get("progress", {})
+    rounds = [attrs[name] for name in sorted(attrs) if name.startswith(ROUND)]
+    progress = rounds[-1] if rounds else {}
     return TrialRecord(
         number=trial.number,
         state=trial.state.name,
@@ -305,6 +309,7 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         round=int(progress.get("round", 0)),
         rounds=int(attrs.get("rounds", 0)),
         metrics=progress.get("metrics", {}),
+        history=tuple((int(one["round"]), int(one.get("time", 0)), one["metrics"]) for one in rounds),
         budget=progress.get("budget", ""),
         warnings=tuple(progress.get("warnings", ())),
         failure=attrs.get("failure"),

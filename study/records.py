@@ -26,6 +26,8 @@ class TrialRecord:
     """Rounds of a complete trial."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Flat metrics of the last report; `spread/<metric>` is the standard deviation over the trial's seeds."""
+    history: tuple[tuple[int, int, dict[str, float]], ...] = ()
+    """Every round's (round, time in ms since the epoch, metrics), in order; the last one is `metrics`."""
     budget: str = ""
     """Digest of the evaluation budget; trials of different digests are not compared."""
     warnings: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from study.leaderboard import Objective, rank, scores
+from study.outbox import Parcel, Point
 from study.provenance import cleaned, redact
 from study.records import TrialRecord
 
@@ -83,6 +84,24 @@ def trial_params(record: TrialRecord) -> dict[str, str]:
     """What was searched first, then the whole config, so that a limit on params never costs a searched one."""
     config = flat(record.config)
     return param_texts({**{path: config.get(path, value) for path, value in record.overrides.items()}, **config})
+
+
+def trial_tags(record: TrialRecord) -> dict[str, str]:
+    """State and identity of a trial, and what was said of it."""
+    tags = {"state": record.state.lower(), "baseline": str(record.baseline).lower(), "budget_digest": record.budget}
+    told = {"failure": record.failure or "", "warnings": "\n".join(record.warnings)}
+    return tags | {key: text for key, text in told.items() if text}
+
+
+def last_metrics(parcel: Parcel, run: Run, points: Sequence[Point]) -> list[tuple[str, float, int, int]]:
+    """The metrics of the trial's end that no report brought: all if its last round is not logged yet."""
+    record = parcel.record
+    last = max(run.step, *(step for step, _, _ in points), -1)
+    final = {**record.metrics, "round": float(record.round), "time/trial_s": record.seconds}
+    if record.round <= last:
+        known = {*run.metrics, *(metric_name(key) for _, _, metrics in points for key in metrics), "round"}
+        final = {key: value for key, value in final.items() if metric_name(key) not in known}
+    return [(key, value, parcel.time, max(record.round, last)) for key, value in final.items()]
 
 
 def as_yaml(settings: Mapping[str, Any]) -> str:

@@ -70,11 +70,21 @@ def run_study(
         connect(address, spec)
     ledger, old = _open(spec, storage, takeover=takeover, warm_start=warm_start)
     records = ledger.records()
+    # Before the tracker, whose thread imports MLflow: two threads must not import pandas and pyarrow at once.
+    import ray.tune  # noqa: F401
+
+    def new_tracker() -> MLflowTracker:
+        artifacts = str(storage / "mlartifacts")
+        return MLflowTracker(ledger.spec, uri=uri, study_name=spec.name, artifact_root=artifacts, identity=ledger.uid)
+
     if len(records) >= spec.limits.trials and all(record.finished for record in records):
+        tracker = new_tracker()
+        tracker.reconcile(records)  # what an outage at the study's end has kept from MLflow
+        tracker.close()
         _show_end(spec, records, uri, json_output, f"study {spec.name!r} is finished: {len(records)} trials")
         return 0
 
-    tracker = MLflowTracker(ledger.spec, uri=uri, study_name=spec.name, identity=ledger.uid)
+    tracker = new_tracker()
     display = LiveTable(spec.objectives, spec.limits.trials, records, stream=sys.stderr)
     conductor = None
     waiting: list[int] = []
@@ -91,9 +101,10 @@ def run_study(
     except LedgerError as error:
         raise StudyRefused(str(error)) from error
     finally:
-        waiting = conductor.interrupt() if conductor else []
+        lost = ledger.lost.is_set()
+        waiting = conductor.interrupt() if conductor and not lost else []
         display.close()
-        tracker.close()
+        tracker.close(abandoned=lost)
         ledger.release()
     if waiting:
         print(f"interrupted: trials {waiting} go on from their checkpoints with the same command", file=sys.stderr)

@@ -70,9 +70,14 @@ class Conductor:
         self._pruned: set[int] = set()
         records = ledger.records()
         suggestions.restore(ledger.frozen_trials())
-        self._unfinished = [record for record in records if not record.finished]
         self._created = len(records)
         self.failures = sum(record.state == "FAIL" for record in records)
+        unfinished = [record for record in records if not record.finished]
+        # Killed between the last checkpoint and the last word: nothing is left to run, only to be said.
+        done = [record for record in unfinished if record.rounds and record.round >= record.rounds]
+        for record in done:
+            self._end(record.number)
+        self._unfinished = [record for record in unfinished if record not in done]
 
     @property
     def open(self) -> list[int]:
@@ -131,6 +136,7 @@ class Conductor:
             return  # a round that the pruner stopped is told by the scheduler and by the callback
         self._pending[number] = {
             "round": round_,
+            "time": time.time_ns() // 1_000_000,
             "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
             "seconds": float(result.get("seconds", 0.0)),
             "budget": str(result.get("budget", "")),
@@ -169,8 +175,10 @@ class Conductor:
     def ended(self, trial_id: str, *, error: bool) -> None:
         """Tells the database the final state of a trial."""
         number = self._numbers.pop(trial_id, None)
-        if number is None:
-            return
+        if number is not None:
+            self._end(number, error=error)
+
+    def _end(self, number: int, *, error: bool = False) -> None:
         record = self._ledger.record(number)
         values = [record.metrics.get(objective.metric, math.nan) for objective in self._spec.objectives]
         failure = self._reasons.pop(number, None)

@@ -24,7 +24,7 @@ from study.addresses import (
     tracking_uri,
 )
 from study.leaderboard import goals
-from study.outbox import Courier, Parcel, Point
+from study.outbox import Courier, Parcel
 from study.provenance import cleaned, command, environment, git_commit, redact, versions
 from study.records import TrialRecord
 from study.run_contents import (
@@ -35,12 +35,14 @@ from study.run_contents import (
     data_tags,
     figures_of,
     flat,
+    last_metrics,
     metric_name,
     param_texts,
     reason_of,
     study_metrics,
     tag_texts,
     trial_params,
+    trial_tags,
     whole_lines,
 )
 
@@ -180,8 +182,8 @@ class _Runs:
         points = [point for point in parcel.points if point[0] > run.step]
         metrics = [(key, value, at, step) for step, at, own in points for key, value in {**own, "round": step}.items()]
         if parcel.ended:
-            metrics += self._last_metrics(parcel, run, points)
-        self._log(run, metrics=metrics, params=trial_params(record), tags=self._trial_tags(record))
+            metrics += last_metrics(parcel, run, points)
+        self._log(run, metrics=metrics, params=trial_params(record), tags=trial_tags(record))
         if parcel.ended:
             self._store(parcel, run)
             self._client.set_terminated(run.id, status=ENDED[record.state], end_time=parcel.time)
@@ -254,26 +256,11 @@ class _Runs:
     def _make_child(self, record: TrialRecord, begin: int) -> Run:
         assert self._parent is not None
         own = {"role": "trial", "trial_number": str(record.number), "mlflow.parentRunId": self._parent.id}
-        tags = tag_texts({**self._tags, **own, **self._trial_tags(record)})
+        tags = tag_texts({**self._tags, **own, **trial_tags(record)})
         name = f"trial {record.number:03d}"
         return as_run(self._client.create_run(self._experiment, start_time=begin, tags=tags, run_name=name))
 
     # What is in a run
-
-    def _trial_tags(self, record: TrialRecord) -> dict[str, str]:
-        tags = {"state": record.state.lower(), "baseline": str(record.baseline).lower(), "budget_digest": record.budget}
-        told = {"failure": record.failure or "", "warnings": "\n".join(record.warnings)}
-        return tags | {key: text for key, text in told.items() if text}
-
-    def _last_metrics(self, parcel: Parcel, run: Run, points: Sequence[Point]) -> list[tuple[str, float, int, int]]:
-        """The metrics of the trial's end that no report brought: all if its last round is not logged yet."""
-        record = parcel.record
-        last = max(run.step, *(step for step, _, _ in points), -1)
-        final = {**record.metrics, "round": float(record.round), "time/trial_s": record.seconds}
-        if record.round <= last:
-            known = {*run.metrics, *(metric_name(key) for _, _, metrics in points for key in metrics), "round"}
-            final = {key: value for key, value in final.items() if metric_name(key) not in known}
-        return [(key, value, parcel.time, max(record.round, last)) for key, value in final.items()]
 
     def _log(
         self,
@@ -384,11 +371,13 @@ class MLflowTracker:
         self._courier.start()
         for record in records:
             if record.finished:
-                self._courier.put(Parcel(record=record, time=_now(), ended=True, stored=True))
+                points = list(record.history)
+                self._courier.put(Parcel(record=record, time=_now(), points=points, ended=True, stored=True))
 
     def trial_started(self, record: TrialRecord) -> None:
         self._remember(record)
-        self._courier.put(Parcel(record=record, time=_now(), started=True))
+        # With the rounds of earlier drivers: one that was killed may have taken them along unsent.
+        self._courier.put(Parcel(record=record, time=_now(), points=list(record.history), started=True))
 
     def trial_reported(self, record: TrialRecord) -> None:
         self._remember(record)

@@ -39,12 +39,14 @@ def test_numbers_count_up_and_survive_reopening(tiny_spec: SpecMaker) -> None:
 def test_finish_is_idempotent_and_keeps_the_first_state(tiny_spec: SpecMaker) -> None:
     ledger = open_ledger(tiny_spec())
     number = add(ledger)
-    ledger.progress(number, {"round": 4, "metrics": {"robust/acc": 0.5}, "checkpoint": "/c", "seconds": 2.0})
+    ledger.progress(number, {"round": 1, "time": 5, "metrics": {"probe/acc": 0.2}, "checkpoint": "/b", "seconds": 1.0})
+    ledger.progress(number, {"round": 4, "time": 9, "metrics": {"robust/acc": 0.5}, "checkpoint": "/c", "seconds": 2.0})
     ledger.finish(number, TrialState.COMPLETE, [0.5])
     ledger.finish(number, TrialState.FAIL, (), "too late")
     record = ledger.record(number)
     assert (record.state, record.values, record.failure) == ("COMPLETE", (0.5,), None)
     assert (record.round, record.metrics, record.checkpoint, record.seconds) == (4, {"robust/acc": 0.5}, "/c", 2.0)
+    assert record.history == ((1, 5, {"probe/acc": 0.2}), (4, 9, {"robust/acc": 0.5}))
 
 
 def test_failed_trial_keeps_its_reason(tiny_spec: SpecMaker) -> None:
