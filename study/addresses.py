@@ -2,11 +2,14 @@
 
 import fcntl
 import os
+import shutil
 import socket
 import sqlite3
 import subprocess
 import sys
 import urllib.request
+from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -128,7 +131,8 @@ def make_sqlite(file: Path) -> None:
     """Makes MLflow's tables in a new file; does nothing if the file exists.
 
     Built beside its place and moved there whole: a process killed meanwhile would leave a half-made schema that MLflow
-    can neither use nor repair. In a process of its own, so that the seconds it takes are not the driver's.
+    can neither use nor repair. Making the tables takes MLflow seconds, so an empty file of each version is kept in the
+    user's cache and copied from there.
     """
     if file.exists():
         return
@@ -140,14 +144,42 @@ def make_sqlite(file: Path) -> None:
         for left in file.parent.glob(f".{file.name}.new-*"):
             left.unlink()
         draft = file.with_name(f".{file.name}.new-{os.getpid()}")
-        script = "import sys, mlflow; mlflow.MlflowClient(tracking_uri=sys.argv[1]).search_experiments(max_results=1)"
-        done = subprocess.run(
-            [sys.executable, "-c", script, f"sqlite:///{draft}"],
-            cwd=file.parent,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise OSError(f"cannot make {file}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        template = _template()
+        if template.exists():
+            shutil.copyfile(template, draft)
+        else:
+            _build_sqlite(draft)
+            _keep(draft, template)
+        _move_default_experiment(draft, file.parent / ARTIFACT_FOLDER)
         draft.replace(file)
+
+
+def _template() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "ardmvc" / f"mlflow-{version('mlflow')}.db"
+
+
+def _build_sqlite(file: Path) -> None:
+    """In a process of its own, so that the seconds it takes are not the driver's."""
+    script = "import sys, mlflow; mlflow.MlflowClient(tracking_uri=sys.argv[1]).search_experiments(max_results=1)"
+    command = [sys.executable, "-c", script, f"sqlite:///{file}"]
+    done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(f"cannot make {file}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+
+
+def _keep(file: Path, template: Path) -> None:
+    """A copy for later; a cache that cannot be written is no fault."""
+    draft = template.with_name(f"{template.name}.{os.getpid()}")
+    try:
+        template.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, draft)
+        draft.replace(template)
+    except OSError:
+        draft.unlink(missing_ok=True)
+
+
+def _move_default_experiment(file: Path, artifacts: Path) -> None:
+    """MLflow wrote the folder that it was made in into the experiment `Default`, which no study uses."""
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute("UPDATE experiments SET artifact_location = ?", (f"{artifacts / '0'}",))
