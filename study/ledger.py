@@ -79,8 +79,12 @@ def _quick_commits(engine: sqlalchemy.engine.Engine) -> None:
 class Ledger:
     """One study in the database. Every method that changes a trial is idempotent."""
 
-    def __init__(self, study: optuna.Study) -> None:
+    def __init__(self, study: optuna.Study, storage: optuna.storages.BaseStorage) -> None:
         self._study = study
+        self._storage = storage
+        # What never changes about a trial is read once: a list of all trials costs more with every trial there is.
+        self._ids: dict[int, int] = {}
+        self._reported: dict[int, set[int]] = {}
         self.name = study.study_name
         self.lost = threading.Event()
         """Set when another driver has taken the study over."""
@@ -97,7 +101,7 @@ class Ledger:
         known = [summary.study_name for summary in optuna.get_all_study_summaries(storage, include_best_trial=False)]
         if name not in known:
             raise LedgerError(f"there is no study {name!r}; known: {', '.join(sorted(known)) or 'none'}")
-        return cls(optuna.load_study(study_name=name, storage=storage))
+        return cls(optuna.load_study(study_name=name, storage=storage), storage)
 
     @classmethod
     def open_or_create(cls, spec: StudySpec, url: str, pruner: optuna.pruners.BasePruner) -> "Ledger":
@@ -112,7 +116,7 @@ class Ledger:
             study = optuna.load_study(study_name=spec.name, storage=storage, pruner=pruner)
         except KeyError:
             study = optuna.create_study(study_name=spec.name, storage=storage, directions=directions, pruner=pruner)
-        ledger = cls(study)
+        ledger = cls(study, storage)
         stored = study.user_attrs.get("identity")
         if stored is None:
             study.set_user_attr("identity", identity)
@@ -148,7 +152,17 @@ class Ledger:
         return [_record(trial) for trial in self.frozen_trials()]
 
     def record(self, number: int) -> TrialRecord:
-        return _record(self.frozen_trials()[number])
+        return _record(self._frozen(number))
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        return self._storage.get_trial(self._id(number))
+
+    def _id(self, number: int) -> int:
+        if number not in self._ids:
+            for trial in self.frozen_trials():
+                self._ids[trial.number] = trial._trial_id
+                self._reported[trial.number] = set(trial.intermediate_values)
+        return self._ids[number]
 
     def add(
         self,
@@ -175,44 +189,42 @@ class Ledger:
         self._study.add_trial(trial)
         return int(self.frozen_trials()[-1].number)
 
-    def _trial(self, number: int) -> optuna.trial.Trial:
-        return optuna.trial.Trial(self._study, self.frozen_trials()[number]._trial_id)
-
     def report(self, number: int, round_: int, value: float) -> None:
         """The objective after a round. Single-objective studies only; a round that was reported stays as it was."""
-        if round_ not in self.frozen_trials()[number].intermediate_values:
-            self._trial(number).report(value, round_)
+        trial_id = self._id(number)
+        if round_ not in self._reported[number]:
+            self._storage.set_trial_intermediate_value(trial_id, round_, value)
+            self._reported[number].add(round_)
 
     def should_prune(self, number: int) -> bool:
-        return bool(self._trial(number).should_prune())
+        return bool(optuna.trial.Trial(self._study, self._id(number)).should_prune())
 
     def progress(self, number: int, progress: Mapping[str, Any]) -> None:
         """A round and its checkpoint, in one write: {"round", "time", "metrics", "checkpoint", "seconds", "budget"}."""
-        trial_id = self.frozen_trials()[number]._trial_id
-        self._study._storage.set_trial_user_attr(trial_id, f"{ROUND}{progress['round']:06d}", dict(progress))
+        self._storage.set_trial_user_attr(self._id(number), f"{ROUND}{progress['round']:06d}", dict(progress))
 
     def finish(self, number: int, state: TrialState, values: Sequence[float] = (), failure: str | None = None) -> None:
         """Final state of a trial; does nothing if it has one."""
-        frozen = self.frozen_trials()[number]
+        frozen = self._frozen(number)
         if frozen.state.is_finished():
             return
         if failure:
-            self._study._storage.set_trial_user_attr(frozen._trial_id, "failure", failure[:2000])
+            self._storage.set_trial_user_attr(frozen._trial_id, "failure", failure[:2000])
         if frozen.state == TrialState.WAITING:
-            self._study._storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING)
+            self._storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING)
         self._study.tell(number, list(values) if state == TrialState.COMPLETE else None, state, skip_if_finished=True)
 
     def interrupt(self, number: int) -> None:
         """The driver ends in order while the trial is unfinished: it waits for the next driver."""
-        frozen = self.frozen_trials()[number]
+        frozen = self._frozen(number)
         if frozen.state == TrialState.RUNNING:
-            self._study._storage.set_trial_state_values(frozen._trial_id, TrialState.WAITING)
+            self._storage.set_trial_state_values(frozen._trial_id, TrialState.WAITING)
 
     def resume(self, number: int) -> None:
         """A waiting trial runs again."""
-        frozen = self.frozen_trials()[number]
+        frozen = self._frozen(number)
         if frozen.state == TrialState.WAITING:
-            self._study._storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING)
+            self._storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING)
 
     def next_session(self) -> int:
         """Counts the drivers that this study has had; scratch folders carry the count."""
