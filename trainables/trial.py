@@ -95,7 +95,10 @@ class Trial:
         """Trains `evaluate_every` epochs, then evaluates: the cheap probe, and everything after the last epoch.
 
         Returns: the report; a loss that is not finite ends the trial with `failure` instead of an exception.
+        Raises: RuntimeError if the trial is finished.
         """
+        if self.finished:
+            raise RuntimeError(f"the trial is finished: {self.round} of {self.rounds} rounds")
         begin = time.monotonic()
         try:
             losses = [self._train_round(trainer) for trainer in self.trainers]

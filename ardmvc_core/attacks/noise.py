@@ -1,0 +1,49 @@
+"""Random noise of the same budget: no attack, but the floor that every attack must beat."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ardmvc_core.attacks.attack import draw_seed, seeded_on
+from ardmvc_core.attacks.budget import AttackBudget, project
+from ardmvc_core.types import Perturb, Views
+
+NoiseKind = Literal["uniform", "sign"]
+NOISE_KINDS: tuple[NoiseKind, ...] = ("uniform", "sign")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseConfig:
+    """One draw of noise."""
+
+    kind: NoiseKind = "sign"
+    """`uniform` over the ball, or `sign`: ±ε, a random corner of the ball."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in NOISE_KINDS:
+            raise ValueError(f"kind must be one of {', '.join(NOISE_KINDS)}, got {self.kind!r}")
+
+
+def prepare_noise(
+    config: NoiseConfig, model: nn.Module, views: Views, generator: torch.Generator, *, budget: AttackBudget
+) -> Perturb:
+    """Noise with a fixed draw.
+
+    Args: model and views are not read. generator: gives the seed of the draw.
+    Returns: a Perturb whose output is inside the budget; equal inputs give equal noise.
+    """
+    seed = draw_seed(generator)
+
+    def perturb(model: nn.Module, views: Views) -> Views:
+        stream = seeded_on(views, seed)
+        noisy = []
+        for view, eps in zip(views, budget.eps_per_view(len(views)), strict=True):
+            noise = torch.rand(view.shape, generator=stream, device=view.device, dtype=view.dtype) * 2 - 1
+            if config.kind == "sign":
+                noise = torch.where(noise < 0, -torch.ones_like(noise), torch.ones_like(noise))
+            noisy.append(view + eps * noise)
+        return project(views, tuple(noisy), budget)
+
+    return perturb
