@@ -1,10 +1,13 @@
 """What the runner makes of trials that go wrong, of pruners, and of refusals; real Ray, real database, real MLflow."""
 
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from staged_trainables import ROUNDS, Accidents, Staged
+from tiny_studies import ROOT, study_dict, sweep_command, write_study
 
 from study.ledger import Ledger, study_url
 from study.records import TrialRecord
@@ -107,3 +110,35 @@ def test_more_gpus_than_the_cluster_has_is_said_at_once(tiny_spec: SpecMaker) ->
 def test_cluster_that_is_not_there_is_refused(tiny_spec: SpecMaker) -> None:
     with pytest.raises(StudyRefused, match="cannot join the Ray cluster"):
         run_study(tiny_spec(), address="127.0.0.1:1", trainable=Staged)
+
+
+def test_a_trial_killed_after_its_last_checkpoint_is_not_run_again(tiny_spec: SpecMaker) -> None:
+    spec = tiny_spec(limits={"trials": 1, "failures": 0})
+    ledger = Ledger.open_or_create(spec, study_url(Path(spec.storage.path)), None)
+    overrides = dict(spec.baselines[0])
+    config = spec.trial_config(overrides).model_dump(mode="json")
+    ledger.add(overrides=overrides, config=config, rounds=ROUNDS, baseline=True, params={}, distributions={})
+    done = {"round": ROUNDS, "time": 1, "metrics": {"robust/acc": 0.7}, "checkpoint": "/gone", "seconds": 1.0}
+    ledger.progress(0, done)
+    assert run_study(spec, trainable=Staged) == 0
+    (record,) = records_of(spec)
+    assert (record.state, record.values) == ("COMPLETE", (0.7,))
+    assert record.history == ((ROUNDS, 1, {"robust/acc": 0.7}),)
+
+
+def test_ctrl_c_leaves_the_open_trial_waiting_and_exits_with_130(tmp_path: Path) -> None:
+    file = write_study(tmp_path, study_dict(tmp_path))
+    process = subprocess.Popen(
+        sweep_command(file), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "round 1/4" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stderr.read()
+    assert process.wait(timeout=120) == 130, rest
+    assert "go on from their checkpoints with the same command" in rest
+    records = Ledger.open_existing("tiny", study_url(tmp_path / "runs")).records()
+    assert [record.state for record in records if not record.finished] == ["WAITING"]
+    assert all(record.round >= 1 for record in records)

@@ -1,0 +1,126 @@
+"""Encoders fit their shapes and sizes, the fusion and the head are what the papers say."""
+
+import pytest
+import torch
+
+from ardmvc_core.networks import (
+    ClusteringHead,
+    Encoder,
+    WeightedMean,
+    bf16_encoders,
+    build_encoder,
+    build_encoders,
+    dense_encoder,
+)
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "features", "parameters"),
+    [
+        ("cnn_small", (1, 28, 28), 1024, 111_680),
+        ("cnn_small", (3, 128, 64), 24_128, 112_832),
+        ("cnn_tiny", (1, 28, 28), 15_488, 19_008),
+        ("cnn_tiny", (3, 128, 64), 226_432, 19_584),
+        ("cnn_large", (3, 128, 64), 3072, 186_816),
+        # 8×8: three 3×3 convolutions 1→32→32→64 with bias, BatchNorm on the last two
+        ("cnn_digits", (1, 8, 8), 256, 320 + 9_248 + 64 + 18_496 + 128),
+    ],
+)
+def test_published_sizes(kind, shape, features, parameters):
+    encoder = build_encoder(kind, shape)
+    assert encoder.out_features == features
+    assert _count(encoder) == parameters
+    assert encoder(torch.rand(2, *shape)).shape == (2, features)
+
+
+def test_small_tiny_and_large_end_as_published():
+    views = torch.rand(4, 1, 28, 28)
+    assert build_encoder("cnn_small", (1, 28, 28))(views).min() >= 0
+    assert build_encoder("cnn_digits", (1, 8, 8))(torch.rand(4, 1, 8, 8)).min() >= 0
+    assert build_encoder("cnn_tiny", (1, 28, 28))(views).min() < 0  # its last layer is BatchNorm
+
+
+def test_flattening_is_by_channel_then_row_then_column():
+    encoder = build_encoder("cnn_small", (1, 28, 28))
+    views = torch.rand(2, 1, 28, 28)
+    image = torch.nn.Sequential(*list(encoder.layers)[:-1])(views)
+    assert torch.equal(encoder(views), image.reshape(2, -1))
+
+
+@pytest.mark.parametrize(
+    ("shape", "features"),
+    [((1, 8, 8), 256), ((1, 28, 28), 1024), ((3, 128, 64), 24_128), ((5,), 128)],
+)
+def test_auto_goes_by_the_shape(shape, features):
+    assert build_encoder("auto", shape).out_features == features
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [("cnn_large", (1, 28, 28)), ("cnn_small", (1, 8, 8)), ("cnn_digits", (1, 3, 8)), ("cnn_small", (7,))],
+)
+def test_encoder_that_does_not_fit_is_refused_with_both_named(kind, shape):
+    with pytest.raises(ValueError, match=kind) as error:
+        build_encoder(kind, shape)
+    assert str(shape) in str(error.value)
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("dense", (1, 28, 28)), ("auto", (3, 4)), ("vgg", (1, 28, 28))])
+def test_other_misfits_are_refused(kind, shape):
+    with pytest.raises(ValueError, match=kind):
+        build_encoder(kind, shape)
+
+
+def test_dense_encoder_has_the_widths_asked_for():
+    encoder = dense_encoder((2,), (8, 5))
+    assert [type(layer).__name__ for layer in encoder.layers] == ["Linear", "BatchNorm1d", "ReLU", "Linear", "ReLU"]
+    assert encoder(torch.rand(3, 2)).shape == (3, 5)
+
+
+def test_views_must_have_latents_of_one_width():
+    with pytest.raises(ValueError, match=r"same width.*\[1024, 128\]"):
+        build_encoders("auto", ((1, 28, 28), (5,)), (256, 128))
+    assert len(build_encoders("auto", ((1, 28, 28), (5,)), (256, 1024))) == 2
+    with pytest.raises(ValueError, match="at least two views"):
+        build_encoders("auto", ((1, 28, 28),), (256, 128))
+
+
+def test_fusion_starts_as_the_mean_and_weighs_by_softmax():
+    fusion = WeightedMean(3)
+    latents = tuple(torch.rand(2, 4) for _ in range(3))
+    assert torch.allclose(fusion(latents), torch.stack(latents).mean(dim=0))
+    fusion.weights.data = torch.tensor([0.0, 0.6931472, 1.0986123])  # log 1, log 2, log 3
+    wanted = (latents[0] + 2 * latents[1] + 3 * latents[2]) / 6
+    assert torch.allclose(fusion(latents), wanted)
+
+
+def test_head_normalises_after_the_relu():
+    torch.manual_seed(0)
+    head = ClusteringHead(6, 3)
+    hidden, logits = head(torch.randn(50, 6))
+    assert hidden.shape == (50, 100)
+    assert logits.shape == (50, 3)
+    assert hidden.min() < 0
+    assert torch.allclose(hidden.mean(dim=0), torch.zeros(100), atol=1e-5)
+    with pytest.raises(ValueError, match="n_clusters must be ≥ 2"):
+        ClusteringHead(6, 1)
+
+
+def test_bf16_holds_inside_only_and_latents_stay_float32():
+    torch.manual_seed(0)
+    model = torch.nn.ModuleList(build_encoders("cnn_digits", ((1, 8, 8),) * 2, (4, 4)))
+    views = torch.rand(4, 1, 8, 8)
+    full = model[0](views)
+    with bf16_encoders(model):
+        rounded = model[0](views)
+    with pytest.raises(RuntimeError, match="inside"), bf16_encoders(model):
+        raise RuntimeError("inside")
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, full)
+    assert torch.allclose(rounded, full, atol=0.1)
+    assert all(not encoder.bf16 for encoder in model if isinstance(encoder, Encoder))
+    assert torch.equal(model[0](views), full)

@@ -1,0 +1,155 @@
+"""A trial without Ray: rounds, exact resume, failures with a reason, the mean and spread over its seeds."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from trainables.attack_trial import AttackTrial
+from trainables.config import AttackTrialConfig, TrialConfig
+from trainables.trial import Trial, aggregate, load_model
+
+TINY = {"samples": 20, "probe_samples": 20, "probe_steps": 1, "steps": 2, "noise_draws": 1, "gan": {"epochs": 2}}
+
+
+def config(**changes: Any) -> TrialConfig:
+    base: dict[str, Any] = {
+        "seed": 3,
+        "dataset": {"name": "noisy_digits", "classes": [0, 1, 2], "samples": 150},
+        "model": {"name": "ar_dmvc_am", "train_steps": 2, "train_step_ratio": 0.5},
+        "epochs": 4,
+        "batch_size": 25,
+        "evaluate_every": 2,
+        "repeats": 2,
+        "evaluation": TINY,
+    }
+    return TrialConfig.model_validate({**base, **changes})
+
+
+def comparable(report: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in report.items() if not name.startswith("time/") and name != "seconds"}
+
+
+def test_a_trial_that_is_saved_and_loaded_ends_like_one_that_was_not(tmp_path: Path) -> None:
+    straight = Trial(config())
+    first = straight.run_round()
+    last = straight.run_round()
+    assert (first["round"], first["done"], last["round"], last["done"]) == (1, False, 2, True)
+
+    stopped = Trial(config())
+    stopped.run_round()
+    stopped.save(tmp_path)
+    torch.manual_seed(99)  # another worker's streams stand somewhere else
+    np.random.seed(99)  # noqa: NPY002
+    resumed = Trial(config())
+    resumed.load(tmp_path)
+    assert comparable(resumed.run_round()) == comparable(last)
+
+
+def test_rounds_report_the_probe_and_the_last_one_everything() -> None:
+    trial = Trial(config(repeats=1))
+    first, last = trial.run_round(), trial.run_round()
+    assert "probe/acc" in first
+    assert "robust/acc" not in first
+    assert {"robust/acc", "robust/kappa", "gan/flip", "gan_0.20/acc", "noise/flip", "clean/ari"} <= last.keys()
+    assert last["robust/acc"] <= min(last[name] for name in last if name.startswith("pgd_") and name.endswith("/acc"))
+    with pytest.raises(RuntimeError, match="finished: 2 of 2 rounds"):
+        trial.run_round()
+
+
+def test_seeds_of_a_trial_differ_and_trials_share_them(tmp_path: Path) -> None:
+    trial = Trial(config())
+    weights = [next(trainer.model.parameters()) for trainer in trial.trainers]
+    assert not torch.equal(*weights)
+    other = Trial(config(model={"name": "comvc"}))
+    assert torch.equal(weights[0], next(other.trainers[0].model.parameters()))
+
+
+def test_a_loss_that_is_not_finite_ends_the_trial_with_its_place() -> None:
+    trial = Trial(config(repeats=1))
+    with torch.no_grad():
+        next(trial.trainers[0].model.parameters()).fill_(math.nan)
+    report = trial.run_round()
+    assert report["done"] is True
+    assert report["round"] == 0
+    assert report["failure"] == "ddc1 is not finite in stage 'train', epoch 0, step 0"
+
+
+def test_official_protocol_reports_pre_and_post() -> None:
+    gan = {"epochs": 1, "batch_size": 25}
+    trial = Trial(config(protocol="official", repeats=1, epochs=2, evaluation={**TINY, "official": gan}))
+    report = trial.run_round()
+    names = {f"official/{phase}/{score}" for phase in ("pre", "post") for score in ("acc", "nmi", "ari")}
+    assert names <= report.keys()
+    assert not any(name.startswith("robust/") for name in report)
+
+
+def test_checkpoint_of_another_config_is_refused(tmp_path: Path) -> None:
+    trial = Trial(config(repeats=1))
+    trial.run_round()
+    trial.save(tmp_path)
+    with pytest.raises(ValueError, match="another config"):
+        Trial(config(repeats=1, epochs=6)).load(tmp_path)
+
+
+def test_checkpoint_names_the_data_it_saw(tmp_path: Path) -> None:
+    trial = Trial(config(repeats=1))
+    trial.save(tmp_path)
+    facts = json.loads((tmp_path / "config.json").read_text())
+    assert set(facts["parts"]) == {"train", "tune", "attacker", "score"}
+    assert facts["budget"] == trial.budget.digest()
+
+
+def test_mean_and_spread_by_hand() -> None:
+    metrics = aggregate([{"robust/acc": 0.5, "time/train_s": 1.0}, {"robust/acc": 0.7, "time/train_s": 3.0}])
+    assert metrics["robust/acc"] == pytest.approx(0.6)
+    assert metrics["spread/robust/acc"] == pytest.approx(0.1 * math.sqrt(2))
+    assert metrics["time/train_s"] == 2.0
+    assert "spread/time/train_s" not in metrics
+    assert aggregate([{"robust/acc": 0.5}]) == {"robust/acc": 0.5}
+
+
+@pytest.fixture(scope="module")
+def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    trial = Trial(config(repeats=1, epochs=4, evaluate_every=4))
+    trial.run_round()
+    trial.save(folder)
+    return folder
+
+
+def test_saved_model_gives_the_trial_s_assignments(saved_model: Path) -> None:
+    model, stored = load_model(saved_model, torch.device("cpu"))
+    assert stored == config(repeats=1, epochs=4, evaluate_every=4)
+    with np.load(saved_model / "evaluation.npz") as arrays:
+        before = arrays["clusters/clean"]
+    tune = Trial(stored).parts["tune"].views
+    with torch.no_grad():
+        clusters = model(tuple(view[: len(before)] for view in tune)).assignments.argmax(1)
+    assert not model.training
+    assert clusters.tolist() == before.tolist()
+
+
+def test_attacker_trial_resumes_exactly(saved_model: Path, tmp_path: Path) -> None:
+    attacker = AttackTrialConfig.model_validate(
+        {"checkpoint": str(saved_model), "attack": {"epochs": 4}, "evaluate_every": 2, "evaluation": TINY}
+    )
+    straight = AttackTrial(attacker)
+    straight.run_round()
+    straight.save(tmp_path)
+    last = straight.run_round()
+    resumed = AttackTrial(attacker)
+    resumed.load(tmp_path)
+    assert comparable(resumed.run_round()) == comparable(last)
+    assert last["done"] is True
+    assert 0 <= last["gan/flip"] <= 1
+    assert "guard/gan_saturation" in last
+
+
+def test_attacker_trial_without_a_saved_model_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no saved model"):
+        AttackTrial(AttackTrialConfig(checkpoint=str(tmp_path)))
