@@ -45,7 +45,7 @@ class EvalBudget:
     """Step size of the white-box attacks and of the probe over ε, > 0."""
     restarts: int = 1
     """Random starts of each white-box attack, ≥ 1."""
-    noise_draws: int = 10
+    noise_draws: int = 5
     """Draws of each kind of noise, ≥ 0; 0: no noise floor."""
     gan: GANConfig = field(default_factory=GANConfig)
     """The GAN attack of the strict protocol."""

@@ -53,6 +53,8 @@ class ScoreCard:
     values: dict[str, float] = field(default_factory=dict)
     tables: dict[str, NDArray[np.generic]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    clear_of_noise: dict[str, bool] = field(default_factory=dict)
+    """Attack → whether it flips clearly more than random noise of its budget."""
 
     def __post_init__(self) -> None:
         self.tables["clusters/clean"] = self.clean
@@ -73,7 +75,7 @@ class ScoreCard:
         """Scores of one attack.
 
         Args: attacked: (M,) clusters of the first M ≤ N samples under attack. noise_flip: flip rate of random noise of
-            the same budget; an attack that is not clear of it gets a warning.
+            the same budget. `guard/weak_attacks` counts those that are not clear of it.
         """
         clean = self.clean[: len(attacked)]
         flip = flip_rate(clean, attacked)
@@ -90,11 +92,8 @@ class ScoreCard:
                 f"{name}/acc_refit": clustering_scores(labels, attacked, self.n_clusters).acc,
             }
             self._class_table(name, attacked)
-        if noise_flip is not None and flip < min(1.0, noise_flip + CLEAR_OF_NOISE):
-            self.warnings.append(
-                f"{name} flips {flip:.1%}, which is not {CLEAR_OF_NOISE:.0%} beyond random noise of the same budget "
-                f"({noise_flip:.1%}): a weak attack is no sign of a robust model"
-            )
+        if noise_flip is not None:
+            self.clear_of_noise[name] = flip >= min(1.0, noise_flip + CLEAR_OF_NOISE)
 
     def robust(self, names: tuple[str, ...]) -> None:
         """Worst case over these attacks, which were scored on all samples.
@@ -126,8 +125,17 @@ class ScoreCard:
             self.tables[f"examples/view_{v}_attacked"] = after[rows].cpu().numpy()
 
     def evaluation(self) -> Evaluation:
-        """What was collected so far."""
-        return Evaluation(dict(self.values), dict(self.tables), tuple(self.warnings))
+        """What was collected so far; a warning if not one attack is clear of the noise, so that nothing was tested."""
+        values, warnings = dict(self.values), list(self.warnings)
+        weak = [name for name, clear in self.clear_of_noise.items() if not clear]
+        if self.clear_of_noise:
+            values["guard/weak_attacks"] = float(len(weak))
+        if weak and len(weak) == len(self.clear_of_noise):
+            warnings.append(
+                f"no attack flips {CLEAR_OF_NOISE:.0%} more than random noise of the same budget does "
+                f"({', '.join(weak)}): weak attacks are no sign of a robust model"
+            )
+        return Evaluation(values, dict(self.tables), tuple(warnings))
 
     def _class_table(self, name: str, clusters: IntArray) -> None:
         assert self.labels is not None

@@ -176,7 +176,11 @@ def test_noise_floor_and_its_warning():
     assert evaluation.metrics()["noise/flip"] == pytest.approx(1 / 4, abs=0.03)
     assert evaluation.metrics()["noise_0.02/flip"] == 0
     assert evaluation.metrics()["strong/flip"] == 1 / 2
-    assert [warning.split()[0] for warning in evaluation.warnings] == ["weak", "further"]
+    assert evaluation.metrics()["guard/weak_attacks"] == 2
+    assert evaluation.warnings == ()
+    alone = scored(Threshold(), data, weak, noise_draws=20)
+    (warning,) = alone.warnings
+    assert warning.startswith("no attack flips 3% more than random noise of the same budget does (weak)")
 
 
 class NeverInference(nn.Module):
@@ -300,7 +304,7 @@ def test_strict_reports_every_attack_and_consistent_numbers():
     names = {f"{name}/{score}" for name in [*attacks, "gan_0.20"] for score in scores}
     names |= {f"robust/{score}" for score in ("acc", "nmi", "ari", "flip", "kappa")}
     names |= {"clean/acc", "clean/nmi", "clean/ari", "noise/flip", "noise_0.20/flip"}
-    names |= {"guard/clusters_used", "guard/min_share", "guard/gan_saturation"}
+    names |= {f"guard/{name}" for name in ("clusters_used", "min_share", "gan_saturation", "weak_attacks")}
     assert set(got) == names
     assert all(math.isfinite(value) for value in got.values())
     for name in attacks:

@@ -201,6 +201,11 @@ def test_step_is_attack_clean_pass_and_attacked_pass(config):
     moved = attack_in_training(config, model, views, start, model(views).assignments.detach())
     wanted = adversarial_terms(config, model, model(views), model(moved))
     assert {name: value.item() for name, value in terms.items()} == {k: v.item() for k, v in wanted.items()}
+    # A clean pass made before the attack must still reach every parameter, which the attack froze in between.
+    parameters = list(model.parameters())
+    gradients = torch.autograd.grad(torch.stack(list(terms.values())).sum(), parameters)
+    expected = torch.autograd.grad(torch.stack(list(wanted.values())).sum(), parameters)
+    assert all(torch.equal(got, want) for got, want in zip(gradients, expected, strict=True))
 
 
 @pytest.mark.parametrize("config", CONFIGS)
