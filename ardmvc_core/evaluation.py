@@ -126,8 +126,8 @@ def evaluate_attacks(
     Args: model: left as it was found. data: the scored part; without labels only label-free metrics appear. attacks:
         at least one, with different names. budget: read for ε, samples, noise, batch size and seed.
     Returns: `clean/{acc,nmi,ari}`, `guard/{clusters_used,min_share,weak_attacks}`, `noise/flip` (worst of the kinds,
-        each the mean over its draws; `noise_<ε>/flip` at further ε), per attack `<name>/{acc,nmi,ari,acc_refit,flip}`, and
-        `robust/{acc,nmi,ari,flip,kappa}` over the attacks that are in the worst case. Noise is a floor and not part
+        each the mean over its draws; `noise_<ε>/flip` at further ε), per attack `<name>/{acc,nmi,ari,acc_refit,flip}`,
+        and `robust/{acc,nmi,ari,flip,kappa}` over the attacks that are in the worst case. Noise is a floor and not part
         of the worst case, which would otherwise grow with the number of draws.
     Raises: EvaluationError if the target is in training mode, a buffer or parameter changes, an attack returns values
         that are not finite or views of another form, or the model gives logits that are not finite.

@@ -1,0 +1,218 @@
+"""AR-DMVC and AR-DMVC-AM: CoMVC's network, trained on clean views and on views attacked during training.
+
+Source: "Adversarially Robust Deep Multi-View Clustering", ICML 2024.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ardmvc_core.attacks.budget import AttackBudget
+from ardmvc_core.attacks.pgd import frozen, frozen_statistics, pgd, random_start
+from ardmvc_core.losses.contrastive import PairChoice, mean_contrast
+from ardmvc_core.losses.mitigator import KLDirection, mitigator_kl
+from ardmvc_core.models.comvc import ContrastConfig, aligned_clustering_terms
+from ardmvc_core.models.simvc import DDCOutput, FusedClustering, adam, build
+from ardmvc_core.types import Method, Objective, Stage, StepContext, Views
+
+InnerObjective = Literal["contrastive", "assignment", "both"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialConfig(ContrastConfig):
+    """The inner maximisation and its weight, shared by AR-DMVC and AR-DMVC-AM."""
+
+    adversarial_weight: float = 1.0
+    """λ ≥ 0: weight of CoMVC's loss on the attacked views."""
+    train_eps: float = 0.2
+    """L∞ radius of the attack during training, in (0, 1], in units of the input range."""
+    train_steps: int = 10
+    """Gradient steps of the attack during training, ≥ 1."""
+    train_step_ratio: float = 0.1
+    """Step size of that attack as a share of `train_eps`, > 0."""
+    inner_objective: InnerObjective = "contrastive"
+    """What the attack raises: the contrastive loss (paper), the cross-entropy to the clean assignments, or both."""
+    inner_pairs: PairChoice = "all"
+    """View pairs of the contrastive objective; the published code takes the `first` one only."""
+    inner_updates_statistics: bool = False
+    """Whether the attack's forward passes update BatchNorm's running statistics (the published code: yes)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.adversarial_weight < float("inf"):
+            raise ValueError(f"adversarial_weight must be ≥ 0 and finite, got {self.adversarial_weight}")
+        if not 0 < self.train_eps <= 1:
+            raise ValueError(f"train_eps must be in (0, 1], got {self.train_eps}")
+        if not self.train_steps >= 1:
+            raise ValueError(f"train_steps must be ≥ 1, got {self.train_steps}")
+        if not 0 < self.train_step_ratio < float("inf"):
+            raise ValueError(f"train_step_ratio must be > 0 and finite, got {self.train_step_ratio}")
+        if self.inner_objective not in get_args(InnerObjective):
+            allowed = ", ".join(get_args(InnerObjective))
+            raise ValueError(f"inner_objective must be one of {allowed}, got {self.inner_objective!r}")
+        if self.inner_pairs not in get_args(PairChoice):
+            raise ValueError(f"inner_pairs must be all or first, got {self.inner_pairs!r}")
+
+    def budget(self) -> AttackBudget:
+        """Threat model of the training attack."""
+        return AttackBudget(eps=self.train_eps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ARDMVCConfig(AdversarialConfig):
+    """AR-DMVC."""
+
+    name: Literal["ar_dmvc"] = "ar_dmvc"
+    """Which model this configures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ARDMVCAMConfig(AdversarialConfig):
+    """AR-DMVC-AM: AR-DMVC and the attack mitigator."""
+
+    name: Literal["ar_dmvc_am"] = "ar_dmvc_am"
+    """Which model this configures."""
+    mitigator_weight: float = 0.1
+    """γ ≥ 0: weight of the divergence between attacked and clean assignments."""
+    kl_direction: KLDirection = "slides"
+    """`slides`: KL(attacked ‖ clean), as the paper's bound has it; `code`: KL(clean ‖ attacked), as published."""
+    kl_smoothing: float = 1e-4
+    """Added to every assignment before the logarithm, not renormalised; > 0."""
+    kl_stop_gradient: bool = False
+    """Whether the clean assignments are a constant in the divergence (the published code: no)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.mitigator_weight < float("inf"):
+            raise ValueError(f"mitigator_weight must be ≥ 0 and finite, got {self.mitigator_weight}")
+        if self.kl_direction not in get_args(KLDirection):
+            raise ValueError(f"kl_direction must be slides or code, got {self.kl_direction!r}")
+        if not 0 < self.kl_smoothing < float("inf"):
+            raise ValueError(f"kl_smoothing must be > 0 and finite, got {self.kl_smoothing}")
+
+
+def inner_objective(
+    config: AdversarialConfig, model: FusedClustering, clean_assignments: Tensor | None
+) -> Callable[[Views], Tensor]:
+    """What the training attack raises, as a function of the views; runs only the parts of the network it needs.
+
+    Args:   clean_assignments: (B, K), constant; needed unless the objective is `contrastive`.
+    Returns: function from views to a scalar in nats (per anchor, per sample, or the sum of both).
+    """
+    reads = config.inner_objective
+
+    def value(views: Views) -> Tensor:
+        latents, logits = _needed_parts(config, model, views)
+        parts = []
+        if reads != "assignment":
+            parts.append(mean_contrast(latents, config.temperature, config.inner_pairs))
+        if reads != "contrastive":
+            assert logits is not None
+            assert clean_assignments is not None
+            parts.append(cross_entropy(logits, clean_assignments))
+        return torch.stack(parts).sum()
+
+    return value
+
+
+def _needed_parts(
+    config: AdversarialConfig, model: FusedClustering, views: Views
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """Latents, and the logits where something needs them."""
+    if config.inner_updates_statistics or config.inner_objective != "contrastive":
+        # With the published switch the whole network runs even for the contrastive loss: all its statistics move.
+        output = model(views)
+        return output.view_latents, output.logits
+    needed = 2 if config.inner_pairs == "first" else len(views)
+    return tuple(encoder(view) for encoder, view in zip(model.encoders[:needed], views, strict=False)), None
+
+
+def attack_in_training(
+    config: AdversarialConfig,
+    model: FusedClustering,
+    views: Views,
+    start: Views,
+    clean_assignments: Tensor | None = None,
+) -> Views:
+    """The inner maximisation: views inside the training budget that raise the inner objective.
+
+    Args:   views: V × (B, *shape) in [0, 1], clean. start: V × (B, *shape), where the ascent begins.
+            clean_assignments: (B, K), needed unless the objective is `contrastive`.
+    Returns: V × (B, *shape), detached. Parameters and their gradients are left alone, and so are BatchNorm's running
+        statistics unless `inner_updates_statistics`.
+    """
+    with frozen(model), _statistics(model, updated=config.inner_updates_statistics):
+        return pgd(
+            inner_objective(config, model, clean_assignments),
+            views,
+            config.budget(),
+            step_size=config.train_eps * config.train_step_ratio,
+            steps=config.train_steps,
+            start=start,
+        )
+
+
+@contextmanager
+def _statistics(model: nn.Module, *, updated: bool) -> Iterator[None]:
+    if updated:
+        yield
+    else:
+        with frozen_statistics(model):
+            yield
+
+
+def adversarial_terms(
+    config: ARDMVCConfig | ARDMVCAMConfig, model: FusedClustering, clean: DDCOutput, attacked: DDCOutput
+) -> dict[str, Tensor]:
+    """CoMVC's terms on the clean output, `attacked_*` times λ on the attacked one, and `mitigator` times γ.
+
+    A part whose weight is 0 is left out.
+    """
+    weights = model.fusion.weights
+    terms = aligned_clustering_terms(config, clean, weights)
+    if config.adversarial_weight > 0:
+        for name, value in aligned_clustering_terms(config, attacked, weights).items():
+            terms[f"attacked_{name}"] = config.adversarial_weight * value
+    if isinstance(config, ARDMVCAMConfig) and config.mitigator_weight > 0:
+        terms["mitigator"] = config.mitigator_weight * mitigator_kl(
+            clean.assignments,
+            attacked.assignments,
+            direction=config.kl_direction,
+            smoothing=config.kl_smoothing,
+            stop_gradient=config.kl_stop_gradient,
+        )
+    return terms
+
+
+def _is_attacked(config: ARDMVCConfig | ARDMVCAMConfig) -> bool:
+    return config.adversarial_weight > 0 or (isinstance(config, ARDMVCAMConfig) and config.mitigator_weight > 0)
+
+
+def stages(config: ARDMVCConfig | ARDMVCAMConfig, epochs: int) -> tuple[Stage, ...]:
+    """One stage of `epochs` epochs. With λ = γ = 0 nothing is attacked: exactly CoMVC's training."""
+
+    def terms(model: nn.Module, views: Views, step: StepContext) -> dict[str, Tensor]:
+        assert isinstance(model, FusedClustering)
+        if not _is_attacked(config):
+            return aligned_clustering_terms(config, model(views), model.fusion.weights)
+        start = random_start(views, config.budget(), step.generator)
+        if config.inner_objective == "contrastive":
+            # Published order: attack, clean pass, attacked pass (it decides how the running statistics end up).
+            moved = attack_in_training(config, model, views, start)
+            clean = model(views)
+        else:
+            clean = model(views)
+            moved = attack_in_training(config, model, views, start, clean.assignments.detach())
+        return adversarial_terms(config, model, clean, model(moved))
+
+    objective = Objective(terms=terms, optimizer=lambda model: adam(model, config.learning_rate))
+    return (Stage(name="train", epochs=epochs, objectives=(objective,)),)
+
+
+AR_DMVC = Method(config=ARDMVCConfig, build=build, stages=stages)
+AR_DMVC_AM = Method(config=ARDMVCAMConfig, build=build, stages=stages)

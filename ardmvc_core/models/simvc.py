@@ -1,0 +1,117 @@
+"""SiMVC: encoders, weighted fusion and DDC's clustering head; the smallest of the models.
+
+Source: Trosten et al., "Reconsidering Representation Alignment for Multi-View Clustering", CVPR 2021.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from ardmvc_core.losses.ddc import ddc_terms
+from ardmvc_core.networks import ClusteringHead, Encoder, EncoderKind, WeightedMean, build_encoders
+from ardmvc_core.types import Method, ModelOutput, Objective, Stage, StepContext, Views, ViewShapes
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """What SiMVC's network and its optimizer need; CoMVC and AR-DMVC(-AM) add to it."""
+
+    encoder: EncoderKind = "auto"
+    """Encoder of every view; `auto` goes by the view's shape."""
+    dense_widths: tuple[int, int] = (256, 128)
+    """Hidden and latent width of dense encoders (vector views), each ≥ 1; other encoders do not read it."""
+    learning_rate: float = 1e-3
+    """Adam's learning rate, > 0."""
+
+    def __post_init__(self) -> None:
+        if self.encoder not in get_args(EncoderKind):
+            raise ValueError(f"encoder must be one of {', '.join(get_args(EncoderKind))}, got {self.encoder!r}")
+        if len(self.dense_widths) != 2 or not min(self.dense_widths) >= 1:
+            raise ValueError(f"dense_widths must be two widths ≥ 1, got {self.dense_widths}")
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"learning_rate must be > 0 and finite, got {self.learning_rate}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiMVCConfig(NetworkConfig):
+    """SiMVC."""
+
+    name: Literal["simvc"] = "simvc"
+    """Which model this configures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDCOutput(ModelOutput):
+    """Output of a network with a clustering head; `consensus` is the head's hidden layer H."""
+
+    fused: Tensor
+    """(B, D): weighted mean of the view latents."""
+
+
+class FusedClustering(nn.Module):
+    """Network of SiMVC, CoMVC and AR-DMVC(-AM)."""
+
+    def __init__(self, encoders: Sequence[Encoder], n_clusters: int) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleList(encoders)
+        self.fusion = WeightedMean(len(encoders))
+        self.head = ClusteringHead(encoders[0].out_features, n_clusters)
+
+    def encode(self, views: Views) -> tuple[Tensor, ...]:
+        """Latents of the views, V × (B, D): V × (B, *shape) → V × (B, D).
+
+        Raises: ValueError if the number of views is not that of the encoders.
+        """
+        if len(views) != len(self.encoders):
+            raise ValueError(f"views must be {len(self.encoders)} tensors, one per encoder, got {len(views)}")
+        return tuple(encoder(view) for encoder, view in zip(self.encoders, views, strict=True))
+
+    def cluster(self, latents: tuple[Tensor, ...]) -> DDCOutput:
+        """Everything that follows the encoders: V × (B, D) → output."""
+        fused = self.fusion(latents)
+        hidden, logits = self.head(fused)
+        return DDCOutput(
+            view_latents=latents,
+            consensus=hidden,
+            logits=logits,
+            assignments=logits.softmax(dim=1),
+            fused=fused,
+        )
+
+    def forward(self, views: Views) -> DDCOutput:
+        """V × (B, *shape) → output."""
+        return self.cluster(self.encode(views))
+
+
+def build(config: NetworkConfig, view_shapes: ViewShapes, n_clusters: int) -> FusedClustering:
+    """Network for these views.
+
+    Raises: ValueError if an encoder does not fit a view, latent widths differ, or n_clusters < 2.
+    """
+    return FusedClustering(build_encoders(config.encoder, view_shapes, config.dense_widths), n_clusters)
+
+
+def adam(model: nn.Module, learning_rate: float) -> Optimizer:
+    """Adam over all parameters with the usual betas and no weight decay."""
+    return Adam(model.parameters(), lr=learning_rate)
+
+
+def clustering_terms(output: DDCOutput) -> dict[str, Tensor]:
+    """SiMVC's loss: `ddc1`, `ddc2`, `ddc3`, each with weight 1."""
+    return ddc_terms(output.consensus, output.assignments)
+
+
+def stages(config: SiMVCConfig, epochs: int) -> tuple[Stage, ...]:
+    """One stage of `epochs` epochs."""
+
+    def terms(model: nn.Module, views: Views, step: StepContext) -> dict[str, Tensor]:
+        return clustering_terms(model(views))
+
+    objective = Objective(terms=terms, optimizer=lambda model: adam(model, config.learning_rate))
+    return (Stage(name="train", epochs=epochs, objectives=(objective,)),)
+
+
+SIMVC = Method(config=SiMVCConfig, build=build, stages=stages)
