@@ -16,7 +16,7 @@ from typing import Any
 
 from study.runner import run_study
 from study.spec import load_spec
-from trainables.trainable import _TrialTrainable
+from trainables.trainable import TrialTrainable
 from trainables.trial import Report
 
 ROUNDS = 5
@@ -41,7 +41,7 @@ class EmptyTrial:
         self.round = int((folder / "state.txt").read_text())
 
 
-class EmptyTrainable(_TrialTrainable):
+class EmptyTrainable(TrialTrainable):
     def build(self, config: dict[str, Any]) -> EmptyTrial:
         return EmptyTrial()
 

@@ -215,7 +215,10 @@ class _Runs:
     def _open_experiment(self) -> str:
         found = self._client.get_experiment_by_name(self._experiment_name)
         if found is None:
-            return str(self._client.create_experiment(self._experiment_name, artifact_location=self._artifacts))
+            # The UI opens an experiment without a kind on pages for language models.
+            kind = {"mlflow.experimentKind": "custom_model_development"}
+            made = self._client.create_experiment(self._experiment_name, artifact_location=self._artifacts, tags=kind)
+            return str(made)
         if found.lifecycle_stage == "deleted":
             self._client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)

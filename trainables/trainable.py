@@ -20,7 +20,7 @@ class RunsInRounds(Protocol):
     def load(self, folder: Path) -> None: ...
 
 
-class _TrialTrainable(tune.Trainable):
+class TrialTrainable(tune.Trainable):
     """Ray's config holds `config` (the trial's, as JSON), `number`, `threads`, and `resume`, a checkpoint folder or ''.
 
     A checkpoint of an earlier driver is loaded in `setup`; Ray's own recovery uses `load_checkpoint`.
@@ -53,14 +53,14 @@ class _TrialTrainable(tune.Trainable):
         return True
 
 
-class ModelTrainable(_TrialTrainable):
+class ModelTrainable(TrialTrainable):
     """Trains a model and scores it clean and attacked."""
 
     def build(self, config: dict[str, Any]) -> RunsInRounds:
         return Trial(TrialConfig.model_validate(config))
 
 
-class AttackTrainable(_TrialTrainable):
+class AttackTrainable(TrialTrainable):
     """Trains an attacker against one saved model and scores the damage."""
 
     def build(self, config: dict[str, Any]) -> RunsInRounds:

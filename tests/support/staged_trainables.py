@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from trainables.trainable import _TrialTrainable
+from trainables.trainable import TrialTrainable
 from trainables.trial import Report
 
 ROUNDS = 4
@@ -31,7 +31,7 @@ class StagedTrial:
         self.round = json.loads((folder / "state.json").read_text())["round"]
 
 
-class Staged(_TrialTrainable):
+class Staged(TrialTrainable):
     """Every trial runs to its end; odd ones score half of what even ones do."""
 
     def setup(self, config: dict[str, Any]) -> None:
