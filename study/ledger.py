@@ -43,7 +43,11 @@ def open_storage(url: str, *, create: bool) -> optuna.storages.BaseStorage:
         parsed = sqlalchemy.engine.make_url(url)
     except sqlalchemy.exc.ArgumentError as error:
         raise LedgerError("ARDMVC_STUDY_DB is no database URL; one looks like sqlite:////data/studies.db") from error
-    if parsed.get_backend_name() == "sqlite" and parsed.database:
+    if parsed.get_backend_name() == "sqlite":
+        if parsed.database in (None, "", ":memory:"):
+            raise LedgerError(
+                "ARDMVC_STUDY_DB must name a file, like sqlite:////data/studies.db; memory keeps no study"
+            )
         file = Path(parsed.database)
         if not file.exists() and not create:
             raise LedgerError(f"there is no study database at {file}")
@@ -53,8 +57,14 @@ def open_storage(url: str, *, create: bool) -> optuna.storages.BaseStorage:
             raise LedgerError(f"cannot make the folder of the study database {file}: {error.strerror}") from error
     try:
         storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": _connect_args(parsed)})
+    except ImportError as error:
+        missing = getattr(error.__cause__, "name", None) or parsed.drivername
+        raise LedgerError(
+            f"the study database {redact(url)} needs a driver that is not installed: {missing}"
+        ) from error
     except Exception as error:  # every driver has its own exceptions; all mean: not reachable
-        reason = redact(str(error.__cause__ or error).splitlines()[0]).replace(parsed.password or "\0", "***")
+        lines = str(error.__cause__ or error).splitlines() or [type(error).__name__]
+        reason = redact(lines[0]).replace(parsed.password or "\0", "***")
         raise LedgerError(f"cannot reach the study database {redact(url)}: {reason}") from error
     if parsed.get_backend_name() == "sqlite":
         _quick_commits(storage.engine)
@@ -112,10 +122,9 @@ class Ledger:
         storage = open_storage(url, create=True)
         directions = ["maximize" if objective.mode == "max" else "minimize" for objective in spec.objectives]
         identity = json.loads(json.dumps(spec.identity()))
-        try:
-            study = optuna.load_study(study_name=spec.name, storage=storage, pruner=pruner)
-        except KeyError:
-            study = optuna.create_study(study_name=spec.name, storage=storage, directions=directions, pruner=pruner)
+        study = optuna.create_study(
+            study_name=spec.name, storage=storage, directions=directions, pruner=pruner, load_if_exists=True
+        )
         ledger = cls(study, storage)
         stored = study.user_attrs.get("identity")
         if stored is None:
@@ -128,8 +137,11 @@ class Ledger:
                 f"Give the new study another name (--set name=…), "
                 f"or do so and let the old trials inform it (--set name=… --from {spec.name})."
             )
-        study.set_user_attr("spec", json.loads(json.dumps(spec.resolved())))
         return ledger
+
+    def adopt(self, spec: StudySpec) -> None:
+        """Stores what the study is run with from now on; for the holder of the lease."""
+        self._study.set_user_attr("spec", json.loads(json.dumps(spec.resolved())))
 
     @property
     def spec(self) -> dict[str, Any]:

@@ -10,10 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from study.ledger import Ledger, LedgerError, study_url
-from study.records import Observer, TrialRecord
+from study.records import TrialRecord
 from study.sampling import Suggestions, make_pruner
 from study.saved_models import with_checkpoint
+from study.search import Conductor, LeaseLost, OptunaPruning, OptunaSearcher, Relay
 from study.spec import StudySpec
 
 RECOVERIES = 2
@@ -32,6 +35,10 @@ QUIET = {
     # Paths in a study are relative to where the command runs, in workers too.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
+
+
+class StudyBroken(Exception):
+    """The driver could not go on, for instance without its database; the same command goes on once that is mended."""
 
 
 class StudyRefused(Exception):
@@ -53,7 +60,7 @@ def run_study(
         gone. warm_start: name of a study whose trials inform the sampler. trainable: another class with the interface
         of those in `trainables.trainable` (benchmarks measure the stack with an empty one).
     Returns: 0 done, 1 more failures than `limits.failures`, 130 interrupted.
-    Raises: StudyRefused before any trial starts.
+    Raises: StudyRefused before any trial starts; StudyBroken when the driver itself fails.
     """
     from study.display import LiveTable
     from study.tracking import MLflowTracker, check_reachable, tracking_uri
@@ -70,49 +77,65 @@ def run_study(
         connect(address, spec)
     ledger, old = _open(spec, storage, takeover=takeover, warm_start=warm_start)
     records = ledger.records()
-    # Before the tracker, whose thread imports MLflow: two threads must not import pandas and pyarrow at once.
-    import ray.tune  # noqa: F401
 
     def new_tracker() -> MLflowTracker:
         artifacts = str(storage / "mlartifacts")
         return MLflowTracker(ledger.spec, uri=uri, study_name=spec.name, artifact_root=artifacts, identity=ledger.uid)
 
-    if len(records) >= spec.limits.trials and all(record.finished for record in records):
-        tracker = new_tracker()
-        tracker.reconcile(records)  # what an outage at the study's end has kept from MLflow
-        tracker.close()
-        _show_end(spec, records, uri, json_output, f"study {spec.name!r} is finished: {len(records)} trials")
-        return 0
-
-    tracker = new_tracker()
-    display = LiveTable(spec.objectives, spec.limits.trials, records, stream=sys.stderr)
-    conductor = None
-    waiting: list[int] = []
     try:
         ledger.acquire(takeover=takeover)
-        tracker.reconcile(records)
-        if not address:
-            connect(None, spec)
-        from study.search import Conductor
-
-        threads = max(1, int(spec.resources.cpu))
-        conductor = Conductor(spec, ledger, Suggestions(spec, old), [display, tracker], threads)
-        _fit(spec, conductor, storage / spec.name / f"session_{ledger.next_session():03d}", trainable)
     except LedgerError as error:
         raise StudyRefused(str(error)) from error
+    conductor: Conductor | None = None
+    tracker = display = None
+    try:
+        ledger.adopt(spec)
+        tracker = new_tracker()
+        tracker.reconcile(records)  # what an outage has kept from MLflow
+        if len(records) < spec.limits.trials or not all(record.finished for record in records):
+            display = LiveTable(spec.objectives, spec.limits.trials, records, stream=sys.stderr)
+            if not address:
+                connect(None, spec)
+            threads = max(1, int(spec.resources.cpu))
+            conductor = Conductor(spec, ledger, Suggestions(spec, old), [display, tracker], threads)
+            _fit(spec, conductor, storage / spec.name / f"session_{ledger.next_session():03d}", trainable)
+    except BaseException:
+        ray.shutdown()
+        raise
     finally:
         lost = ledger.lost.is_set()
-        waiting = conductor.interrupt() if conductor and not lost else []
-        display.close()
-        tracker.close(abandoned=lost)
+        # Without a working database nothing can be said there; trials left as running are taken up all the same.
+        waiting = conductor.interrupt() if conductor and not lost and not conductor.error else []
+        if display:
+            display.close()
+        if tracker:
+            tracker.close(abandoned=lost)
         ledger.release()
-    if waiting:
-        print(f"interrupted: trials {waiting} go on from their checkpoints with the same command", file=sys.stderr)
-        return 130
-    failed = conductor.failures
-    note = f"stopped: {failed} trials failed, limits.failures is {spec.limits.failures}"
-    _show_end(spec, ledger.records(), uri, json_output, note if conductor.too_many_failures else "")
-    return 1 if conductor.too_many_failures else 0
+    code, note = _verdict(spec, conductor, waiting, lost)
+    if code == 130:
+        print(note, file=sys.stderr)
+    else:
+        _show_end(spec, ledger.records(), uri, json_output, note)
+    # Last of all: stopping Ray has been seen to end the process when a worker had died while it was made.
+    ray.shutdown()
+    return code
+
+
+def _verdict(spec: StudySpec, conductor: Conductor | None, waiting: list[int], lost: bool) -> tuple[int, str]:
+    """Exit code, and a sentence on why the study ended unless it simply used its budget."""
+    again = "the same command goes on from here"
+    if conductor is None:
+        return 0, f"study {spec.name!r} is finished: it has its {spec.limits.trials} trials"
+    if lost:
+        return 130, f"study {spec.name!r} was taken over by another driver; this one has stopped"
+    if conductor.too_many_failures:
+        return 1, f"stopped: {conductor.failures} trials failed, limits.failures is {spec.limits.failures}"
+    if conductor.out_of_time and conductor.missing:
+        return 0, f"limits.hours = {spec.limits.hours:g} is used up, {conductor.missing} trials are missing; {again}"
+    if conductor.missing:
+        trials = f"trials {', '.join(map(str, waiting))} go on from their checkpoints" if waiting else "nothing is lost"
+        return 130, f"interrupted: {trials} with the same command"
+    return 0, ""
 
 
 def _open(spec: StudySpec, storage: Path, *, takeover: bool, warm_start: str | None) -> tuple[Ledger, Sequence[Any]]:
@@ -131,8 +154,6 @@ def connect(address: str | None, spec: StudySpec) -> None:
     Raises: StudyRefused if it cannot be joined, or has less than one trial needs: waiting for it would never end.
     """
     os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
-    import ray
-
     if address:
         _check_listens(address)
     for name in ("ray.tune", "ray.train", "ray"):
@@ -169,11 +190,9 @@ def _check_listens(address: str) -> None:
         raise StudyRefused(f"cannot join the Ray cluster at {address!r}: {error.strerror or error}") from error
 
 
-def _fit(spec: StudySpec, conductor: Any, session: Path, trainable: type | None) -> None:
-    import ray
+def _fit(spec: StudySpec, conductor: Conductor, session: Path, trainable: type | None) -> None:
     from ray import tune
 
-    from study.search import OptunaPruning, OptunaSearcher, Relay
     from trainables.trainable import TRAINABLES
 
     runs = tune.with_resources(
@@ -202,8 +221,15 @@ def _fit(spec: StudySpec, conductor: Any, session: Path, trainable: type | None)
     )
     try:
         tuner.fit()
-    finally:
-        ray.shutdown()
+        if conductor.error:
+            raise conductor.error
+    except LeaseLost:
+        return
+    except Exception as error:
+        if conductor.error is None:
+            raise
+        problem = conductor.error
+        raise StudyBroken(f"the driver stopped: {type(problem).__name__}: {problem}") from error
 
 
 def _show_end(spec: StudySpec, records: list[TrialRecord], uri: str, json_output: bool, note: str) -> None:
@@ -218,6 +244,3 @@ def _show_end(spec: StudySpec, records: list[TrialRecord], uri: str, json_output
     print(leaderboard(records, spec.objectives))
     print(summary(records, spec.objectives))
     print(f"Compare the trials: make ui   (or: mlflow ui --backend-store-uri {redact(uri)})")
-
-
-__all__ = ["Observer", "StudyRefused", "connect", "run_study"]

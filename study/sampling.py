@@ -5,6 +5,7 @@ study in memory that holds only trials of the declared space, so a baseline outs
 range) never confuses a sampler, and no sampler state has to be saved anywhere.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,9 +51,11 @@ def make_sampler(options: Mapping[str, Any], seed: int) -> optuna.samplers.BaseS
     if name == "nsga2":
         return optuna.samplers.NSGAIISampler(seed=seed, **options)
     if name == "sobol":
-        return optuna.samplers.QMCSampler(
-            seed=seed, qmc_type="sobol", scramble=True, warn_independent_sampling=False, **options
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.samplers.QMCSampler(
+                seed=seed, qmc_type="sobol", scramble=True, warn_independent_sampling=False, **options
+            )
     return optuna.samplers.RandomSampler(seed=seed, **options)
 
 
@@ -89,7 +92,6 @@ class Suggestions:
             directions=["maximize" if objective.mode == "max" else "minimize" for objective in spec.objectives]
         )
         self._open: dict[int, optuna.trial.Trial] = {}
-        self._drawn = 0
         # Sobol's sequence is one sequence: its sampler is kept, and wound forward by what was drawn before.
         self._sobol = make_sampler(self._options, derive_seed(spec.seed, "sampler")) if self._is_sobol else None
         for trial in warm_start:
@@ -103,22 +105,28 @@ class Suggestions:
     def restore(self, trials: Sequence[FrozenTrial]) -> None:
         """Takes over the history of the study, in order of trial number."""
         for trial in trials:
-            if not trial.user_attrs.get("baseline"):
-                self._drawn += 1
-                if self._sobol is not None:
-                    self._sobol.sample_relative(self._shadow, trial, self.distributions)
+            if self._sobol is not None and not trial.user_attrs.get("baseline"):
+                self._sobol.sample_relative(self._shadow, trial, self.distributions)
             if self.distributions and trial.params.keys() == self.distributions.keys():
                 self._mirror(trial)
 
     def _mirror(self, trial: FrozenTrial) -> None:
-        self._shadow.add_trial(trial)
-        if not trial.state.is_finished():
-            added = self._shadow.get_trials(deepcopy=False)[-1]
-            self._open[trial.number] = optuna.trial.Trial(self._shadow, added._trial_id)
+        if trial.state.is_finished():
+            self._shadow.add_trial(trial)
+            return
+        # Running, whatever the database says: a waiting trial would be handed out again by the next draw.
+        open_trial = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params=trial.params,
+            distributions=trial.distributions,
+            intermediate_values=trial.intermediate_values,
+        )
+        self._shadow.add_trial(open_trial)
+        added = self._shadow.get_trials(deepcopy=False)[-1]
+        self._open[trial.number] = optuna.trial.Trial(self._shadow, added._trial_id)
 
     def draw(self, number: int) -> dict[str, Any]:
         """The point for trial `number`: {dotted path: value}."""
-        self._drawn += 1
         if not self.distributions:
             return {}
         if self._sobol is not None:

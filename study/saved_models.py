@@ -37,11 +37,13 @@ def find_checkpoint(reference: str, url: str) -> str:
         if record is None or not record.checkpoint:
             raise LedgerError(f"{reference}: no complete trial with a saved model yet")
         folder = record.checkpoint
-    if "://" not in folder and not (Path(folder) / "config.json").is_file():
+    if "://" in folder:
+        raise LedgerError(f"trial.checkpoint: must be a local or shared folder, or study:NAME[/NUMBER], got {folder!r}")
+    if not (Path(folder) / "config.json").is_file():
         raise LedgerError(
             f"trial.checkpoint: {folder} holds no saved model (no config.json); give a trial's checkpoint"
         )
-    return str(Path(folder).resolve()) if "://" not in folder else folder
+    return str(Path(folder).resolve())
 
 
 def with_checkpoint(spec: StudySpec, url: str) -> StudySpec:

@@ -5,16 +5,19 @@ goes back there before anyone else is told. Ray pickles searchers, schedulers an
 three classes here put nothing into them, so no database address and no password leaves the driver.
 """
 
+import functools
 import json
 import logging
 import math
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import TrialState
 from ray import cloudpickle
+from ray.exceptions import RayActorError
 from ray.tune import Callback
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -30,6 +33,19 @@ logger = logging.getLogger(__name__)
 
 class LeaseLost(Exception):
     """Another driver has taken the study over; this one must stop."""
+
+
+def _kept(method: Callable[..., None]) -> Callable[..., None]:
+    """Keeps the first exception for `Conductor.tick`: Tune logs and drops most of what its callbacks raise."""
+
+    @functools.wraps(method)
+    def guarded(self: "Conductor", *args: Any, **kwargs: Any) -> None:
+        try:
+            method(self, *args, **kwargs)
+        except Exception as error:
+            self.error = self.error or error
+
+    return guarded
 
 
 def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
@@ -68,6 +84,8 @@ class Conductor:
         self._pending: dict[int, dict[str, Any]] = {}
         self._reasons: dict[int, str] = {}
         self._pruned: set[int] = set()
+        self.error: Exception | None = None
+        """What went wrong in the driver itself; the study stops, and its trials wait for the next driver."""
         records = ledger.records()
         suggestions.restore(ledger.frozen_trials())
         self._created = len(records)
@@ -80,9 +98,13 @@ class Conductor:
         self._unfinished = [record for record in unfinished if record not in done]
 
     @property
-    def open(self) -> list[int]:
-        """Trials that this driver gave out and that have no final state yet."""
-        return sorted(self._numbers.values())
+    def out_of_time(self) -> bool:
+        return time.monotonic() > self._deadline
+
+    @property
+    def missing(self) -> int:
+        """Trials of the budget that have no final state yet."""
+        return len(self._unfinished) + len(self._numbers) + self._spec.limits.trials - self._created
 
     @property
     def too_many_failures(self) -> bool:
@@ -90,11 +112,12 @@ class Conductor:
 
     def next(self, trial_id: str) -> dict[str, Any] | None:
         """Ray's config for one more trial: an unfinished one first, then a new one; None when the study is done."""
-        if self._ledger.lost.is_set() or self.too_many_failures or time.monotonic() > self._deadline:
+        if self.error or self._ledger.lost.is_set() or self.too_many_failures or self.out_of_time:
             return None
         if self._unfinished:
-            number = self._unfinished.pop(0).number
+            number = self._unfinished[0].number
             self._ledger.resume(number)
+            self._unfinished.pop(0)
         elif self._created < self._spec.limits.trials:
             number = self._create()
         else:
@@ -102,10 +125,12 @@ class Conductor:
         self._numbers[trial_id] = number
         record = self._ledger.record(number)
         self._tell("trial_started", record)
+        # Built anew rather than read back: device and data folder are those of this driver, all else is the same.
+        config = self._spec.trial_config(record.overrides).model_dump(mode="json")
         return {
             "number": number,
-            "config": json.dumps(record.config),
-            "resume": record.checkpoint or "",
+            "config": json.dumps(config),
+            "resume": _still_there(record),
             "threads": self._threads,
         }
 
@@ -125,6 +150,7 @@ class Conductor:
             distributions=distributions if inside else {},
         )
 
+    @_kept
     def reported(self, number: int, result: Mapping[str, Any]) -> None:
         """A round ended. Nothing counts as done before its checkpoint is there; see `checkpointed`."""
         metrics = metrics_of(result)
@@ -157,6 +183,7 @@ class Conductor:
             return True
         return False
 
+    @_kept
     def checkpointed(self, number: int, path: str) -> None:
         """The round's checkpoint is stored: round, metrics and place are written together, then shown."""
         if number in self._reasons:
@@ -172,11 +199,13 @@ class Conductor:
     def recovered(self, number: int) -> None:
         self._reasons.pop(number, None)
 
+    @_kept
     def ended(self, trial_id: str, *, error: bool) -> None:
-        """Tells the database the final state of a trial."""
-        number = self._numbers.pop(trial_id, None)
-        if number is not None:
+        """Tells the database the final state of a trial; nothing once the driver itself is at fault."""
+        number = self._numbers.get(trial_id)
+        if number is not None and self.error is None:
             self._end(number, error=error)
+            del self._numbers[trial_id]
 
     def _end(self, number: int, *, error: bool = False) -> None:
         record = self._ledger.record(number)
@@ -199,15 +228,17 @@ class Conductor:
         self._tell("trial_ended", self._ledger.record(number))
 
     def tick(self) -> None:
-        """Raises: LeaseLost when another driver has taken over."""
+        """Raises: LeaseLost when another driver has taken over; what a callback raised."""
+        if self.error:
+            raise self.error
         if self._ledger.lost.is_set():
             raise LeaseLost(f"study {self._spec.name!r} was taken over by another driver")
         for observer in self._observers:
             observer.tick()
 
     def interrupt(self) -> list[int]:
-        """The driver ends in order: open trials wait for the next driver. Returns: their numbers."""
-        numbers = self.open
+        """The driver ends in order: unfinished trials wait for the next driver. Returns: their numbers."""
+        numbers = sorted([*self._numbers.values(), *(record.number for record in self._unfinished)])
         for number in numbers:
             self._ledger.interrupt(number)
         return numbers
@@ -249,15 +280,25 @@ class OptunaSearcher(Searcher):
         return {"_conductor": None, "_metric": None, "_mode": None}
 
 
+def _still_there(record: TrialRecord) -> str:
+    """The trial's checkpoint folder, or nothing if it has none or it is gone: then the trial starts from scratch."""
+    if record.checkpoint and not Path(record.checkpoint).is_dir():
+        logger.warning("trial %d: its checkpoint %s is gone; it starts anew", record.number, record.checkpoint)
+        return ""
+    return record.checkpoint or ""
+
+
 def _reason(trial: RayTrial) -> str:
-    """What ended the trial's worker: the exception it raised, or what Ray says of a worker that is gone."""
+    """What ended the trial's worker, in a line: the exception it raised, or what Ray says of a worker that is gone."""
     try:
         error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
-    except Exception:  # an exception of a class that this process cannot load; its text is enough
-        lines = Path(trial.error_file).read_text().strip().splitlines() if trial.error_file else []
-        return lines[-1] if lines else "its worker failed without a reason"
+    except Exception as problem:  # an exception of a class that this process cannot load
+        return f"its worker failed for a reason that cannot be read: {problem}"
     cause = getattr(error, "cause", None) or error
-    return f"{type(cause).__name__}: {str(cause).strip()}"
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(cause)).splitlines() if line.strip()]
+    # Of an actor that died while it was made, Ray tells the whole traceback; its last line is the reason.
+    text = lines[-1] if isinstance(cause, RayActorError) and lines else " ".join(lines)
+    return f"{type(cause).__name__}: {text}"
 
 
 class OptunaPruning(FIFOScheduler):

@@ -132,3 +132,10 @@ class Storage(Section):
 
     path: str = Field(default="runs", min_length=1)
     """Folder of database, checkpoints and artifacts; relative to where the command runs."""
+
+    @field_validator("path")
+    @classmethod
+    def _is_a_folder(cls, value: str) -> str:
+        if "://" in value:
+            raise ValueError(f"must be a local or shared folder, got {value!r}")
+        return value

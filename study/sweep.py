@@ -65,7 +65,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print(dry_run(spec, as_json=arguments.json_output))
         return 0
 
-    from study.runner import StudyRefused, run_study
+    from study.runner import StudyBroken, StudyRefused, run_study
 
     try:
         return run_study(
@@ -77,6 +77,10 @@ def _run(arguments: argparse.Namespace) -> int:
         )
     except StudyRefused as error:
         return _refuse(error, debug=arguments.debug)
+    except StudyBroken as error:
+        _refuse(error, debug=arguments.debug)
+        print("the same command goes on once that is mended", file=sys.stderr)
+        return 1
 
 
 def _refuse(error: Exception, *, debug: bool) -> int:

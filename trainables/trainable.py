@@ -26,13 +26,14 @@ class TrialTrainable(tune.Trainable):
     A checkpoint of an earlier driver is loaded in `setup`; Ray's own recovery uses `load_checkpoint`.
     """
 
-    trial: RunsInRounds
+    trial: RunsInRounds | None = None
 
     def build(self, config: dict[str, Any]) -> RunsInRounds:
         raise TypeError(f"{type(self).__name__} must say how its trial is built")
 
     def setup(self, config: dict[str, Any]) -> None:
         torch.set_num_threads(config["threads"])
+        self.trial = None  # an actor that is used again must not hold two trials in memory
         self.trial = self.build(json.loads(config["config"]))
         if config["resume"]:
             # A checkpoint may lie on shared or remote storage: Ray's Checkpoint knows how to fetch it.
@@ -40,12 +41,15 @@ class TrialTrainable(tune.Trainable):
                 self.trial.load(Path(folder))
 
     def step(self) -> Report:
+        assert self.trial is not None
         return self.trial.run_round()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
+        assert self.trial is not None
         self.trial.save(Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint: Any) -> None:
+        assert self.trial is not None
         self.trial.load(Path(checkpoint))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -161,12 +161,18 @@ class Trial:
         Raises: ValueError if the checkpoint is of another config.
         """
         facts = json.loads((folder / CONFIG_FILE).read_text())
-        if facts["config"] != self.config.model_dump(mode="json"):
+        if identity(facts["config"]) != identity(self.config.model_dump(mode="json")):
             raise ValueError(f"the checkpoint {folder} was written by a trial with another config")
         state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
         self.round, self.seconds, self.failure = state["round"], state["seconds"], state["failure"]
         for trainer, trainer_state in zip(self.trainers, state["trainers"], strict=True):
             trainer.load_state_dict(trainer_state)
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A trial's config as JSON without what says only where it runs: the device and the folder of the data."""
+    dataset = {key: value for key, value in config["dataset"].items() if key != "root"}
+    return {**{key: value for key, value in config.items() if key != "device"}, "dataset": dataset}
 
 
 def aggregate(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -1,18 +1,23 @@
 """What the runner makes of trials that go wrong, of pruners, and of refusals; real Ray, real database, real MLflow."""
 
 import signal
+import sqlite3
 import subprocess
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from staged_trainables import ROUNDS, Accidents, Staged
-from tiny_studies import ROOT, study_dict, sweep_command, write_study
+from mlflow import MlflowClient
+from staged_trainables import ROUNDS, Accidents, BreaksDatabase, Staged
+from tiny_studies import ROOT, run_sweep, study_dict, sweep_command, write_study
 
 from study.ledger import Ledger, study_url
 from study.records import TrialRecord
-from study.runner import StudyRefused, run_study
+from study.runner import StudyBroken, StudyRefused, run_study
+from study.sampling import preview
 from study.spec import StudySpec
+from study.tracking import default_uri
 
 SpecMaker = Callable[..., StudySpec]
 
@@ -142,3 +147,50 @@ def test_ctrl_c_leaves_the_open_trial_waiting_and_exits_with_130(tmp_path: Path)
     records = Ledger.open_existing("tiny", study_url(tmp_path / "runs")).records()
     assert [record.state for record in records if not record.finished] == ["WAITING"]
     assert all(record.round >= 1 for record in records)
+    assert run_sweep(file).returncode == 0
+    again = Ledger.open_existing("tiny", study_url(tmp_path / "runs")).records()
+    assert [record.state for record in again] == ["COMPLETE"] * 3
+    # Drawn at random from (seed, number): what the interruption must not change is known before anything ran.
+    assert [record.overrides for record in again] == preview(StudySpec.model_validate(study_dict(tmp_path)), 3)
+    client = MlflowClient(tracking_uri=default_uri(str(tmp_path / "runs")))
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert [run.info.status for run in runs] == ["FINISHED"] * 4
+
+
+def test_a_database_that_breaks_stops_the_driver_and_loses_nothing(
+    tiny_spec: SpecMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tune drops what callbacks raise; a trial must not be called failed, or run on for ever, because of it."""
+    spec = tiny_spec(limits={"trials": 2, "failures": 0, "concurrent": 1})
+    database = Path(spec.storage.path) / "studies.db"
+    monkeypatch.setenv("BREAK_DATABASE", str(database))
+    with pytest.raises(StudyBroken, match="the driver stopped"):
+        run_study(spec, trainable=BreaksDatabase)
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("ALTER TABLE hidden_attributes RENAME TO trial_user_attributes")
+    (record,) = records_of(spec)
+    assert (record.state, record.round) == ("RUNNING", 1)
+    assert run_study(spec, trainable=Staged) == 0
+    assert [record.state for record in records_of(spec)] == ["COMPLETE", "COMPLETE"]
+
+
+def test_hours_that_are_used_up_leave_the_rest_for_later(
+    tiny_spec: SpecMaker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = tiny_spec(limits={"trials": 3, "hours": 1e-9})
+    assert run_study(spec, trainable=Staged) == 0
+    assert "is used up, 3 trials are missing" in capsys.readouterr().out
+    assert records_of(spec) == []
+
+
+def test_a_trial_whose_checkpoint_is_gone_starts_anew(tiny_spec: SpecMaker) -> None:
+    spec = tiny_spec(limits={"trials": 1, "failures": 0})
+    ledger = Ledger.open_or_create(spec, study_url(Path(spec.storage.path)), None)
+    overrides = dict(spec.baselines[0])
+    config = spec.trial_config(overrides).model_dump(mode="json")
+    ledger.add(overrides=overrides, config=config, rounds=ROUNDS, baseline=True, params={}, distributions={})
+    ledger.progress(0, {"round": 2, "time": 1, "metrics": {}, "checkpoint": "/gone", "seconds": 1.0})
+    assert run_study(spec, trainable=Staged) == 0
+    (record,) = records_of(spec)
+    assert (record.state, record.values) == ("COMPLETE", (0.8,))
+    assert [round_ for round_, _, _ in record.history] == [1, 2, 3, 4]

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +69,14 @@ class Accidents(Staged):
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.touch()
         return known
+
+
+class BreaksDatabase(Staged):
+    """Takes a table of the study's database away in the second round."""
+
+    def step(self) -> Report:
+        assert isinstance(self.trial, StagedTrial)
+        if self.trial.round == 1:
+            with closing(sqlite3.connect(os.environ["BREAK_DATABASE"], timeout=30)) as connection, connection:
+                connection.execute("ALTER TABLE trial_user_attributes RENAME TO hidden_attributes")
+        return super().step()
