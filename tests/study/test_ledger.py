@@ -93,8 +93,11 @@ def test_another_space_under_the_same_name_is_refused_with_the_difference(tiny_s
 
 def test_other_limits_and_sampler_are_the_same_study(tiny_spec: SpecMaker) -> None:
     add(open_ledger(tiny_spec()))
-    again = open_ledger(tiny_spec(limits={"trials": 30}, sampler={"name": "tpe"}))
+    longer = tiny_spec(limits={"trials": 30}, sampler={"name": "tpe"})
+    again = open_ledger(longer)
     assert len(again.records()) == 1
+    assert again.spec == {}  # only the holder of the lease says what the study is run with
+    again.adopt(longer)
     assert again.spec["limits"]["trials"] == 30
 
 

@@ -66,11 +66,10 @@ def refused(study: str, capsys: pytest.CaptureFixture[str]) -> Refused:
 def runner(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     """Stands for `study.runner`: notes how it was called."""
 
-    class StudyRefused(Exception):
-        pass
+    from study.runner import StudyBroken, StudyRefused
 
     calls: list[dict[str, Any]] = []
-    stub = types.SimpleNamespace(calls=calls, StudyRefused=StudyRefused, effect=lambda: 0)
+    stub = types.SimpleNamespace(calls=calls, StudyRefused=StudyRefused, StudyBroken=StudyBroken, effect=lambda: 0)
 
     def run_study(spec: Any, **options: Any) -> int:
         calls.append({"spec": spec, **options})
@@ -327,6 +326,20 @@ def test_a_refusal_of_the_runner_is_one_message(
     runner.effect = refuse
     assert main([study]) == 2
     assert capsys.readouterr().err == "another driver holds it\n"
+
+
+def test_a_driver_that_breaks_ends_with_1_and_the_way_on(
+    study: str, runner: types.SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> int:
+        raise runner.StudyBroken("the driver stopped: disk full")
+
+    runner.effect = fail
+    assert main([study]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "the driver stopped: disk full",
+        "the same command goes on once that is mended",
+    ]
 
 
 def test_an_interruption_can_be_resumed(
