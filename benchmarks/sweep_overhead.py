@@ -3,7 +3,7 @@
 python benchmarks/sweep_overhead.py [--trials 16] [--json]
 
 Prints the whole time, what starting and stopping Ray alone takes (measured in the same process, before), and the rest.
-The first study ever on a machine also makes MLflow's tables, some six seconds; an empty file is kept in the user's cache.
+The first study ever on a machine also makes MLflow's tables, some six seconds; the user's cache keeps an empty file.
 """
 
 import argparse

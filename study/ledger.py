@@ -19,7 +19,7 @@ from study.provenance import redact
 from study.records import TrialRecord
 from study.spec import StudySpec
 
-HEARTBEAT_SECONDS = 5.0
+SETTLE_SECONDS, HEARTBEAT_SECONDS = 0.2, 5.0
 STALE_SECONDS = 30.0
 ROUND = "round:"
 """Prefix of the attributes that hold a trial's rounds; the number follows."""
@@ -199,7 +199,9 @@ class Ledger:
             },
         )
         self._study.add_trial(trial)
-        return int(self.frozen_trials()[-1].number)
+        added = self.frozen_trials()[-1]
+        self._ids[added.number], self._reported[added.number] = added._trial_id, set()
+        return int(added.number)
 
     def report(self, number: int, round_: int, value: float) -> None:
         """The objective after a round. Single-objective studies only; a round that was reported stays as it was."""
@@ -266,10 +268,6 @@ class Ledger:
             "started": _process_start(os.getpid()),
         }
         self._beat()
-        # Two drivers that start in the same moment both pass the check above; the later write wins, both see it.
-        time.sleep(0.2)
-        if not self._mine():
-            raise LedgerError(f"study {self.name!r} was taken by another driver at the same moment")
         threading.Thread(target=self._keep_alive, name="lease", daemon=True).start()
 
     def release(self) -> None:
@@ -287,7 +285,11 @@ class Ledger:
         return bool(held and self._holder and held["id"] == self._holder["id"])
 
     def _keep_alive(self) -> None:
-        while not self._stop_heartbeat.wait(HEARTBEAT_SECONDS):
+        # Two drivers that start in the same moment both pass the check in `acquire`; the later write wins, and the first
+        # look after it tells the other one that it has lost, long before Ray is up.
+        pause = SETTLE_SECONDS
+        while not self._stop_heartbeat.wait(pause):
+            pause = HEARTBEAT_SECONDS
             try:
                 if not self._mine():
                     self.lost.set()

@@ -134,6 +134,16 @@ def test_second_driver_is_told_who_holds_the_study(tiny_spec: SpecMaker) -> None
     second.release()
 
 
+def test_of_two_drivers_that_start_at_once_one_learns_that_it_lost(tiny_spec: SpecMaker) -> None:
+    first, second = open_ledger(tiny_spec()), open_ledger(tiny_spec())
+    first.acquire()
+    # What a second driver writes that passed the check before the first one's lease was there.
+    second._holder = {"id": "second", "host": "h", "pid": 1, "started": ""}
+    second._beat()
+    assert first.lost.wait(timeout=30)
+    assert not second.lost.is_set()
+
+
 def test_lease_of_a_dead_process_on_this_machine_is_taken_at_once(tiny_spec: SpecMaker) -> None:
     spec = tiny_spec()
     open_ledger(spec)
