@@ -3,10 +3,12 @@
 import json
 import os
 import socket
+import sqlite3
 import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,9 @@ def open_storage(url: str, *, create: bool) -> optuna.storages.BaseStorage:
         except OSError as error:
             raise LedgerError(f"cannot make the folder of the study database {file}: {error.strerror}") from error
     try:
+        if parsed.get_backend_name() == "sqlite":
+            with closing(sqlite3.connect(str(parsed.database), timeout=30)) as database:
+                database.execute("PRAGMA journal_mode=WAL")  # kept in the file; making the tables is quicker with it
         storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": _connect_args(parsed)})
     except ImportError as error:
         missing = getattr(error.__cause__, "name", None) or parsed.drivername
@@ -79,7 +84,6 @@ def _quick_commits(engine: sqlalchemy.engine.Engine) -> None:
     """Write-ahead log, no disk flush per commit: a killed process loses nothing, and a commit costs under 1 ms."""
 
     def pragmas(connection: Any, _: Any) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
 
     sqlalchemy.event.listen(engine, "connect", pragmas)
@@ -285,8 +289,8 @@ class Ledger:
         return bool(held and self._holder and held["id"] == self._holder["id"])
 
     def _keep_alive(self) -> None:
-        # Two drivers that start in the same moment both pass the check in `acquire`; the later write wins, and the first
-        # look after it tells the other one that it has lost, long before Ray is up.
+        # Two drivers that start in the same moment both pass the check in `acquire`; the later write wins, and the
+        # first look after it tells the other one that it has lost, long before Ray is up.
         pause = SETTLE_SECONDS
         while not self._stop_heartbeat.wait(pause):
             pause = HEARTBEAT_SECONDS

@@ -18,6 +18,8 @@ ATTEMPTS = 5
 """How often a parcel is sent that the receiver refuses for a reason of the parcel's own."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds between attempts while the receiver does not answer; doubled each time."""
+GATHER_SECONDS = 1.0
+"""Seconds that news waits for more of it."""
 OUTAGE_PATIENCE = 10.0
 """Seconds that `close` waits for a receiver which did not answer at the last attempt."""
 
@@ -200,6 +202,8 @@ class Courier:
                 logger.warning("%s answers again", self._receiver.name)
             self._outage, pause = False, FIRST_PAUSE
             self._wake.wait()
+            # News of the next second goes along: short rounds would cost a request each, and time the driver needs.
+            self._closing.wait(GATHER_SECONDS)
             self._wake.clear()
 
     def _send_all(self) -> None:
