@@ -153,14 +153,18 @@ class Courier:
         self._closing.set()
         self._wake.set()
 
+    def begin_close(self) -> None:
+        """Nothing follows: what is left is sent while the caller does something else, and then calls `close`."""
+        self._closing.set()
+        self._wake.set()
+
     def close(self, timeout: float) -> bool:
         """Sends what is left.
 
         Args: timeout: seconds to wait for that; less if the receiver did not answer at the last attempt.
         Returns: whether everything arrived.
         """
-        self._closing.set()
-        self._wake.set()
+        self.begin_close()
         begin = time.monotonic()
         while self._thread.is_alive() and (waited := time.monotonic() - begin) < timeout:
             if self._outage and waited > OUTAGE_PATIENCE:

@@ -1,5 +1,6 @@
 """From a checked spec to a study that has reached its budget: database, lease, Ray, and what people see."""
 
+import gc
 import json
 import logging
 import os
@@ -99,26 +100,37 @@ def run_study(
             threads = max(1, int(spec.resources.cpu))
             conductor = Conductor(spec, ledger, Suggestions(spec, old), [display, tracker], threads)
             _fit(spec, conductor, storage / spec.name / f"session_{ledger.next_session():03d}", trainable)
+        lost = ledger.lost.is_set()
+        waiting = conductor.interrupt() if conductor and not lost else []
+        if display:
+            display.close()
+        if not lost:
+            tracker.begin_close()
+        code, note = _verdict(spec, conductor, waiting, lost)
+        if code == 130:
+            print(note, file=sys.stderr)
+        else:
+            _show_end(spec, ledger.records(), uri, json_output, note)
+        return code
     except BaseException:
-        ray.shutdown()
+        # Without a working database nothing can be said there; trials left as running are taken up all the same.
+        if conductor and not conductor.error and not ledger.lost.is_set():
+            conductor.interrupt()
         raise
     finally:
-        lost = ledger.lost.is_set()
-        # Without a working database nothing can be said there; trials left as running are taken up all the same.
-        waiting = conductor.interrupt() if conductor and not lost and not conductor.error else []
         if display:
             display.close()
         if tracker:
-            tracker.close(abandoned=lost)
+            tracker.close(abandoned=ledger.lost.is_set())
         ledger.release()
-    code, note = _verdict(spec, conductor, waiting, lost)
-    if code == 130:
-        print(note, file=sys.stderr)
-    else:
-        _show_end(spec, ledger.records(), uri, json_output, note)
-    # Last of all: stopping Ray has been seen to end the process when a worker had died while it was made.
+        _stop_ray()
+
+
+def _stop_ray() -> None:
+    """Last of all, with no other thread at work: Ray ends the whole process when one of its references is freed after
+    its shutdown, and the garbage collector may do that in any thread and at any time."""
+    gc.collect()
     ray.shutdown()
-    return code
 
 
 def _verdict(spec: StudySpec, conductor: Conductor | None, waiting: list[int], lost: bool) -> tuple[int, str]:

@@ -394,6 +394,10 @@ class MLflowTracker:
     def tick(self) -> None:
         """Nothing: the thread keeps its own time."""
 
+    def begin_close(self) -> None:
+        """Nothing follows: what is left is sent while the caller does something else, and then calls `close`."""
+        self._courier.begin_close()
+
     def close(self, *, finished: bool | None = None, abandoned: bool = False, timeout: float = 60.0) -> None:
         """Sends what is left and ends the parent run; warns of what could not be sent.
 
