@@ -70,28 +70,18 @@ def run_study(
     uri = tracking_uri(str(storage))
     if fault := check_reachable(uri):
         raise StudyRefused(fault)
-    try:
-        spec = with_checkpoint(spec, study_url(storage))
-    except LedgerError as error:
-        raise StudyRefused(str(error)) from error
     if address:
         connect(address, spec)
-    ledger, old = _open(spec, storage, takeover=takeover, warm_start=warm_start)
+    spec, ledger, old = _open(spec, storage, takeover=takeover, warm_start=warm_start)
     records = ledger.records()
-
-    def new_tracker() -> MLflowTracker:
-        artifacts = str(storage / "mlartifacts")
-        return MLflowTracker(ledger.spec, uri=uri, study_name=spec.name, artifact_root=artifacts, identity=ledger.uid)
-
-    try:
-        ledger.acquire(takeover=takeover)
-    except LedgerError as error:
-        raise StudyRefused(str(error)) from error
     conductor: Conductor | None = None
     tracker = display = None
     try:
         ledger.adopt(spec)
-        tracker = new_tracker()
+        artifacts = str(storage / "mlartifacts")
+        tracker = MLflowTracker(
+            ledger.spec, uri=uri, study_name=spec.name, artifact_root=artifacts, identity=ledger.uid
+        )
         tracker.reconcile(records)  # what an outage has kept from MLflow
         if len(records) < spec.limits.trials or not all(record.finished for record in records):
             display = LiveTable(spec.objectives, spec.limits.trials, records, stream=sys.stderr)
@@ -107,10 +97,7 @@ def run_study(
         if not lost:
             tracker.begin_close()
         code, note = _verdict(spec, conductor, waiting, lost)
-        if code == 130:
-            print(note, file=sys.stderr)
-        else:
-            _show_end(spec, ledger.records(), uri, json_output, note)
+        _show_end(spec, ledger.records(), uri, json_output, code, note)
         return code
     except BaseException:
         # Without a working database nothing can be said there; trials left as running are taken up all the same.
@@ -150,14 +137,20 @@ def _verdict(spec: StudySpec, conductor: Conductor | None, waiting: list[int], l
     return 0, ""
 
 
-def _open(spec: StudySpec, storage: Path, *, takeover: bool, warm_start: str | None) -> tuple[Ledger, Sequence[Any]]:
+def _open(
+    spec: StudySpec, storage: Path, *, takeover: bool, warm_start: str | None
+) -> tuple[StudySpec, Ledger, Sequence[Any]]:
+    """The spec with its saved model found, the study with its lease taken, and the trials to start from."""
     url = study_url(storage)
-    pruner = make_pruner(spec.pruner_options(), spec.trial_config({}).rounds)
     try:
+        spec = with_checkpoint(spec, url)
+        pruner = make_pruner(spec.pruner_options(), spec.trial_config({}).rounds)
         old = Ledger.open_existing(warm_start, url).frozen_trials() if warm_start else ()
-        return Ledger.open_or_create(spec, url, pruner), old
+        ledger = Ledger.open_or_create(spec, url, pruner)
+        ledger.acquire(takeover=takeover)
     except LedgerError as error:
         raise StudyRefused(str(error)) from error
+    return spec, ledger, old
 
 
 def connect(address: str | None, spec: StudySpec) -> None:
@@ -244,7 +237,10 @@ def _fit(spec: StudySpec, conductor: Conductor, session: Path, trainable: type |
         raise StudyBroken(f"the driver stopped: {type(problem).__name__}: {problem}") from error
 
 
-def _show_end(spec: StudySpec, records: list[TrialRecord], uri: str, json_output: bool, note: str) -> None:
+def _show_end(spec: StudySpec, records: list[TrialRecord], uri: str, json_output: bool, code: int, note: str) -> None:
+    if code == 130:
+        print(note, file=sys.stderr)
+        return
     from study.report import leaderboard, summary
     from study.tracking import redact
 

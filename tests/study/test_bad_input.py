@@ -169,7 +169,9 @@ def test_a_stale_lease_of_another_machine_is_not_taken_without_takeover(refused:
 
 def test_a_refused_driver_leaves_the_stored_spec(refused: Refused, existing: Ledger) -> None:
     hold(existing)
+    before = existing.spec
     refused("--trials", "99")
+    assert existing.spec == before
 
 
 def test_the_same_name_with_another_space(refused: Refused, existing: Ledger) -> None:
