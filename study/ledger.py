@@ -134,6 +134,7 @@ class Ledger:
         if stored is None:
             study.set_user_attr("identity", identity)
             study.set_user_attr("uid", uuid.uuid4().hex)
+            ledger.adopt(spec)
         elif differences := list_differences(stored, identity):
             shown = "\n".join(f"  {line}" for line in differences)
             raise LedgerError(

@@ -115,18 +115,19 @@ class Conductor:
         if self.error or self._ledger.lost.is_set() or self.too_many_failures or self.out_of_time:
             return None
         if self._unfinished:
-            number = self._unfinished[0].number
+            unfinished = self._unfinished[0]
+            number = unfinished.number
             self._ledger.resume(number)
             self._unfinished.pop(0)
+            # Built anew rather than read back: device and data folder are this driver's, all else is the same.
+            config = self._spec.trial_config(unfinished.overrides).model_dump(mode="json")
         elif self._created < self._spec.limits.trials:
-            number = self._create()
+            number, config = self._create()
         else:
             return None
         self._numbers[trial_id] = number
         record = self._ledger.record(number)
         self._tell("trial_started", record)
-        # Built anew rather than read back: device and data folder are those of this driver, all else is the same.
-        config = self._spec.trial_config(record.overrides).model_dump(mode="json")
         return {
             "number": number,
             "config": json.dumps(config),
@@ -134,21 +135,23 @@ class Conductor:
             "threads": self._threads,
         }
 
-    def _create(self) -> int:
+    def _create(self) -> tuple[int, dict[str, Any]]:
         number = self._created
         overrides, baseline = next_overrides(self._spec, self._suggestions, number)
-        config = self._spec.trial_config(overrides)
+        built = self._spec.trial_config(overrides)
+        config = built.model_dump(mode="json")
         distributions = self._suggestions.distributions
         inside = as_point(overrides, distributions) is not None
         self._created += 1
-        return self._ledger.add(
+        number = self._ledger.add(
             overrides=overrides,
-            config=config.model_dump(mode="json"),
-            rounds=config.rounds,
+            config=config,
+            rounds=built.rounds,
             baseline=baseline,
             params=overrides if inside else {},
             distributions=distributions if inside else {},
         )
+        return number, config
 
     @_kept
     def reported(self, number: int, result: Mapping[str, Any]) -> None:
