@@ -104,7 +104,7 @@ class Conductor:
     @property
     def missing(self) -> int:
         """Trials of the budget that have no final state yet."""
-        return len(self._unfinished) + len(self._numbers) + self._spec.limits.trials - self._created
+        return len(self._unfinished) + len(self._numbers) + max(0, self._spec.limits.trials - self._created)
 
     @property
     def too_many_failures(self) -> bool:

@@ -194,3 +194,14 @@ def test_a_trial_whose_checkpoint_is_gone_starts_anew(tiny_spec: SpecMaker) -> N
     (record,) = records_of(spec)
     assert (record.state, record.values) == ("COMPLETE", (0.8,))
     assert [round_ for round_, _, _ in record.history] == [1, 2, 3, 4]
+
+
+def test_a_budget_below_what_was_begun_finishes_that_and_is_done(tiny_spec: SpecMaker) -> None:
+    spec = tiny_spec(limits={"trials": 1, "failures": 0})
+    ledger = Ledger.open_or_create(spec, study_url(Path(spec.storage.path)), None)
+    for number in range(2):
+        overrides = preview(spec, 2)[number]
+        config = spec.trial_config(overrides).model_dump(mode="json")
+        ledger.add(overrides=overrides, config=config, rounds=ROUNDS, baseline=True, params={}, distributions={})
+    assert run_study(spec, trainable=Staged) == 0
+    assert [record.state for record in records_of(spec)] == ["COMPLETE", "COMPLETE"]
