@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ardmvc_core.networks import bf16_encoders
-from ardmvc_core.seeding import generator, global_rng_state, set_global_rng_state
-from ardmvc_core.types import Objective, Stage, StepContext, Views
+from ardmvc_core.seeding import derive_seed, generator, global_rng_state, set_global_rng_state
+from ardmvc_core.types import Method, Objective, Stage, StepContext, Views
 
 Precision = Literal["fp32", "bf16"]
 
@@ -78,8 +78,8 @@ class Trainer:
     Args:   model: on the device where it is to be trained. stages: run one after the other, each with fresh
             optimizers. views: V × (N, *shape), float32 in [0, 1]; kept in memory on the model's device.
             batch_size: ≥ 2 and ≤ N; an epoch has ⌊N / batch_size⌋ steps, the samples left over differ every epoch.
-            seed: of the named streams `batches` and `inner attack`. precision: `bf16` runs the encoders under
-            autocast in bfloat16, inner attacks included; latents, fusion, head and losses are float32 either way.
+            seed: of the named streams `batches`, `inner attack` and `prepare`. precision: `bf16` runs the encoders
+            under autocast in bfloat16, inner attacks included; everything behind the latents is float32 either way.
     Raises: ValueError if a batch does not fill, there is no stage, or a stage has no epoch or no objective.
     """
 
@@ -108,6 +108,7 @@ class Trainer:
         self._views = tuple(view.to(self._device) for view in views)
         self._batch_size = batch_size
         self._precision = precision
+        self._seed = seed
         # On an accelerator a look at the loss would make the host wait for the device in every step.
         self._checks_every_step = self._device.type == "cpu"
         self._batches = generator(seed, "batches")
@@ -153,8 +154,10 @@ class Trainer:
         if self.finished:
             raise RuntimeError(f"training is finished: all {self.epochs} epochs were run")
         stage = self._stages[self._stage_index]
-        if self._stage_epoch == 0:
-            self._begin(stage)
+        if self._stage_epoch == 0 and stage.prepare is not None:
+            stage.prepare(self.model, self._views, derive_seed(self._seed, "prepare", self._stage_index))
+        if self._stage_epoch == 0 or stage.renew_optimizers:
+            self._optimizers = [objective.optimizer(self.model) for objective in stage.objectives]
         self.model.train()
         meter = _Meter()
         with bf16_encoders(self.model, self._precision == "bf16"), _reproducible_convolutions():
@@ -167,11 +170,6 @@ class Trainer:
         means = meter.means(len(self._views[0]) // self._batch_size)
         self._advance(stage)
         return means
-
-    def _begin(self, stage: Stage) -> None:
-        if stage.prepare is not None:
-            stage.prepare(self.model, self._views)
-        self._optimizers = [objective.optimizer(self.model) for objective in stage.objectives]
 
     def _batch_rows(self) -> Iterator[Tensor]:
         samples = len(self._views[0])
@@ -258,6 +256,23 @@ class Trainer:
             "precision": self._precision,
             "device": self._device.type,
         }
+
+
+def calibrate(method: Method, model: nn.Module, views: Views, seed: int) -> None:
+    """Fits what the method's assignments need besides trained weights; to be called before the model is evaluated.
+
+    Args: model: left in the mode that it was in. views: V × (N, *shape_v), the clean views it was trained on.
+    """
+    if method.calibrate is None:
+        return
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            method.calibrate(model, views, derive_seed(seed, "calibrate"))
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _copied(value: Any) -> Any:

@@ -36,6 +36,14 @@ class ModelOutput:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EmbeddingOutput(ModelOutput):
+    """Output of a model whose clusters are found by k-means: logits are read from its frozen centroids."""
+
+    embedding: Tensor
+    """(B, F): what k-means clusters."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepContext:
     """Where training stands, and the random stream of the step."""
 
@@ -44,7 +52,7 @@ class StepContext:
     step: int
     """Optimizer steps done before this one, over all stages."""
     generator: torch.Generator
-    """The stream of inner attacks; lives on the model's device."""
+    """The stream of all that a step draws: inner attacks, sampled latents, noise; lives on the model's device."""
 
 
 Terms = Callable[[nn.Module, Views, StepContext], dict[str, Tensor]]
@@ -57,6 +65,8 @@ class Objective:
 
     terms: Terms
     optimizer: Callable[[nn.Module], Optimizer]
+    passes: int = 1
+    """Passes of a batch through the network, each differentiated, that `terms` takes; read by cost estimates only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +76,11 @@ class Stage:
     name: str
     epochs: int
     objectives: tuple[Objective, ...]
-    prepare: Callable[[nn.Module, Views], None] | None = None
-    """Called once when the stage begins, with the training views; what it computes goes into a module buffer."""
+    prepare: Callable[[nn.Module, Views, int], None] | None = None
+    """Called once when the stage begins, with the training views and a seed of its own; what it computes goes into a
+    module buffer, so that a checkpoint carries it."""
+    renew_optimizers: bool = False
+    """Whether every epoch, and not only the stage, begins with fresh optimizers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,4 +92,7 @@ class Method:
     build: Callable[[Any, ViewShapes, int], nn.Module]
     """(config, view_shapes, n_clusters) → network."""
     stages: Callable[[Any, int], tuple[Stage, ...]]
-    """(config, epochs) → what the trainer runs."""
+    """(config, epochs) → what the trainer runs; `epochs` are those of the main training, pre-training has its own."""
+    calibrate: Callable[[nn.Module, Views, int], None] | None = None
+    """(model in inference mode, clean training views, seed): fits what an assignment needs besides trained weights,
+    such as centroids, into buffers. `training.calibrate` runs it before an evaluation; training never reads it."""

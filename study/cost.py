@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ardmvc_core.attacks.gan import GANConfig
 from ardmvc_core.evaluation_budget import EvalBudget
+from ardmvc_core.models import MODELS
 from trainables.config import AttackTrialConfig, TrialConfig
 
 _NOISE_KINDS = 2
@@ -50,8 +51,7 @@ def trial_cost(config: TrialConfig | AttackTrialConfig, budget: EvalBudget, size
         scored = _scored(budget, sizes["tune"])
         per_round = _clean_and_noise(budget, scored, radii=1) + _assign(scored, budget.batch_size)
         return Cost(_gan(config.attack, sizes["attacker"]), per_round * config.rounds)
-    steps = config.total_epochs * (sizes["train"] // config.batch_size)
-    training = _training_step(config) * (steps * config.repeats)
+    training = _training(config, sizes["train"]) * config.repeats
     if config.protocol == "official":
         held_out = sizes["attack"]
         last = _assign(held_out, budget.official.batch_size) * 2 + _gan(budget.official, held_out)
@@ -61,10 +61,11 @@ def trial_cost(config: TrialConfig | AttackTrialConfig, budget: EvalBudget, size
     return Cost(training, rounds * config.repeats)
 
 
-def _training_step(config: TrialConfig) -> Passes:
-    """The clean pass, and where the model is trained on attacked views also that pass and the attack's own steps."""
-    weights = (getattr(config.model, name, 0.0) for name in ("adversarial_weight", "mitigator_weight"))
-    passes = config.model.train_steps + 2 if any(weight > 0 for weight in weights) else 1
+def _training(config: TrialConfig, size: int) -> Passes:
+    """Passes of all stages, of one seed; a training attack's own steps are among them."""
+    steps = size // config.batch_size
+    stages = MODELS[config.model.name].stages(config.model, config.epochs)
+    passes = sum(stage.epochs * steps * sum(objective.passes for objective in stage.objectives) for stage in stages)
     return Passes(passes, passes)
 
 

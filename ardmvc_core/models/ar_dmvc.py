@@ -210,7 +210,11 @@ def stages(config: ARDMVCConfig | ARDMVCAMConfig, epochs: int) -> tuple[Stage, .
             moved = attack_in_training(config, model, views, start, clean.assignments.detach())
         return adversarial_terms(config, model, clean, model(moved))
 
-    objective = Objective(terms=terms, optimizer=lambda model: adam(model, config.learning_rate))
+    objective = Objective(
+        terms=terms,
+        optimizer=lambda model: adam(model, config.learning_rate),
+        passes=config.train_steps + 2 if _is_attacked(config) else 1,
+    )
     return (Stage(name="train", epochs=epochs, objectives=(objective,)),)
 
 

@@ -150,7 +150,7 @@ def test_stages_follow_each_other_with_their_own_preparation_and_optimizers():
             name=name,
             epochs=epochs,
             objectives=(Objective(terms=_pull(target), optimizer=_sgd(target)),),
-            prepare=lambda model, views, name=name: prepared.append((name, len(views[0]))),
+            prepare=lambda model, views, seed, name=name: prepared.append((name, len(views[0]))),
         )
         for name, epochs, target in (("first", 2, "number"), ("second", 1, "other"))
     )
@@ -174,7 +174,7 @@ def test_preparation_is_not_repeated_after_a_checkpoint():
         name="train",
         epochs=3,
         objectives=(Objective(terms=_pull("number"), optimizer=_sgd("number")),),
-        prepare=lambda model, views: prepared.append(1),
+        prepare=lambda model, views, seed: prepared.append(1),
     )
     views = (torch.rand(4, 1),) * 2
     first = Trainer(_Recorder(), (stage,), views, batch_size=2, seed=0)
