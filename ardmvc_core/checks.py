@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ardmvc_core.attacks.attack import in_batches
 from ardmvc_core.attacks.budget import AttackBudget, project
+from ardmvc_core.batching import in_full_batches
 from ardmvc_core.types import Perturb, Views
 
 
@@ -83,22 +83,12 @@ def assign(model: nn.Module, views: Views, batch_size: int) -> NDArray[np.int64]
     """
     clusters = []
     with torch.no_grad():
-        for batch in _batches(views, batch_size):
+        for batch in in_full_batches(views, batch_size):
             logits = model(batch).logits
             if not bool(torch.isfinite(logits).all()):
                 raise EvaluationError(f"the model gives logits that are not finite for {len(logits)} samples")
             clusters.append(logits.argmax(1))
     return torch.cat(clusters).cpu().numpy()
-
-
-def _batches(views: Views, size: int) -> Iterator[Views]:
-    count = len(views[0])
-    if count > size > 1 and count % size == 1:
-        last = count - size - 1
-        yield from in_batches(tuple(view[:last] for view in views), size) if last else ()
-        yield tuple(view[last:] for view in views)
-    else:
-        yield from in_batches(views, size)
 
 
 def attacked_views(name: str, perturb: Perturb, model: nn.Module, views: Views, budget: AttackBudget) -> Views:

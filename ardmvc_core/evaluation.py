@@ -6,7 +6,8 @@ comparison with published tables only.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,9 +21,11 @@ from ardmvc_core.attacks.white_box import WhiteBoxConfig, prepare_white_box
 from ardmvc_core.checks import EvaluationError, assign, attacked_views, device_of, inference_target
 from ardmvc_core.data.dataset import MultiViewDataset
 from ardmvc_core.evaluation_budget import DEFAULT_EPS, EvalBudget
+from ardmvc_core.kmeans import KMeansHead, embeddings, published_clusters
 from ardmvc_core.metrics import clustering_scores, flip_rate
+from ardmvc_core.networks import bf16_encoders
 from ardmvc_core.scoring import Evaluation, ScoreCard, as_array
-from ardmvc_core.seeding import generator
+from ardmvc_core.seeding import derive_seed, generator
 from ardmvc_core.types import Perturb, Views
 
 __all__ = [
@@ -66,7 +69,8 @@ def probe(model: nn.Module, data: MultiViewDataset, budget: EvalBudget) -> Evalu
         clean = assign(model, data.views, budget.batch_size)
         card = ScoreCard(as_array(data.labels), clean, data.n_clusters)
         views = tuple(view[: budget.probe_samples] for view in data.views)
-        attacked = attacked_views("probe", perturb, model, views, budget.attack_budget())
+        with _attack_precision(model, budget):
+            attacked = attacked_views("probe", perturb, model, views, budget.attack_budget())
         clusters = assign(model, attacked, budget.batch_size)
         verify("the probe")
     card.attack("probe", clusters)
@@ -112,7 +116,8 @@ def _fitted_gans(model: nn.Module, attacker_views: Views, budget: EvalBudget) ->
     gans = []
     with inference_target(model) as verify:
         for name, attack_budget in budgets:
-            fitted = fit_gan(budget.gan, attack_budget, model, views, generator(budget.seed, name))
+            with _attack_precision(model, budget):
+                fitted = fit_gan(budget.gan, attack_budget, model, views, generator(budget.seed, name))
             verify(f"the fitting of '{name}'")
             gans.append(PreparedAttack(name=name, perturb=fitted, budget=attack_budget, in_worst_case=name == "gan"))
     return gans
@@ -142,7 +147,8 @@ def evaluate_attacks(
         verify("the noise")
         strongest = 0.0
         for attack in attacks:
-            attacked = attacked_views(attack.name, attack.perturb, model, data.views, attack.budget)
+            with _attack_precision(model, budget):
+                attacked = attacked_views(attack.name, attack.perturb, model, data.views, attack.budget)
             clusters = assign(model, attacked, budget.batch_size)
             verify(f"attack '{attack.name}'")
             card.attack(attack.name, clusters, floors.get(attack.budget))
@@ -154,6 +160,11 @@ def evaluate_attacks(
     if worst_case:
         card.robust(worst_case)
     return card.evaluation()
+
+
+def _attack_precision(model: nn.Module, budget: EvalBudget) -> AbstractContextManager[None]:
+    """While perturbations are looked for; never while they are scored."""
+    return bf16_encoders(model, budget.attack_precision == "bf16")
 
 
 def _noise_floors(
@@ -188,7 +199,8 @@ def evaluate_official(model: nn.Module, data: MultiViewDataset, budget: EvalBudg
     Args: model: not changed; a copy is attacked, because its running statistics drift. data: the attacked half, with
         labels.
     Returns: `official/{pre,post}/{acc,nmi,ari}`: one clean pass before the attacker is fitted, and one attacked pass
-        with its last epoch; `guard/gan_saturation`.
+        with its last epoch; `guard/official_gan_saturation`. A model with a k-means head gets its clusters from k-means
+        fitted anew to each pass, as published, and not from its frozen centroids.
     Raises: EvaluationError without labels or for logits that are not finite.
     Source: Huang et al. 2024 (AR-DMVC), as its published code does it.
     """
@@ -197,14 +209,24 @@ def evaluate_official(model: nn.Module, data: MultiViewDataset, budget: EvalBudg
     budget, data = _prepared(model, data, replace(budget, samples=None))
     target = copy.deepcopy(model).train()
     values: dict[str, float] = {}
-    with frozen(target):
+    with frozen(target), _own_random_stream(budget.seed):
         values |= _official_scores("pre", target, data, data.views, budget)
         attack_budget = budget.attack_budget()
-        gan = fit_gan(budget.official, attack_budget, target, data.views, generator(budget.seed, "official"))
+        with _attack_precision(target, budget):
+            gan = fit_gan(budget.official, attack_budget, target, data.views, generator(budget.seed, "official"))
         attacked = attacked_views("gan", gan, target, data.views, attack_budget)
         values |= _official_scores("post", target, data, attacked, budget)
-    values["guard/gan_saturation"] = gan.saturation(data.views)
+    values["guard/official_gan_saturation"] = gan.saturation(data.views)
     return Evaluation(values, {})
+
+
+@contextmanager
+def _own_random_stream(seed: int) -> Iterator[None]:
+    """Targets that sample in training mode draw from torch's global streams; these are left as they were found."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(derive_seed(seed, "official", "samples"))
+        yield
 
 
 def _official_scores(
@@ -213,7 +235,12 @@ def _official_scores(
     """Scores of shuffled batches under a map fitted to these very assignments."""
     assert data.labels is not None
     order = torch.randperm(len(data), generator=generator(budget.seed, "official", phase)).to(views[0].device)
-    clusters = assign(target, tuple(view[order] for view in views), budget.official.batch_size)
+    shuffled = tuple(view[order] for view in views)
+    if hasattr(target, "head") and isinstance(target.head, KMeansHead):
+        features = embeddings(target, shuffled, budget.official.batch_size).double().cpu().numpy()
+        clusters = published_clusters(features, data.n_clusters, derive_seed(budget.seed, "official", phase, "k-means"))
+    else:
+        clusters = assign(target, shuffled, budget.official.batch_size)
     scores = clustering_scores(data.labels[order], clusters, data.n_clusters)
     name = f"official/{phase}"
     return {f"{name}/acc": scores.acc, f"{name}/nmi": scores.nmi, f"{name}/ari": scores.ari}

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.gan import GANConfig, official_gan
@@ -51,6 +51,9 @@ class EvalBudget:
     """The GAN attack of the strict protocol."""
     official: GANConfig = field(default_factory=official_gan)
     """The attack of the official protocol."""
+    attack_precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16` looks for perturbations through encoders in bfloat16, which is quicker; what is found is always scored in
+    fp32."""
     batch_size: int = 256
     """Samples that are attacked and scored at once in the strict protocol, ≥ 2."""
     seed: int = 7
@@ -66,6 +69,8 @@ class EvalBudget:
                     )
         if self.samples is not None and not self.samples >= 1:
             raise ValueError(f"samples must be ≥ 1 or None, got {self.samples}")
+        if self.attack_precision not in ("fp32", "bf16"):
+            raise ValueError(f"attack_precision must be fp32 or bf16, got {self.attack_precision!r}")
         least = {"probe_samples": 1, "probe_steps": 1, "steps": 1, "restarts": 1, "noise_draws": 0, "batch_size": 2}
         for name, bound in least.items():
             if not getattr(self, name) >= bound:

@@ -11,10 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ardmvc_core.batching import in_full_batches
 from ardmvc_core.types import EmbeddingOutput, Views
 
 RESTARTS = 10
 """Initialisations of every fit, of which the best is kept."""
+CALIBRATION_BATCH = 256
+"""Samples of a pass when features are collected."""
 _WIDTH_FLOOR = 1e-12
 _FEW_SAMPLES = 15_000
 _CHUNK = 3_000
@@ -58,11 +61,11 @@ def calibrate_kmeans(model: nn.Module, views: Views, seed: int) -> None:
     model.head.fit(embeddings(model, views), seed)
 
 
-def embeddings(model: nn.Module, views: Views, batch_size: int = 256) -> Tensor:
+def embeddings(model: nn.Module, views: Views, batch_size: int = CALIBRATION_BATCH) -> Tensor:
     """What k-means clusters, in the model's present mode: V × (N, *shape_v) → (N, F)."""
     found = []
     with torch.no_grad():
-        for batch in zip(*(view.split(batch_size) for view in views), strict=True):
+        for batch in in_full_batches(views, batch_size):
             output = model(batch)
             assert isinstance(output, EmbeddingOutput)
             found.append(output.embedding)

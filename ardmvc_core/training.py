@@ -120,6 +120,11 @@ class Trainer:
         self._optimizers: list[Optimizer] = []
 
     @property
+    def views(self) -> Views:
+        """The training views, V × (N, *shape), on the model's device."""
+        return self._views
+
+    @property
     def epoch(self) -> int:
         """Epochs done, over all stages."""
         return self._epoch

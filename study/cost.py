@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from ardmvc_core.attacks.gan import GANConfig
 from ardmvc_core.evaluation_budget import EvalBudget
+from ardmvc_core.kmeans import CALIBRATION_BATCH
 from ardmvc_core.models import MODELS
-from trainables.config import AttackTrialConfig, TrialConfig
+from trainables.config import AttackTrialConfig, TrialConfig, protocols_of
 
 _NOISE_KINDS = 2
 _AMONG_SAMPLES = frozenset({"contrastive"})
@@ -45,20 +46,26 @@ class Cost:
 def trial_cost(config: TrialConfig | AttackTrialConfig, budget: EvalBudget, sizes: Mapping[str, int]) -> Cost:
     """Passes of one trial.
 
-    Args: budget: the resolved evaluation. sizes: samples of each part of the data set.
+    Args: budget: the resolved evaluation. sizes: samples of each part, of both protocols where both run.
     """
     if isinstance(config, AttackTrialConfig):
         scored = _scored(budget, sizes["tune"])
         per_round = _clean_and_noise(budget, scored, radii=1) + _assign(scored, budget.batch_size)
         return Cost(_gan(config.attack, sizes["attacker"]), per_round * config.rounds)
-    training = _training(config, sizes["train"]) * config.repeats
-    if config.protocol == "official":
+    protocols = protocols_of(config.protocol)
+    training = _training(config, sizes["train"]) * (config.repeats * len(protocols))
+    fitted = MODELS[config.model.name].calibrate is not None
+    each_round = _assign(sizes["train"], CALIBRATION_BATCH) * len(protocols) if fitted else Passes()
+    evaluation = each_round * config.rounds
+    if "official" in protocols:
         held_out = sizes["attack"]
-        last = _assign(held_out, budget.official.batch_size) * 2 + _gan(budget.official, held_out)
-        rounds = _probe(budget, held_out) * (config.rounds - 1) + last
-    else:
-        rounds = _probe(budget, sizes["tune"]) * (config.rounds - 1) + _strict(budget, sizes["tune"], sizes["attacker"])
-    return Cost(training, rounds * config.repeats)
+        evaluation += _assign(held_out, budget.official.batch_size) * 2 + _gan(budget.official, held_out)
+        if protocols == ("official",):
+            evaluation += _probe(budget, held_out) * (config.rounds - 1)
+    if "strict" in protocols:
+        evaluation += _probe(budget, sizes["tune"]) * (config.rounds - 1)
+        evaluation += _strict(budget, sizes["tune"], sizes["attacker"])
+    return Cost(training, evaluation * config.repeats)
 
 
 def _training(config: TrialConfig, size: int) -> Passes:

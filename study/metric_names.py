@@ -14,9 +14,11 @@ def known_metrics(config: TrialConfig | AttackTrialConfig) -> list[str]:
     """Names of the scores in the last report of such a trial, on labelled data."""
     if isinstance(config, AttackTrialConfig):
         return [*_group("gan", _ATTACK), *_group("clean", _SCORES), "noise/flip"]
+    official = [*_group("official/pre", _SCORES), *_group("official/post", _SCORES)]
     if config.protocol == "official":
-        return [*_group("official/pre", _SCORES), *_group("official/post", _SCORES)]
-    names = [*_group("robust", _ROBUST), *_group("clean", _SCORES)]
+        return official
+    names = [*official] if config.protocol == "both" else []
+    names += [*_group("robust", _ROBUST), *_group("clean", _SCORES)]
     for objective in config.evaluation.objectives:
         names += _group(f"pgd_{objective}", _ATTACK)
     names += _group("gan", _ATTACK)
@@ -31,7 +33,7 @@ def objection(metric: str) -> str | None:
     if group == "probe":
         return "is reported by the rounds before the last only; its counterpart at the end is pgd_assignment or robust"
     if group == "official":
-        return "is reported with `protocol: official` only"
+        return "is reported with `protocol: official` or `both` only"
     if group in {"loss", "time", "guard", "spread"}:
         return "is no score"
     return None

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -15,7 +15,7 @@ from ardmvc_core.models import MODELS
 from ardmvc_core.types import ViewShapes
 from study.metric_names import LABEL_FREE
 from study.spec import StudySpec
-from trainables.config import TrialConfig
+from trainables.config import TrialConfig, protocols_of
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class DataFacts:
 
 
 @lru_cache(maxsize=32)
-def data_facts(config: DatasetConfig, protocol: Protocol) -> DataFacts:
+def data_facts(config: DatasetConfig, protocol: Protocol | Literal["both"]) -> DataFacts:
     """Loads the data once and keeps their sizes. Raises: DataError listing the faults, one a line."""
     faults = check_dataset(config)
     if faults:
         raise DataError("\n".join(faults))
-    parts = load_parts(config, protocol)
+    parts = {name: part for each in protocols_of(protocol) for name, part in load_parts(config, each).items()}
     first = next(iter(parts.values())).data
     return DataFacts(
         sizes={name: len(part.data) for name, part in parts.items()},

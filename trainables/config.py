@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ardmvc_core.attacks.gan import GANConfig
+from ardmvc_core.data import Protocol
 from ardmvc_core.data.dataset import DatasetConfig
 from ardmvc_core.evaluation_budget import EvalBudget
 from ardmvc_core.models import MODELS
@@ -20,6 +21,11 @@ Device = Literal["auto", "cpu", "cuda"]
 
 _BUDGET = "the evaluation budget is the ruler that trials are compared by, so it never follows the search"
 _PLACE = "it says where a trial runs or reads, not what it is"
+
+
+def protocols_of(protocol: Literal["strict", "official", "both"]) -> tuple[Protocol, ...]:
+    """The protocols that a trial trains and scores models under, the decisive one first."""
+    return ("strict", "official") if protocol == "both" else (protocol,)
 
 
 class TrialConfig(BaseModel):
@@ -42,14 +48,15 @@ class TrialConfig(BaseModel):
     """Master seed; every random stream of the trial is derived from it and a name."""
     device: Device = "auto"
     """`auto` takes the GPU that the trial was given, and the CPU where there is none."""
-    protocol: Literal["strict", "official"] = "strict"
-    """`strict` decides and is the headline; `official` repeats the published way of scoring, for Table 1 only."""
+    protocol: Literal["strict", "official", "both"] = "strict"
+    """`strict` decides and is the headline; `official` repeats the published data and way of scoring, for Table 1 only;
+    `both` trains and scores a model under each, one beside the other."""
     dataset: DatasetConfig
     """The data set and how it is made."""
     model: ModelConfig
     """The method; its `name` says which of MODELS."""
     epochs: int = Field(default=20, ge=1)
-    """Training epochs, over all stages of the method."""
+    """Epochs of the method's main training; pre-training has its own number, in the model's config."""
     batch_size: int = Field(default=100, ge=2)
     """Samples per optimizer step; contrastive and sample-pair terms need at least two."""
     repeats: int = Field(default=1, ge=1)

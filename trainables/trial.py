@@ -5,21 +5,22 @@ import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from ardmvc_core.data import load_parts
-from ardmvc_core.data.dataset import DatasetConfig, Part
+from ardmvc_core.data import Protocol, load_parts
+from ardmvc_core.data.dataset import DatasetConfig, MultiViewDataset, Part
 from ardmvc_core.evaluation import Evaluation, evaluate_official, evaluate_strict, probe
 from ardmvc_core.models import MODELS
 from ardmvc_core.seeding import derive_seed, seed_everything
-from ardmvc_core.training import NonFiniteLoss, Trainer
-from trainables.config import TrialConfig
+from ardmvc_core.training import NonFiniteLoss, Trainer, calibrate
+from trainables.config import TrialConfig, protocols_of
 
 Report = dict[str, Any]
 """Flat metrics, and beside them `round`, `rounds`, `seconds`, `budget`, `warnings` (a JSON list), `done`, and `failure`
@@ -31,7 +32,7 @@ ARRAYS_FILE = "evaluation.npz"
 
 
 @lru_cache(maxsize=2)
-def cached_parts(config: DatasetConfig, protocol: Literal["official", "strict"]) -> dict[str, Part]:
+def cached_parts(config: DatasetConfig, protocol: Protocol) -> dict[str, Part]:
     """The parts of a data set, kept between the trials that one worker runs."""
     return load_parts(config, protocol)
 
@@ -49,39 +50,54 @@ def build_model(config: TrialConfig, view_shapes: tuple[tuple[int, ...], ...], n
     return network
 
 
+@dataclass(frozen=True)
+class Run:
+    """One model of a trial: a seed, under one protocol."""
+
+    protocol: Protocol
+    seed: int
+    trainer: Trainer
+
+
 class Trial:
-    """Trains `repeats` models that differ by their seed only, and reports their mean after every round."""
+    """Trains `repeats` models that differ by their seed only, under each protocol, and reports their means."""
 
     def __init__(self, config: TrialConfig) -> None:
         """Raises: ValueError, or its child DataError, for a config or data that cannot be run."""
         self.config = config
         self.device = pick_device(config.device)
-        parts = cached_parts(config.dataset, config.protocol)
-        self.parts = {name: part.data.to(self.device) for name, part in parts.items()}
-        self.part_digests = {name: part.digest for name, part in parts.items()}
-        self.budget = config.evaluation.resolve(config.dataset.name, len(self.parts["train"].views))
+        self.parts: dict[Protocol, dict[str, MultiViewDataset]] = {}
+        self.part_digests: dict[str, str] = {}
+        for protocol in protocols_of(config.protocol):
+            parts = cached_parts(config.dataset, protocol)
+            self.parts[protocol] = {name: part.data.to(self.device) for name, part in parts.items()}
+            prefix = f"{protocol}/" if config.protocol == "both" else ""
+            self.part_digests |= {f"{prefix}{name}": part.digest for name, part in parts.items()}
         self.round = 0
         self.seconds = 0.0
         self.failure: str | None = None
         self.warnings: list[str] = []
         self._arrays: dict[str, np.ndarray] = {}
+        self.method = MODELS[config.model.name]
         seed_everything(derive_seed(config.seed, "global"))
-        method = MODELS[config.model.name]
-        train = self.parts["train"]
-        self.trainers: list[Trainer] = []
-        for repeat in range(config.repeats):
-            seed = derive_seed(config.seed, "repeat", repeat)
-            model = build_model(config, train.view_shapes, train.n_clusters, seed).to(self.device)
-            self.trainers.append(
-                Trainer(
-                    model,
-                    method.stages(config.model, config.epochs),
-                    train.views,
-                    batch_size=config.batch_size,
-                    seed=seed,
-                    precision=config.precision,
-                )
-            )
+        self.runs = [
+            Run(protocol, seed, self._trainer(protocol, seed))
+            for protocol in self.parts
+            for seed in (derive_seed(config.seed, "repeat", repeat) for repeat in range(config.repeats))
+        ]
+        self.budget = config.evaluation.resolve(config.dataset.name, len(self.runs[0].trainer.views))
+
+    def _trainer(self, protocol: Protocol, seed: int) -> Trainer:
+        config, train = self.config, self.parts[protocol]["train"]
+        model = build_model(config, train.view_shapes, train.n_clusters, seed).to(self.device)
+        stages = self.method.stages(config.model, config.epochs)
+        batch_size, precision = config.batch_size, config.precision
+        return Trainer(model, stages, train.views, batch_size=batch_size, seed=seed, precision=precision)
+
+    @property
+    def trainers(self) -> list[Trainer]:
+        """Of every run: those of the first protocol, seed by seed, then those of the second."""
+        return [run.trainer for run in self.runs]
 
     @property
     def rounds(self) -> int:
@@ -101,16 +117,19 @@ class Trial:
             raise RuntimeError(f"the trial is finished: {self.round} of {self.rounds} rounds")
         begin = time.monotonic()
         try:
-            losses = [self._train_round(trainer) for trainer in self.trainers]
+            losses = [self._train_round(run.trainer) for run in self.runs]
         except NonFiniteLoss as error:
             self.failure = str(error)
             return self._report({}, begin)
         trained = time.monotonic()
         self.round += 1
-        evaluations = [self._evaluate(trainer.model) for trainer in self.trainers]
+        evaluations = [self._evaluate(run) for run in self.runs]
         self._arrays = evaluations[0].arrays()
         self.warnings = sorted({warning for found in evaluations for warning in found.warnings})
-        metrics = aggregate([{**loss, **found.metrics()} for loss, found in zip(losses, evaluations, strict=True)])
+        metrics = aggregate(losses)
+        for protocol in self.parts:
+            pairs = zip(self.runs, evaluations, strict=True)
+            metrics |= aggregate([found.metrics() for run, found in pairs if run.protocol == protocol])
         metrics["time/train_s"] = trained - begin
         metrics["time/evaluate_s"] = time.monotonic() - trained
         return self._report(metrics, begin)
@@ -121,14 +140,17 @@ class Trial:
             losses = trainer.run_epoch()
         return {f"loss/{name}": value for name, value in losses.items()}
 
-    def _evaluate(self, model: nn.Module) -> Evaluation:
-        last = self.round >= self.rounds
-        if self.config.protocol == "official":
-            held_out = self.parts["attack"]
-            return evaluate_official(model, held_out, self.budget) if last else probe(model, held_out, self.budget)
+    def _evaluate(self, run: Run) -> Evaluation:
+        parts, model, last = self.parts[run.protocol], run.trainer.model, self.round >= self.rounds
+        calibrate(self.method, model, parts["train"].views, run.seed)
+        if run.protocol == "official":
+            if last:
+                return evaluate_official(model, parts["attack"], self.budget)
+            # Beside the strict protocol its probe is the one that counts, and the published one has none.
+            return Evaluation({}, {}) if "strict" in self.parts else probe(model, parts["attack"], self.budget)
         if not last:
-            return probe(model, self.parts["tune"], self.budget)
-        return evaluate_strict(model, self.parts["tune"], self.parts["attacker"].views, self.budget)
+            return probe(model, parts["tune"], self.budget)
+        return evaluate_strict(model, parts["tune"], parts["attacker"].views, self.budget)
 
     def _report(self, metrics: Mapping[str, float], begin: float) -> Report:
         self.seconds += time.monotonic() - begin
@@ -196,7 +218,7 @@ def load_model(folder: Path, device: torch.device, repeat: int = 0) -> tuple[nn.
     except OSError as error:
         raise ValueError(f"{folder} holds no saved model: {CONFIG_FILE}: {error.strerror}") from error
     config = TrialConfig.model_validate(facts["config"])
-    train = cached_parts(config.dataset, config.protocol)["train"].data
+    train = cached_parts(config.dataset, protocols_of(config.protocol)[0])["train"].data
     model = build_model(config, train.view_shapes, train.n_clusters, config.seed)
     state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
     model.load_state_dict(state["trainers"][repeat]["model"])

@@ -1,6 +1,6 @@
-"""What an attack is, and the two things every attack needs: a seed of its own and batches of views."""
+"""What an attack is, and the two things every attack needs: a seed of its own and batches put together."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,11 +27,6 @@ def draw_seed(generator: torch.Generator) -> int:
 def seeded_on(views: Views, seed: int) -> torch.Generator:
     """A generator that can draw on the device of the views."""
     return torch.Generator(device=views[0].device).manual_seed(seed)
-
-
-def in_batches(views: Views, size: int) -> Iterator[Views]:
-    """The views in order, `size` samples at a time; the last batch may be smaller."""
-    yield from zip(*(view.split(size) for view in views), strict=True)
 
 
 def joined(batches: list[Views]) -> Views:

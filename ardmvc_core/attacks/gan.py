@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam
 
-from ardmvc_core.attacks.attack import draw_seed, in_batches, joined
+from ardmvc_core.attacks.attack import draw_seed, joined
 from ardmvc_core.attacks.budget import AttackBudget, project
 from ardmvc_core.attacks.gan_networks import Discriminator, Generator, initialise_normal
 from ardmvc_core.attacks.objective import Distance, complementarity_shift, consistency_shift
 from ardmvc_core.attacks.pgd import frozen
+from ardmvc_core.batching import in_batches
 from ardmvc_core.types import Perturb, Views, ViewShapes
 
 GANLoss = Literal["minimax", "lsgan"]

@@ -11,7 +11,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from ardmvc_core.attacks.attack import draw_seed, in_batches, joined, seeded_on
+from ardmvc_core.attacks.attack import draw_seed, joined, seeded_on
 from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.objective import (
     ObjectiveName,
@@ -20,6 +20,7 @@ from ardmvc_core.attacks.objective import (
     features_objective,
 )
 from ardmvc_core.attacks.pgd import frozen, pgd, random_start
+from ardmvc_core.batching import in_batches
 from ardmvc_core.types import Perturb, Views
 
 

@@ -356,7 +356,7 @@ def test_official_protocol_scores_in_training_mode():
     phases = [f"official/{phase}/{score}" for phase in ("pre", "post") for score in ("acc", "nmi", "ari")]
     # 0.1 cannot bridge the gap between 0.1 and 0.9, and batch statistics follow any common shift.
     assert {name: got[name] for name in phases} == dict.fromkeys(phases, 1.0)
-    assert set(got) == {*phases, "guard/gan_saturation"}
+    assert set(got) == {*phases, "guard/official_gan_saturation"}
     assert model.norm.num_batches_tracked == 0
 
 

@@ -127,7 +127,7 @@ def test_saved_model_gives_the_trial_s_assignments(saved_model: Path) -> None:
     assert stored == config(repeats=1, epochs=4, evaluate_every=4)
     with np.load(saved_model / "evaluation.npz") as arrays:
         before = arrays["clusters/clean"]
-    tune = Trial(stored).parts["tune"].views
+    tune = Trial(stored).parts["strict"]["tune"].views
     with torch.no_grad():
         clusters = model(tuple(view[: len(before)] for view in tune)).assignments.argmax(1)
     assert not model.training
@@ -153,3 +153,16 @@ def test_attacker_trial_resumes_exactly(saved_model: Path, tmp_path: Path) -> No
 def test_attacker_trial_without_a_saved_model_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no saved model"):
         AttackTrial(AttackTrialConfig(checkpoint=str(tmp_path)))
+
+
+def test_both_protocols_report_what_each_would_alone() -> None:
+    both = Trial(config(protocol="both"))
+    both.run_round()
+    last = both.run_round()
+    for protocol in ("strict", "official"):
+        alone = Trial(config(protocol=protocol))
+        alone.run_round()
+        wanted = {name: value for name, value in alone.run_round().items() if not name.startswith(("time/", "loss/"))}
+        scores = {name: value for name, value in wanted.items() if "/" in name and "loss/" not in name}
+        assert len(scores) > 6
+        assert {name: last[name] for name in scores} == scores
