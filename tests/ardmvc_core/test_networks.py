@@ -1,4 +1,6 @@
-"""Encoders fit their shapes and sizes, the fusion and the head are what the papers say."""
+"""Encoders and decoders fit their shapes and sizes, the fusion and the head are what the papers say."""
+
+import math
 
 import pytest
 import torch
@@ -8,8 +10,10 @@ from ardmvc_core.networks import (
     Encoder,
     WeightedMean,
     bf16_encoders,
+    build_decoder,
     build_encoder,
     build_encoders,
+    dense_decoder,
     dense_encoder,
 )
 
@@ -124,3 +128,85 @@ def test_bf16_holds_inside_only_and_latents_stay_float32():
     assert torch.allclose(rounded, full, atol=0.1)
     assert all(not encoder.bf16 for encoder in model if isinstance(encoder, Encoder))
     assert torch.equal(model[0](views), full)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "latent_shape", "parameters"),
+    [
+        ("cnn_small", (1, 28, 28), (64, 4, 4), 111_489),
+        ("cnn_small", (3, 128, 64), (64, 29, 13), 112_643),
+        # two 3×3 transposed convolutions 32→32 with bias and BatchNorm, one to C channels
+        ("cnn_tiny", (1, 28, 28), (32, 22, 22), 2 * (9_248 + 64) + 289),
+        ("cnn_tiny", (3, 128, 64), (32, 122, 58), 2 * (9_248 + 64) + 867),
+        # seven of 64→64, BatchNorm on three of them, one to 3 channels
+        ("cnn_large", (3, 128, 64), (64, 12, 4), 7 * 36_928 + 3 * 128 + 1_731),
+        # 64→32→32→1, BatchNorm after the first two
+        ("cnn_digits", (1, 8, 8), (64, 2, 2), (18_464 + 64) + (9_248 + 64) + 289),
+    ],
+)
+def test_published_sizes_of_decoders(kind, shape, latent_shape, parameters):
+    decoder = build_decoder(kind, shape)
+    assert decoder.latent_shape == latent_shape
+    assert math.prod(latent_shape) == build_encoder(kind, shape).out_features
+    assert _count(decoder) == parameters
+    assert decoder(torch.rand(2, math.prod(latent_shape))).shape == (2, *shape)
+
+
+def test_small_decoder_has_the_published_sizes_in_between():
+    decoder = build_decoder("cnn_small", (1, 28, 28))
+    image = torch.rand(2, 64, 4, 4)
+    sizes = []
+    for layer in decoder.layers:
+        image = layer(image)
+        if isinstance(layer, torch.nn.Upsample | torch.nn.ConvTranspose2d):
+            sizes.append(tuple(image.shape[1:]))
+    assert sizes == [(64, 8, 8), (64, 10, 10), (64, 12, 12), (64, 24, 24), (64, 26, 26), (1, 28, 28)]
+    assert decoder.layers[0].mode == "nearest"
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("cnn_small", (1, 29, 31)),
+        ("cnn_small", (2, 17, 30)),
+        ("cnn_large", (1, 61, 70)),
+        ("cnn_tiny", (2, 9, 7)),
+        ("cnn_digits", (1, 9, 11)),
+        ("auto", (3, 16, 19)),
+        ("auto", (1, 5, 7)),
+    ],
+)
+def test_image_of_any_size_comes_back_in_it(kind, shape):
+    encoder, decoder = build_encoder(kind, shape), build_decoder(kind, shape)
+    images = torch.rand(2, *shape)
+    assert decoder(encoder(images)).shape == images.shape
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("cnn_small", (1, 28, 28)), ("cnn_tiny", (1, 9, 9)), ("auto", (1, 8, 9))])
+def test_decoded_image_is_between_0_and_1_and_trains_every_parameter(kind, shape):
+    torch.manual_seed(0)
+    decoder = build_decoder(kind, shape)
+    image = decoder(10 * torch.randn(4, math.prod(decoder.latent_shape)))
+    assert image.min() >= 0
+    assert image.max() <= 1
+    assert image.std() > 0.01
+    (image * torch.rand_like(image)).sum().backward()
+    assert all(parameter.grad.any() for parameter in decoder.parameters())
+
+
+def test_decoder_reads_channel_then_row_then_column():
+    decoder = build_decoder("cnn_digits", (1, 8, 8)).eval()
+    image = torch.rand(3, *decoder.latent_shape)
+    assert torch.equal(decoder(image.flatten(1)), decoder.layers(image))
+
+
+def test_dense_decoder_mirrors_the_encoder():
+    decoder = dense_decoder((7,), (8, 5))
+    assert [type(layer).__name__ for layer in decoder.layers] == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
+    assert _count(decoder) == (5 * 8 + 8) + 2 * 8 + (8 * 7 + 7)
+    assert decoder(torch.rand(3, 5)).shape == (3, 7)
+    values = build_decoder("auto", (7,), (8, 5), sigmoid=True)(100 * torch.randn(50, 5))
+    assert values.min() >= 0
+    assert values.max() <= 1
+    values = build_decoder("dense", (7,), (8, 5))(100 * torch.randn(50, 5))
+    assert values.min() < 0
