@@ -135,6 +135,8 @@ class Ledger:
             study.set_user_attr("identity", identity)
             study.set_user_attr("uid", uuid.uuid4().hex)
             ledger.adopt(spec)
+        elif extends(stored, identity):
+            study.set_user_attr("identity", identity)
         elif differences := list_differences(stored, identity):
             shown = "\n".join(f"  {line}" for line in differences)
             raise LedgerError(
@@ -346,6 +348,16 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         failure=attrs.get("failure"),
         checkpoint=progress.get("checkpoint"),
         seconds=float(progress.get("seconds", 0.0)),
+    )
+
+
+def extends(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a study without a space, which is a list of trials, has only become longer."""
+    listed, trials = old.get("baselines") or [], new.get("baselines") or []
+    return (
+        not new.get("space")
+        and trials[: len(listed)] == listed
+        and {**old, "baselines": None} == {**new, "baselines": None}
     )
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -54,12 +54,14 @@ def run_study(
     warm_start: str | None = None,
     json_output: bool = False,
     trainable: type | None = None,
+    show_results: Callable[[Sequence[TrialRecord]], None] | None = None,
 ) -> int:
     """Runs, continues or extends the study, until its budget is used.
 
     Args: address: a running Ray cluster; None starts one on this machine. takeover: take the lease of a driver that is
         gone. warm_start: name of a study whose trials inform the sampler. trainable: another class with the interface
-        of those in `trainables.trainable` (benchmarks measure the stack with an empty one).
+        of those in `trainables.trainable` (benchmarks measure the stack with an empty one). show_results: called at
+        the end, interrupted or not, in place of the leaderboard on stdout.
     Returns: 0 done, 1 more failures than `limits.failures`, 130 interrupted.
     Raises: StudyRefused before any trial starts; StudyBroken when the driver itself fails.
     """
@@ -97,7 +99,11 @@ def run_study(
         if not lost:
             tracker.begin_close()
         code, note = _verdict(spec, conductor, waiting, lost)
-        _show_end(spec, ledger.records(), uri, json_output, code, note)
+        if show_results:
+            _say(note)
+            show_results(ledger.records())
+        else:
+            _show_end(spec, ledger.records(), uri, json_output, code, note)
         return code
     except BaseException:
         # Without a working database nothing can be said there; trials left as running are taken up all the same.
@@ -235,6 +241,11 @@ def _fit(spec: StudySpec, conductor: Conductor, session: Path, trainable: type |
             raise
         problem = conductor.error
         raise StudyBroken(f"the driver stopped: {type(problem).__name__}: {problem}") from error
+
+
+def _say(note: str) -> None:
+    if note:
+        print(note, file=sys.stderr)
 
 
 def _show_end(spec: StudySpec, records: list[TrialRecord], uri: str, json_output: bool, code: int, note: str) -> None:

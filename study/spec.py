@@ -216,6 +216,12 @@ def load_spec(file: str, sets: Sequence[str] = (), trials: int | None = None) ->
     Raises: SpecError with every fault, each with the file (or the flag), the key path and the nearest valid key.
     """
     label, raw = read_mapping(file)
+    return checked_spec(label, raw, sets, trials)
+
+
+def checked_spec(label: str, raw: Mapping[str, Any], sets: Sequence[str] = (), trials: int | None = None) -> StudySpec:
+    """A study from a mapping like that of a file, which messages call `label`. Args and raises: as `load_spec`."""
+    raw = dict(raw)
     sources: dict[str, str] = {}
     faults: list[str] = []
     for setting in sets:
