@@ -94,13 +94,13 @@ _OF_THE_DATA_SET: dict[Cell, Overrides] = {
     Cell("ar_dmvc_am", "patched_mnist"): {"model.adversarial_weight": 0.1, "epochs": 40},
 }
 
-_ATTACKED_IN_FEW_STEPS: Overrides = {"model.train_steps": 5, "model.train_step_ratio": 0.2}
+_ATTACKED_IN_FEW_STEPS: Overrides = {"model.train_steps": 3, "model.train_step_ratio": 0.34}
 _SHORTENED: dict[str, Overrides] = {
     # At 1e-5 EAMC's weights would hardly move in a few hundred steps.
     "eamc": {"model.learning_rate": 1e-3, "model.attention_learning_rate": 1e-3},
     # The capacities grow by the step and should be open before the end.
     "multi_vae": {"model.capacity_steps": 300, "epochs": 10},
-    "sem": {"model.warmup_epochs": 12, "epochs": 12, "model.kmeans_restarts": 10},
+    "sem": {"model.warmup_epochs": 9, "epochs": 9, "model.kmeans_restarts": 10},
     "ar_dmvc": _ATTACKED_IN_FEW_STEPS,
     "ar_dmvc_am": _ATTACKED_IN_FEW_STEPS,
 }
@@ -136,10 +136,9 @@ SCALES: dict[str, Scale] = {
                 "gan": {"epochs": 10, "batch_size": 25},
             },
         },
-        # As many steps as 30 epochs of batches of 100 would take, for half of the passes.
-        official_gan={"epochs": 15, "batch_size": 50},
+        official_gan={"epochs": 8, "batch_size": 50},
         changes={
-            "all": {"batch_size": 50, "epochs": 6},
+            "all": {"batch_size": 50, "epochs": 5},
             **_SHORTENED,
         },
         longest_pretraining=2,
