@@ -44,7 +44,6 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--skip-missing", action="store_true", help="leaves data sets without files out, with a warning"
     )
-    result.add_argument("--data-root", metavar="DIR", help="folder of the data files")
     result.add_argument("--storage", default="runs", metavar="DIR", help="where studies lie; default: %(default)s")
     result.add_argument("--output", type=Path, metavar="DIR", help="of the table's files; default: the study's folder")
     result.add_argument(
@@ -149,10 +148,10 @@ def _columns(given: argparse.Namespace) -> list[str]:
     return [*columns, *(name for name in dict.fromkeys(asked) if name not in columns)]
 
 
-def _dataset(name: str, given: argparse.Namespace) -> "DatasetConfig":
+def _dataset(name: str) -> "DatasetConfig":
     from ardmvc_core.data import DatasetConfig
 
-    return DatasetConfig(name=name, root=given.data_root)  # type: ignore[arg-type]
+    return DatasetConfig(name=name)  # type: ignore[arg-type]
 
 
 def _absent(given: argparse.Namespace) -> dict[str, str]:
@@ -169,10 +168,10 @@ def _absent(given: argparse.Namespace) -> dict[str, str]:
             if name != "regdb":
                 absent[name] = "not run: not asked for"
                 continue
-            found = check_dataset(_dataset("regdb", given)) if not given.datasets else []
+            found = check_dataset(_dataset("regdb")) if not given.datasets else []
             absent[name] = f"not run: waits for its files: {found[0]}" if found else "not run: not asked for"
             continue
-        if faults := check_dataset(_dataset(name, given)):
+        if faults := check_dataset(_dataset(name)):
             missing += [f"--datasets {name}: {fault}" for fault in faults]
             absent[name] = f"not run: {faults[0]}"
     if missing and not given.skip_missing:
@@ -202,7 +201,6 @@ def _spec(given: argparse.Namespace, seeds: int, absent: Mapping[str, str]) -> "
         protocol=given.protocol,
         seeds=seeds,
         storage=given.storage,
-        root=given.data_root,
     )
     return checked_spec("table1", raw, given.sets), known
 

@@ -260,7 +260,9 @@ class _Runs:
         assert self._parent is not None
         own = {"role": "trial", "trial_number": str(record.number), "mlflow.parentRunId": self._parent.id}
         tags = tag_texts({**self._tags, **own, **trial_tags(record)})
-        name = f"trial {record.number:03d}"
+        # Where trials differ by model or data set, people look for these and not for numbers.
+        names = [str(record.overrides[path]) for path in ("model.name", "dataset.name") if path in record.overrides]
+        name = " ".join([f"trial {record.number:03d}", *names])
         return as_run(self._client.create_run(self._experiment, start_time=begin, tags=tags, run_name=name))
 
     # What is in a run

@@ -172,14 +172,14 @@ def study_name(scale: str, protocol: Protocols, seeds: int) -> str:
 
 
 def as_study(
-    scale: str, cells: Sequence[Overrides], *, protocol: Protocols, seeds: int, storage: str, root: str | None
+    scale: str, cells: Sequence[Overrides], *, protocol: Protocols, seeds: int, storage: str
 ) -> dict[str, Any]:
     """A study without a space, as its YAML would read: its baselines are the trials.
 
-    Args: cells: overrides of every trial, those of the study so far first. root: folder of the data; None: as ever.
+    Args: cells: overrides of every trial, those of the study so far first.
     """
     chosen = SCALES[scale]
-    dataset = {"name": chosen.needed[0], **chosen.trial.get("dataset", {}), **({"root": root} if root else {})}
+    dataset = {"name": chosen.needed[0], **chosen.trial.get("dataset", {})}
     evaluation = dict(chosen.trial.get("evaluation", {}))
     if chosen.official_gan:
         from ardmvc_core.attacks.gan import official_gan  # torch takes seconds to import

@@ -21,9 +21,7 @@ def table_of(records: list[TrialRecord], **changes: Any) -> list[Entry]:
 
 
 def at(table: list[Entry], model: str, protocol: str, phase: str, metric: str = "acc") -> Entry:
-    (found,) = [
-        e for e in table if (e.cell.model, e.protocol, e.phase, e.metric) == (model, protocol, phase, metric)
-    ]
+    (found,) = [e for e in table if (e.cell.model, e.protocol, e.phase, e.metric) == (model, protocol, phase, metric)]
     return found
 
 
@@ -42,7 +40,7 @@ def test_paper_s_own_reading_aids_hold_for_the_stored_table() -> None:
     second = 0
     for dataset in ("regdb", "noisy_fashion", "noisy_mnist", "patched_mnist"):
         for metric in ("acc", "nmi", "ari"):
-            column = sorted(ROWS, key=lambda model: -published()[model, dataset, "post", metric])  # noqa: B023
+            column = sorted(ROWS, key=lambda model: -published()[model, dataset, "post", metric])
             assert column[0] == "ar_dmvc_am"
             second += column[1] == "ar_dmvc"
     assert second == 9
