@@ -122,6 +122,9 @@ class SEMNetwork(nn.Module):
         )
         self.projections = nn.ModuleList(nn.Linear(features, latent) for _ in view_shapes)
         self.head = KMeansHead(len(view_shapes) * latent, n_clusters)
+        # Until it is fitted, centroids of the embeddings' own length: to far ones all samples are equally far, up to
+        # rounding.
+        self.head.centroids /= latent**0.5
         self.view_weights: Tensor
         self.register_buffer("view_weights", torch.ones(len(view_shapes), len(view_shapes)))
 
