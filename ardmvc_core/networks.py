@@ -140,7 +140,7 @@ def build_encoders(kind: EncoderKind, view_shapes: ViewShapes, dense_widths: tup
     widths = [encoder.out_features for encoder in encoders]
     if len(set(widths)) > 1:
         raise ValueError(
-            f"encoder {kind} must give every view a latent of the same width to fuse them, "
+            f"encoder {kind} must give every view a latent of the same width, "
             f"got widths {widths} for views of shapes {view_shapes}"
         )
     return encoders

@@ -24,7 +24,7 @@ from ardmvc_core.losses.vae import (
     straight_through_one_hot,
 )
 from ardmvc_core.models.simvc import NetworkConfig, adam
-from ardmvc_core.networks import Decoder, Encoder, build_decoder, build_encoder
+from ardmvc_core.networks import Decoder, Encoder, build_decoder, build_encoders
 from ardmvc_core.types import EmbeddingOutput, Method, Objective, Stage, StepContext, Views, ViewShapes
 
 KLScale = Literal["original", "port"]
@@ -198,14 +198,12 @@ class MultiVAE(nn.Module):
 
 
 def build(config: MultiVAEConfig, view_shapes: ViewShapes, n_clusters: int) -> MultiVAE:
-    """Network for these views; their shapes may differ.
+    """Network for these views; their shapes may differ, the widths of their latents not (attacks compare them).
 
-    Raises: ValueError if an encoder does not fit a view, there are fewer than two views, or n_clusters < 2.
+    Raises: ValueError if an encoder does not fit a view, latent widths differ, or n_clusters < 2.
     """
-    if len(view_shapes) < 2:
-        raise ValueError(f"view_shapes must name at least two views, got {view_shapes}")
     return MultiVAE(
-        [build_encoder(config.encoder, shape, config.dense_widths) for shape in view_shapes],
+        build_encoders(config.encoder, view_shapes, config.dense_widths),
         [build_decoder(config.encoder, shape, config.dense_widths, sigmoid=True) for shape in view_shapes],
         n_clusters,
         hidden_width=config.hidden_width,

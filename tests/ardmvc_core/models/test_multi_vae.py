@@ -285,7 +285,7 @@ def test_published_sizes(n_views, n_clusters, parameters):
 
 def _small(shapes=((1, 8, 8), (5,)), n_clusters: int = 3, **fields):
     torch.manual_seed(0)
-    config = MultiVAEConfig(dense_widths=(8, 6), hidden_width=8, latent_width=4, **fields)
+    config = MultiVAEConfig(dense_widths=(8, 256), hidden_width=8, latent_width=4, **fields)
     views = tuple(torch.rand(10, *shape) for shape in shapes)
     return config, build(config, shapes, n_clusters), views
 
@@ -293,12 +293,14 @@ def _small(shapes=((1, 8, 8), (5,)), n_clusters: int = 3, **fields):
 def test_image_and_vector_views_may_be_mixed():
     _, network, views = _small()
     output = network(views)
-    assert [latent.shape for latent in output.view_latents] == [(10, 256), (10, 6)]
+    assert [latent.shape for latent in output.view_latents] == [(10, 256), (10, 256)]
     assert [made.shape for made in network.reconstruct(output)] == [view.shape for view in views]
     with pytest.raises(ValueError, match="views must be 2 tensors"):
         network(views[:1])
     with pytest.raises(ValueError, match="at least two views"):
         build(MultiVAEConfig(), ((5,),), 3)
+    with pytest.raises(ValueError, match=r"widths \[256, 128\]"):
+        build(MultiVAEConfig(), ((1, 8, 8), (5,)), 3)
 
 
 def test_training_pass_samples_from_the_generator_it_is_given():
