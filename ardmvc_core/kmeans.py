@@ -51,7 +51,8 @@ class KMeansHead(nn.Module):
         """
         centroids = kmeans(features.double().cpu().numpy(), len(self.centroids), seed).cluster_centers_
         self.centroids.copy_(torch.from_numpy(centroids))
-        nearest = -self.temperature * self(features).topk(2, dim=1).values
+        logits = torch.cat([self(chunk) for chunk in features.split(_CHUNK)])
+        nearest = -self.temperature * logits.topk(2, dim=1).values
         self.temperature.copy_((nearest[:, 1] - nearest[:, 0]).median().clamp(min=_WIDTH_FLOOR))
 
 
@@ -75,8 +76,10 @@ def embeddings(model: nn.Module, views: Views, batch_size: int = CALIBRATION_BAT
 def kmeans(features: NDArray[Any], n_clusters: int, seed: int) -> Any:
     """scikit-learn's k-means, seeded, best of ten initialisations: (N, F) → fitted estimator.
 
-    Raises: ValueError if there are fewer samples than clusters.
+    Raises: ValueError if there are fewer samples than clusters, or a feature is not finite.
     """
+    if not np.isfinite(features).all():
+        raise ValueError("k-means needs finite features; the model's embeddings are not")
     if len(features) < n_clusters:
         raise ValueError(f"k-means needs at least as many samples as clusters, got {len(features)} for {n_clusters}")
     from sklearn.cluster import KMeans  # takes seconds to import

@@ -67,6 +67,8 @@ class Objective:
     optimizer: Callable[[nn.Module], Optimizer]
     passes: int = 1
     """Passes of a batch through the network, each differentiated, that `terms` takes; read by cost estimates only."""
+    passes_without_gradient: int = 0
+    """Further passes that are not differentiated."""
 
 
 @dataclass(frozen=True, kw_only=True)

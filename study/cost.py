@@ -55,8 +55,8 @@ def trial_cost(config: TrialConfig | AttackTrialConfig, budget: EvalBudget, size
     protocols = protocols_of(config.protocol)
     training = _training(config, sizes["train"]) * (config.repeats * len(protocols))
     fitted = MODELS[config.model.name].calibrate is not None
-    each_round = _assign(sizes["train"], CALIBRATION_BATCH) * len(protocols) if fitted else Passes()
-    evaluation = each_round * config.rounds
+    calibration = _assign(sizes["train"], CALIBRATION_BATCH) if fitted else Passes()
+    evaluation = calibration * (config.rounds + (len(protocols) - 1))
     if "official" in protocols:
         held_out = sizes["attack"]
         evaluation += _assign(held_out, budget.official.batch_size) * 2 + _gan(budget.official, held_out)
@@ -69,11 +69,18 @@ def trial_cost(config: TrialConfig | AttackTrialConfig, budget: EvalBudget, size
 
 
 def _training(config: TrialConfig, size: int) -> Passes:
-    """Passes of all stages, of one seed; a training attack's own steps are among them."""
+    """Passes of all stages, of one seed; a training attack's own steps, and a look over the data that prepares a stage,
+    are among them."""
     steps = size // config.batch_size
     stages = MODELS[config.model.name].stages(config.model, config.epochs)
-    passes = sum(stage.epochs * steps * sum(objective.passes for objective in stage.objectives) for stage in stages)
-    return Passes(passes, passes)
+    total = Passes()
+    for stage in stages:
+        if stage.prepare is not None:
+            total += _assign(size, CALIBRATION_BATCH)
+        for objective in stage.objectives:
+            passes = objective.passes
+            total += Passes(passes + objective.passes_without_gradient, passes) * (stage.epochs * steps)
+    return total
 
 
 def _probe(budget: EvalBudget, size: int) -> Passes:

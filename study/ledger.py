@@ -17,7 +17,7 @@ import sqlalchemy
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from study.provenance import redact
+from study.provenance import git_commit, redact
 from study.records import TrialRecord
 from study.spec import StudySpec
 
@@ -29,6 +29,10 @@ ROUND = "round:"
 
 class LedgerError(Exception):
     """The database cannot be used as asked; the message says why and what to do, and holds no password."""
+
+
+class NoStudy(LedgerError):
+    """There is no study of that name, or no database yet."""
 
 
 def study_url(storage: Path) -> str:
@@ -52,7 +56,7 @@ def open_storage(url: str, *, create: bool) -> optuna.storages.BaseStorage:
             )
         file = Path(parsed.database)
         if not file.exists() and not create:
-            raise LedgerError(f"there is no study database at {file}")
+            raise NoStudy(f"there is no study database at {file}")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -114,7 +118,7 @@ class Ledger:
         storage = open_storage(url or study_url(Path(storage_path).resolve()), create=False)
         known = [summary.study_name for summary in optuna.get_all_study_summaries(storage, include_best_trial=False)]
         if name not in known:
-            raise LedgerError(f"there is no study {name!r}; known: {', '.join(sorted(known)) or 'none'}")
+            raise NoStudy(f"there is no study {name!r}; known: {', '.join(sorted(known)) or 'none'}")
         return cls(optuna.load_study(study_name=name, storage=storage), storage)
 
     @classmethod
@@ -125,19 +129,17 @@ class Ledger:
         """
         storage = open_storage(url, create=True)
         directions = ["maximize" if objective.mode == "max" else "minimize" for objective in spec.objectives]
-        identity = json.loads(json.dumps(spec.identity()))
+        identity = _identity(spec)
         study = optuna.create_study(
             study_name=spec.name, storage=storage, directions=directions, pruner=pruner, load_if_exists=True
         )
         ledger = cls(study, storage)
         stored = study.user_attrs.get("identity")
         if stored is None:
-            study.set_user_attr("identity", identity)
             study.set_user_attr("uid", uuid.uuid4().hex)
             ledger.adopt(spec)
-        elif extends(stored, identity):
-            study.set_user_attr("identity", identity)
-        elif differences := list_differences(stored, identity):
+        elif not extends(stored, identity, len(ledger.frozen_trials())):
+            differences = list_differences(stored, identity)
             shown = "\n".join(f"  {line}" for line in differences)
             raise LedgerError(
                 f"study {spec.name!r} exists with other settings, and trials of both would not compare:\n{shown}\n"
@@ -149,6 +151,15 @@ class Ledger:
     def adopt(self, spec: StudySpec) -> None:
         """Stores what the study is run with from now on; for the holder of the lease."""
         self._study.set_user_attr("spec", json.loads(json.dumps(spec.resolved())))
+        self._study.set_user_attr("identity", _identity(spec))
+        commit = git_commit() or "unknown"
+        if commit not in self.commits:
+            self._study.set_user_attr("commits", [*self.commits, commit])
+
+    @property
+    def commits(self) -> list[str]:
+        """Commits of the code that has run this study, oldest first."""
+        return list(self._study.user_attrs.get("commits", []))
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -351,14 +362,22 @@ def _record(trial: FrozenTrial) -> TrialRecord:
     )
 
 
-def extends(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether a study without a space, which is a list of trials, has only become longer."""
+def _identity(spec: StudySpec) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps(spec.identity()))
+    return found
+
+
+def extends(old: Mapping[str, Any], new: Mapping[str, Any], created: int) -> bool:
+    """Whether a study of identity `old` may go on as `new`: they are equal, or both are without a space.
+
+    Such a study is a list of trials: what has not been created yet may change, and the list may become longer.
+    """
+    if old == new:
+        return True
     listed, trials = old.get("baselines") or [], new.get("baselines") or []
-    return (
-        not new.get("space")
-        and trials[: len(listed)] == listed
-        and {**old, "baselines": None} == {**new, "baselines": None}
-    )
+    if new.get("space") or len(trials) < created or trials[:created] != listed[:created]:
+        return False
+    return {**old, "baselines": None} == {**new, "baselines": None}
 
 
 def list_differences(old: Any, new: Any, path: str = "") -> list[str]:

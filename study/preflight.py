@@ -75,7 +75,9 @@ def machine_faults(spec: StudySpec) -> list[str]:
 
 def trials_to_check(spec: StudySpec) -> Iterator[tuple[str, TrialConfig]]:
     """The trial as written, the baselines, and one for each end and choice; each with where it comes from."""
-    cases: list[tuple[str, Mapping[str, Any]]] = [("trial.", {})]
+    # A study without a space is a list of trials: the trial as written is not one of them.
+    listed = bool(spec.baselines) and not spec.space
+    cases: list[tuple[str, Mapping[str, Any]]] = [] if listed else [("trial.", {})]
     cases += [(f"baselines[{number}]: ", overrides) for number, overrides in enumerate(spec.baselines)]
     for path, distribution in spec.distributions().items():
         cases += [

@@ -10,16 +10,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from study.faults import suggestion
-from study.paper_table.plan import ROWS, SCALES, Cell, Overrides, as_study, overrides, study_name
+from study.paper_table.plan import (
+    PUBLISHED_SEED,
+    ROWS,
+    SCALES,
+    Cell,
+    Overrides,
+    as_study,
+    departures,
+    overrides,
+    study_name,
+)
 from study.source import SpecError
 
 if TYPE_CHECKING:
-    from ardmvc_core.data import DatasetConfig
     from study.paper_table.results import Scored
     from study.records import TrialRecord
     from study.spec import StudySpec
 
 FILES = ("table1.md", "table1.csv", "table1.tex", "table1.png")
+ROOT = "trial.dataset.root"
+NOT_SETTABLE = {
+    "name": "it follows from --scale, --protocol and --seeds",
+    "baselines": "choose cells with --models and --datasets",
+    "space": "a table searches nothing",
+    "limits.trials": "choose cells with --models and --datasets",
+    "storage": "use --storage",
+    "trial.protocol": "use --protocol",
+    "trial.repeats": "use --seeds",
+    "trial.model": "each model has its own; a study in search_spaces/ varies them",
+    "trial.dataset.name": "use --datasets",
+    "trial.seed": "it is the published one",
+    "seed": "it is the published one",
+    "objective": "it is POST ACC",
+}
+"""What --set may not touch, and what to use instead."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,8 +56,8 @@ def parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 done, 1 a cell failed, 2 bad input, 130 interrupted (resumable).",
     )
     result.add_argument("--scale", default="smoke", metavar="S", help=f"{', '.join(SCALES)}; default: %(default)s")
-    result.add_argument("--models", nargs="+", default=list(ROWS), metavar="M", help=f"of {', '.join(ROWS)}")
-    result.add_argument("--datasets", nargs="+", metavar="D", help="default: those of the scale")
+    result.add_argument("--models", nargs="+", metavar="M", help=f"only these rows, of {', '.join(ROWS)}")
+    result.add_argument("--datasets", nargs="+", metavar="D", help="only these columns; default: those of the scale")
     result.add_argument(
         "--protocol",
         default="both",
@@ -80,24 +105,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace) -> int:
-    if faults := list(_faults(given)):
+    if faults := _faults(given):
         raise SpecError(faults)
-    scale = SCALES[given.scale]
-    seeds = given.seeds or scale.seeds
+    seeds = given.seeds or SCALES[given.scale].seeds
     if given.ci and seeds < 2:
         raise SpecError([f"--ci: an interval over seeds needs at least two, got --seeds {seeds}"])
+    if given.show:
+        return _show(given, seeds)
     absent = _absent(given)
 
     from study.ledger import LedgerError
 
     try:
-        spec, known = _spec(given, seeds, absent)
+        spec, asked = _spec(given, seeds, absent)
     except LedgerError as error:
         raise SpecError([str(error)]) from error
-    show = _Shower(given, seeds, absent)
-    if given.show:
-        show(known)
-        return 0
 
     from study.preflight import environment_faults
 
@@ -111,6 +133,7 @@ def _run(given: argparse.Namespace) -> int:
 
     from study.runner import StudyBroken, StudyRefused, run_study
 
+    show = _Shower(given, seeds, absent, asked)
     try:
         code = run_study(spec, address=given.address, takeover=given.takeover, show_results=show)
     except StudyRefused as error:
@@ -121,8 +144,8 @@ def _run(given: argparse.Namespace) -> int:
     return code or int(show.failed)
 
 
-def _faults(given: argparse.Namespace) -> "list[str]":
-    """Every flag that cannot be."""
+def _faults(given: argparse.Namespace) -> list[str]:
+    """What is wrong with the flags."""
     from ardmvc_core.data import DATASETS
 
     faults = []
@@ -130,7 +153,7 @@ def _faults(given: argparse.Namespace) -> "list[str]":
         faults.append(f"--scale: must be one of {', '.join(SCALES)}, got {given.scale!r}")
     known = [name for name in DATASETS if name != "npz"]  # a user's own data are in no table
     for flag, what, names, valid in (
-        ("--models", "model", given.models, list(ROWS)),
+        ("--models", "model", given.models or (), list(ROWS)),
         ("--datasets", "data set", given.datasets or (), known),
     ):
         faults += [f"{flag}: unknown {what} {n!r}{suggestion(n, valid)}" for n in names if n not in valid]
@@ -138,20 +161,34 @@ def _faults(given: argparse.Namespace) -> "list[str]":
         faults.append(f"--protocol: must be official, strict or both, got {given.protocol!r}")
     if given.seeds is not None and given.seeds < 1:
         faults.append(f"--seeds: must be ≥ 1, got {given.seeds}")
+    return [*faults, *_setting_faults(given.sets)]
+
+
+def _setting_faults(sets: Sequence[str]) -> list[str]:
+    """Settings that are not the user's to make here: what a cell is, and what a flag of its own says."""
+    faults = []
+    for setting in sets:
+        path = setting.partition("=")[0].strip()
+        for own, instead in NOT_SETTABLE.items():
+            if f"{path}.".startswith(f"{own}.") or f"{own}.".startswith(f"{path}."):
+                faults.append(f"--set {setting}: {own} is the table's own: {instead}")
+                break
     return faults
 
 
-def _columns(given: argparse.Namespace) -> list[str]:
-    """Data sets of the table, in its order; those asked for that the scale does not have come last."""
-    asked = given.datasets or ()
-    columns = SCALES[given.scale].columns
-    return [*columns, *(name for name in dict.fromkeys(asked) if name not in columns)]
+def _columns(given: argparse.Namespace, records: "Sequence[TrialRecord]" = ()) -> list[str]:
+    """Data sets of the table, in its order; behind them those that were asked for, or run, besides."""
+    run = [str(record.overrides["dataset.name"]) for record in records if "dataset.name" in record.overrides]
+    return list(dict.fromkeys([*SCALES[given.scale].columns, *(given.datasets or ()), *run]))
 
 
-def _dataset(name: str) -> "DatasetConfig":
-    from ardmvc_core.data import DatasetConfig
+def _missing_files(name: str, given: argparse.Namespace) -> list[str]:
+    """Why the data set cannot be read, [] if it can."""
+    from ardmvc_core.data import DatasetConfig, check_dataset
 
-    return DatasetConfig(name=name)  # type: ignore[arg-type]
+    roots = [setting.partition("=")[2] for setting in given.sets if setting.partition("=")[0].strip() == ROOT]
+    root = roots[-1] if roots and name != "noisy_digits" else None
+    return check_dataset(DatasetConfig(name=name, root=root))  # type: ignore[arg-type]
 
 
 def _absent(given: argparse.Namespace) -> dict[str, str]:
@@ -159,72 +196,87 @@ def _absent(given: argparse.Namespace) -> dict[str, str]:
 
     Raises: SpecError if one that was asked for lacks its files, unless --skip-missing.
     """
-    from ardmvc_core.data import check_dataset
-
     wanted = given.datasets or SCALES[given.scale].needed
     absent, missing = {}, []
     for name in _columns(given):
-        if name not in wanted:
-            if name != "regdb":
-                absent[name] = "not run: not asked for"
-                continue
-            found = check_dataset(_dataset("regdb")) if not given.datasets else []
-            absent[name] = f"not run: waits for its files: {found[0]}" if found else "not run: not asked for"
-            continue
-        if faults := check_dataset(_dataset(name)):
+        # RegDB runs by itself once it is there; it cannot be downloaded, so nobody has it by default.
+        faults = _missing_files(name, given) if name in wanted or name == "regdb" else []
+        if faults:
+            absent[name] = f"not run: waits for its files: {faults[0]}"
+        elif name not in wanted and (given.datasets or name != "regdb"):
+            absent[name] = "not run: not asked for"
+        if name in wanted:
             missing += [f"--datasets {name}: {fault}" for fault in faults]
-            absent[name] = f"not run: {faults[0]}"
     if missing and not given.skip_missing:
         raise SpecError([*missing, "add --skip-missing to leave these columns out"])
     if missing:
         print("\n".join(f"warning: left out: {fault}" for fault in missing), file=sys.stderr)
-    if all(name in absent for name in wanted):
+    if all(name in absent for name in _columns(given)):
         raise SpecError(["none of the data sets can be run"])
     return absent
 
 
-def _spec(given: argparse.Namespace, seeds: int, absent: Mapping[str, str]) -> "tuple[StudySpec, list[TrialRecord]]":
-    """The study with the cells that were ever asked for, those without a finished or open trial at its end."""
-    from study.paper_table.results import newest
+def _spec(given: argparse.Namespace, seeds: int, absent: Mapping[str, str]) -> "tuple[StudySpec, set[Cell]]":
+    """The study with its trials so far and, behind them, the cells asked for that none of them has finished or begun.
+
+    Returns: the spec, and the cells asked for.
+    """
     from study.spec import checked_spec
 
-    known = _known(given, seeds)
-    settled = {cell for cell, record in newest(known).items() if record.state != "FAIL"}
-    wanted = given.datasets or SCALES[given.scale].needed
-    rows = [row for row in ROWS if row in given.models]
-    cells = [Cell(row, column) for column in _columns(given) if column in wanted for row in rows]
-    new = [overrides(c, SCALES[given.scale]) for c in cells if c not in settled and c.dataset not in absent]
-    listed: list[Overrides] = [*(record.overrides for record in known), *([] if given.show else new)]
-    raw = as_study(
-        given.scale,
-        listed or new,
-        protocol=given.protocol,
-        seeds=seeds,
-        storage=given.storage,
-    )
-    return checked_spec("table1", raw, given.sets), known
+    scale = SCALES[given.scale]
+    rows = [row for row in ROWS if row in (given.models or ROWS)]
+    asked = [Cell(row, column) for column in _columns(given) if column not in absent for row in rows]
+
+    def study(cells: "Sequence[Overrides]") -> "StudySpec":
+        raw = as_study(given.scale, cells, protocol=given.protocol, seeds=seeds, storage=given.storage)
+        return checked_spec("table1", raw, given.sets)
+
+    # What is set for all trials takes the place of what the cells have.
+    chosen = {setting.partition("=")[0].strip().removeprefix("trial.") for setting in given.sets}
+    wanted = [{k: v for k, v in overrides(cell, scale).items() if k not in chosen} for cell in asked]
+    records = _known(given, seeds)
+    begun = [record.overrides for record in records if record.state != "FAIL"]
+    new = [cell for cell in study(wanted).baselines if cell not in begun]
+    return study([*(record.overrides for record in records), *new]), set(asked)
 
 
 def _known(given: argparse.Namespace, seeds: int) -> "list[TrialRecord]":
     """The trials of the study so far; none if there is no such study yet."""
-    from study.ledger import Ledger, LedgerError, study_url
+    from study.ledger import Ledger, NoStudy, study_url
 
     url = study_url(Path(given.storage).resolve())
     try:
         return Ledger.open_existing(study_name(given.scale, given.protocol, seeds), url).records()
+    except NoStudy:
+        return []
+
+
+def _show(given: argparse.Namespace, seeds: int) -> int:
+    """Prints the table of what has been run. Returns: the exit code."""
+    from study.ledger import LedgerError
+
+    try:
+        records = _known(given, seeds)
     except LedgerError as error:
-        if str(error).startswith(("there is no study", "there is no study database")):
-            return []
-        raise
+        raise SpecError([str(error)]) from error
+    if not records:
+        print(f"nothing has been run of {study_name(given.scale, given.protocol, seeds)}", file=sys.stderr)
+        return 0
+    faults = [] if "regdb" not in _columns(given) else _missing_files("regdb", given)
+    show = _Shower(given, seeds, {"regdb": f"not run: waits for its files: {faults[0]}"} if faults else {}, set())
+    show(records)
+    return int(show.failed)
 
 
 class _Shower:
     """Prints the table of what has been run and writes its files."""
 
-    def __init__(self, given: argparse.Namespace, seeds: int, absent: Mapping[str, str]) -> None:
+    def __init__(self, given: argparse.Namespace, seeds: int, absent: Mapping[str, str], asked: "set[Cell]") -> None:
+        """Args: asked: cells of this call; one of them that failed makes `failed`."""
         self._given = given
         self._seeds = seeds
         self._absent = absent
+        self._asked = asked
         self.failed = False
 
     def __call__(self, records: "Sequence[TrialRecord]") -> None:
@@ -234,42 +286,45 @@ class _Shower:
 
         given = self._given
         protocols: list[Scored] = ["official", "strict"] if given.protocol == "both" else [given.protocol]
-        rows = [row for row in ROWS if row in given.models]
-        found = entries(records, rows, _columns(given), protocols, self._absent, self._seeds)
+        found = entries(records, ROWS, _columns(given, records), protocols, self._absent, self._seeds)
         table, checked = Table(found, given.ci), claims(found)
-        self.failed = any(record.state == "FAIL" for record in newest(records).values())
+        self.failed = any(record.state == "FAIL" and cell in self._asked for cell, record in newest(records).items())
         print(terminal(table))
         print("\nThe paper's claims on these numbers:", *claim_lines(checked), sep="\n  ")
-        folder = given.output or Path(given.storage) / study_name(given.scale, given.protocol, self._seeds)
+        name = study_name(given.scale, given.protocol, self._seeds)
+        folder = given.output or Path(given.storage) / name
+        facts = table_facts(given.scale, name, Path(given.storage), records, self._seeds)
         texts: dict[str, str] = {
-            "table1.md": markdown(table, checked, _facts(records, given, self._seeds)),
+            "table1.md": markdown(table, checked, facts),
             "table1.csv": as_csv(table),
             "table1.tex": latex(table),
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for name, text in texts.items():
-                (folder / name).write_text(text)
+            for file, text in texts.items():
+                (folder / file).write_text(text)
             heat_map(table).savefig(folder / "table1.png")
         except OSError as error:
             print(f"the table's files are not written: {folder}: {error.strerror}", file=sys.stderr)
             self.failed = True
             return
-        print(f"\nWritten: {', '.join(str(folder / name) for name in FILES)}")
+        print(f"\nWritten: {', '.join(str(folder / file) for file in FILES)}")
 
 
-def _facts(records: "Sequence[TrialRecord]", given: argparse.Namespace, seeds: int) -> list[str]:
-    """How the table was made."""
+def table_facts(scale: str, name: str, storage: Path, records: "Sequence[TrialRecord]", seeds: int) -> list[str]:
+    """How the table was made: command, commits, seeds, and where the scale departs from what was published."""
+    from study.ledger import Ledger, study_url
     from study.provenance import command, git_commit
 
     complete = [record for record in records if record.state == "COMPLETE"]
     hours = sum(record.seconds for record in complete) / 3600
+    commits = Ledger.open_existing(name, study_url(storage.resolve())).commits
     return [
-        f"command: `{command()}`",
-        f"commit: {git_commit() or 'unknown'}",
-        f"seeds: {seeds} per cell, derived from the published seed 5",
-        f"{len(complete)} cells run, {hours:.2f} hours of trials in all, {os.cpu_count()} processors on this machine",
-        *(f"settings changed: `{setting}`" for setting in given.sets),
+        f"printed by `{command()}` at commit {git_commit() or 'unknown'}",
+        f"run by code of commit {', '.join(commits) or 'unknown'}",
+        f"seeds: {seeds} per cell and protocol, derived from the published seed {PUBLISHED_SEED}",
+        f"{len(complete)} cells, {hours:.2f} hours of trials in all, on a machine with {os.cpu_count()} processors",
+        *departures(scale),
     ]
 
 

@@ -116,17 +116,20 @@ class Trial:
         if self.finished:
             raise RuntimeError(f"the trial is finished: {self.round} of {self.rounds} rounds")
         begin = time.monotonic()
-        try:
-            losses = [self._train_round(run.trainer) for run in self.runs]
-        except NonFiniteLoss as error:
-            self.failure = str(error)
-            return self._report({}, begin)
+        losses = []
+        for run in self.runs:
+            try:
+                losses.append(self._train_round(run.trainer))
+            except NonFiniteLoss as error:
+                self.failure = str(error) if len(self.parts) == 1 else f"{run.protocol}: {error}"
+                return self._report({}, begin)
         trained = time.monotonic()
         self.round += 1
         evaluations = [self._evaluate(run) for run in self.runs]
         self._arrays = evaluations[0].arrays()
         self.warnings = sorted({warning for found in evaluations for warning in found.warnings})
-        metrics = aggregate(losses)
+        # Losses of the decisive protocol: over both, a spread would not be one over seeds.
+        metrics = aggregate(losses[: self.config.repeats])
         for protocol in self.parts:
             pairs = zip(self.runs, evaluations, strict=True)
             metrics |= aggregate([found.metrics() for run, found in pairs if run.protocol == protocol])
@@ -142,12 +145,13 @@ class Trial:
 
     def _evaluate(self, run: Run) -> Evaluation:
         parts, model, last = self.parts[run.protocol], run.trainer.model, self.round >= self.rounds
+        if run.protocol == "official" and "strict" in self.parts and not last:
+            # The published protocol has no probe; beside the strict one, that one's is the one that counts.
+            return Evaluation({}, {})
         calibrate(self.method, model, parts["train"].views, run.seed)
         if run.protocol == "official":
-            if last:
-                return evaluate_official(model, parts["attack"], self.budget)
-            # Beside the strict protocol its probe is the one that counts, and the published one has none.
-            return Evaluation({}, {}) if "strict" in self.parts else probe(model, parts["attack"], self.budget)
+            evaluate = evaluate_official if last else probe
+            return evaluate(model, parts["attack"], self.budget)
         if not last:
             return probe(model, parts["tune"], self.budget)
         return evaluate_strict(model, parts["tune"], parts["attacker"].views, self.budget)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from ardmvc_core.batching import in_batches
+from ardmvc_core.kmeans import CALIBRATION_BATCH
 from ardmvc_core.losses.alignment import attention_alignment, discriminator_loss, generator_loss
 from ardmvc_core.losses.ddc import cluster_orthogonality, gaussian_kernel, separation, simplex_corners
 from ardmvc_core.models.simvc import DDCOutput, NetworkConfig
@@ -25,7 +26,6 @@ InferenceAttention = Literal["frozen", "batch"]
 
 _BETAS = (0.95, 0.999)
 _DISCRIMINATOR_BETAS = (0.5, 0.999)
-_CALIBRATION_BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +231,12 @@ def stages(config: EAMCConfig, epochs: int) -> tuple[Stage, ...]:
 
     objectives = (
         Objective(terms=for_encoders, optimizer=lambda model: encoder_optimizer(config, model)),
-        Objective(terms=for_discriminators, optimizer=lambda model: discriminator_optimizer(config, model)),
+        Objective(
+            terms=for_discriminators,
+            optimizer=lambda model: discriminator_optimizer(config, model),
+            passes=0,
+            passes_without_gradient=1,
+        ),
     )
     return (Stage(name="train", epochs=epochs, objectives=objectives),)
 
@@ -241,7 +246,7 @@ def calibrate(model: nn.Module, views: Views, seed: int) -> None:
     """Sets the frozen attention to the mean over these samples, V × (N, *shape_v), in the model's present mode."""
     assert isinstance(model, AttentiveClustering)
     total = torch.zeros_like(model.mean_attention, dtype=torch.float64)
-    for batch in in_batches(views, _CALIBRATION_BATCH):
+    for batch in in_batches(views, CALIBRATION_BATCH):
         total += model.attention(model.encode(batch)).double().sum(dim=0)
     model.mean_attention.copy_(total / len(views[0]))
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ardmvc_core.kmeans import KMeansHead, calibrate_kmeans
+from ardmvc_core.batching import in_batches
+from ardmvc_core.kmeans import CALIBRATION_BATCH, KMeansHead, calibrate_kmeans
 from ardmvc_core.losses.contrastive import unit_rows
 from ardmvc_core.losses.reconstruction import ReconstructionMode, corrupted, mean_squared_error
 from ardmvc_core.losses.sem import info_nce, pscl, rince
@@ -27,8 +28,6 @@ from ardmvc_core.types import EmbeddingOutput, Method, Objective, Stage, StepCon
 
 Contrast = Literal["infonce", "pscl", "rince"]
 Measure = Literal["cmi", "jsd", "mmd"]
-
-_BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +213,7 @@ def renew_view_weights(
 ) -> None:
     """Puts new weights W_vw into the buffer `view_weights`, from the features h^v or the latents z^v of all samples."""
     compute = model.features if of == "features" else model.encode
-    batches = zip(*(view.split(_BATCH) for view in views), strict=True)
+    batches = in_batches(views, CALIBRATION_BATCH)
     rows = tuple(torch.cat(parts) for parts in zip(*(compute(batch) for batch in batches), strict=True))
     if config.measure == "jsd":
         weights = jsd_weights(rows)

@@ -40,7 +40,9 @@ class Scale:
     changes: Mapping[str, Overrides]
     """Per model, and under `all` for every model: what replaces published settings."""
     resources: Mapping[str, float]
+    """What one trial takes."""
     concurrent: int
+    """Trials side by side."""
     longest_pretraining: int | None = None
     """Bound of `model.pretrain_epochs`; None: as published."""
     official_gan: Mapping[str, Any] = field(default_factory=dict)
@@ -48,7 +50,7 @@ class Scale:
 
 
 # Published settings, with the behaviour of the published code where it differs from the paper; fields that are not
-# named have the published value by default. RegDB has none: NoisyMNIST's stand in.
+# named have the published value by default. For RegDB no run is published (epochs, ε, λ, γ): NoisyMNIST's stand in.
 _CONTRASTIVE_TRAINING: Overrides = {"batch_size": 100, "epochs": 20}
 _ADVERSARIAL_TRAINING: Overrides = {
     "batch_size": 100,
@@ -166,6 +168,31 @@ def overrides(cell: Cell, scale: Scale) -> Overrides:
     return {"model.name": cell.model, "dataset.name": cell.dataset, **changed}
 
 
+def departures(scale: str) -> list[str]:
+    """Where a scale departs from what was published, a line for training, evaluation and each group of models."""
+    chosen = SCALES[scale]
+    shared = {key: value for key, value in chosen.trial.items() if key not in ("evaluation", "evaluate_every")}
+    attack = {"official attack": dict(chosen.official_gan)} if chosen.official_gan else {}
+    parts: dict[str, Mapping[str, Any]] = {
+        "trials": shared,
+        **attack,
+        "evaluation": chosen.trial.get("evaluation", {}),
+        **chosen.changes,
+    }
+    bound = chosen.longest_pretraining
+    lines = [f"{part}: {_listed(values)}" for part, values in parts.items() if values]
+    lines += [f"pre-training of at most {bound} epochs"] if bound is not None else []
+    return [f"not as published at scale {scale}: {'; '.join(lines)}"] if lines else []
+
+
+def _listed(values: Mapping[str, Any], prefix: str = "") -> str:
+    shown = []
+    for key, value in values.items():
+        path = f"{prefix}{key.removeprefix('model.')}"
+        shown.append(_listed(value, f"{path}.") if isinstance(value, Mapping) else f"{path} {value}")
+    return ", ".join(shown)
+
+
 def study_name(scale: str, protocol: Protocols, seeds: int) -> str:
     """Cells of one study compare: the same scale, protocols and number of seeds."""
     return "_".join(["table1", scale, *([] if protocol == "both" else [protocol]), f"{seeds}seed{'s' * (seeds > 1)}"])
@@ -179,6 +206,7 @@ def as_study(
     Args: cells: overrides of every trial, those of the study so far first.
     """
     chosen = SCALES[scale]
+    # Every trial names its own model and data set; those of the trial as written only make it whole.
     dataset = {"name": chosen.needed[0], **chosen.trial.get("dataset", {})}
     evaluation = dict(chosen.trial.get("evaluation", {}))
     if chosen.official_gan:

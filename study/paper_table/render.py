@@ -26,7 +26,8 @@ DATASET_NAMES = {
     "noisy_digits": "NoisyDigits",
 }
 HEADINGS: dict[Scored, str] = {
-    "official": "official: as published (target in training mode, clusters matched to labels again after the attack)",
+    "official": "official: scored as published (target in training mode, clusters matched to labels again after the "
+    "attack)",
     "strict": "strict: target in inference mode, map and centroids fixed on clean data, worst case per sample over all "
     "attacks; the paper reports no such number",
 }
@@ -230,10 +231,12 @@ def _latex_table(table: Table, protocol: Scored) -> str:
     groups = " & ".join(rf"\multicolumn{{3}}{{c}}{{{DATASET_NAMES[column]}}}" for column in table.columns)
     rules = " ".join(rf"\cmidrule(lr){{{2 + 3 * i}-{4 + 3 * i}}}" for i in range(len(table.columns)))
     metrics = " & ".join(metric.upper() for _, metric in keys)
+    spread = "95 % interval" if table.ci else "standard deviation"
+    beside = "; small: the paper's number, ours minus it, the paper's rank" if protocol == "official" else ""
     lines = [
         r"\begin{table*}",
         r"\centering\scriptsize",
-        rf"\caption{{{_escaped(HEADINGS[protocol])}. Small: the paper's number.}}",
+        rf"\caption{{{_escaped(f'{HEADINGS[protocol]}. Ours with {spread} and rank{beside}.')}}}",
         rf"\begin{{tabular}}{{l{'c' * len(keys)}}}",
         r"\toprule",
         rf" & {groups} \\",
@@ -244,23 +247,24 @@ def _latex_table(table: Table, protocol: Scored) -> str:
         name = _escaped(PHASE_NAMES[protocol, phase])
         lines += [r"\midrule", rf"\multicolumn{{{1 + len(keys)}}}{{c}}{{{name}}} \\", r"\midrule"]
         for row in table.rows:
-            cells = [_latex_cell(table.at(row, column, protocol, phase, metric)) for column, metric in keys]
+            cells = [_latex_cell(table, table.at(row, column, protocol, phase, metric)) for column, metric in keys]
             lines.append(rf"{MODEL_NAMES[row]} & {' & '.join(cells)} \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table*}", ""])
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [rf"\par {_escaped(note)}" for note in _notes(table, prefix="") if note]
+    return "\n".join([*lines, r"\end{table*}", ""])
 
 
-def _latex_cell(entry: Entry) -> str:
-    if entry.ours is None:
-        own = "--"
-    else:
-        own = f"{entry.ours:.2f}"
-        own = rf"\textbf{{{own}}}" if entry.rank == 1 else own
-        own += rf"$\pm${entry.spread:.2f}" if entry.spread is not None else ""
+def _latex_cell(table: Table, entry: Entry) -> str:
+    own = _escaped(table.ours(entry)).replace("–", "--").replace(" ± ", r"$\pm$")
+    if entry.rank is not None:
+        own = rf"{own} \#{entry.rank}"
+    own = rf"\textbf{{{own}}}" if entry.rank == 1 else own
     if entry.paper is None:
         return own
-    mark = r"$^\dagger$" if is_suspect(entry) else ""
-    return rf"{own} {{\tiny {entry.paper:.2f}{mark}}}"
+    return rf"{own} {{\tiny {_escaped(paper_text(entry).removeprefix('paper '))}}}"
 
 
 def _escaped(text: str) -> str:
-    return text.replace("%", r"\%").replace("_", r"\_").replace("&", r"\&")
+    for plain, tex in {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "†": r"$^\dagger$", "−": "$-$"}.items():
+        text = text.replace(plain, tex)
+    return text

@@ -216,6 +216,8 @@ def _value(acc: _Acc, model: str, phase: Phase) -> float:
 
 def _baselines_lose(acc: _Acc) -> tuple[bool, str]:
     models = [model for model, phase in acc if phase == "pre" and model not in DEFENCES]
+    if not models:
+        raise _Missing("a baseline")
     pairs = {model: (_value(acc, model, "pre"), _value(acc, model, "post")) for model in models}
     kept = [f"{model} {pre:.2f} → {post:.2f}" for model, (pre, post) in pairs.items() if post >= pre]
     least = min(pairs, key=lambda model: pairs[model][0] - pairs[model][1])
@@ -225,6 +227,8 @@ def _baselines_lose(acc: _Acc) -> tuple[bool, str]:
 def _mitigated_is_best(acc: _Acc) -> tuple[bool, str]:
     own = _value(acc, "ar_dmvc_am", "post")
     others = {model: _value(acc, model, "post") for model, phase in acc if phase == "post" and model != "ar_dmvc_am"}
+    if not others:
+        raise _Missing("another model")
     best = max(others, key=lambda model: others[model])
     return own >= others[best], f"ar_dmvc_am {own:.3f}, best other {best} {others[best]:.3f}"
 

@@ -22,8 +22,11 @@ from ardmvc_core.evaluation import (
     evaluate_strict,
     probe,
 )
+from ardmvc_core.kmeans import KMeansHead
+from ardmvc_core.models import MODELS
 from ardmvc_core.models.comvc import CoMVCConfig
 from ardmvc_core.models.simvc import build
+from ardmvc_core.types import EmbeddingOutput
 
 
 class Threshold(nn.Module):
@@ -364,6 +367,60 @@ def test_official_protocol_takes_a_last_batch_of_one():
     data = dataset([0.1] * 10 + [0.9] * 11, [0] * 10 + [1] * 11)
     budget = EvalBudget(eps=0.1, official=dataclasses.replace(official_gan(), batch_size=10, epochs=1))
     assert 0 <= evaluate_official(BatchCentred(), data, budget).metrics()["official/post/acc"] <= 1
+
+
+class Sampled(nn.Module):
+    """The views themselves, clustered by k-means; in training mode with noise from torch's global stream."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.head = KMeansHead(2, 2)
+
+    def encode(self, views):
+        return views
+
+    def forward(self, views):
+        features = self.weight * torch.cat(views, dim=1)
+        if self.training:
+            features = features + 0.01 * torch.randn_like(features)
+        logits = self.head(features)
+        return EmbeddingOutput(
+            view_latents=views, consensus=features, logits=logits, assignments=logits.softmax(1), embedding=features
+        )
+
+
+def test_official_protocol_fits_k_means_anew_and_leaves_the_global_stream_alone():
+    data = dataset([0.1] * 10 + [0.9] * 10, [0] * 10 + [1] * 10)
+    model = Sampled()
+    model.head.centroids.fill_(5.0)  # frozen centroids that would put everything into one cluster
+    assert probe(model, data, EvalBudget()).metrics()["clean/acc"] == 1 / 2
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = evaluate_official(model, data, EvalBudget(eps=0.1)).metrics()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert evaluate_official(model, data, EvalBudget(eps=0.1)).metrics() == first
+    # Two groups 0.8 apart, moved by 0.1 at most: k-means finds them before and after.
+    assert (first["official/pre/acc"], first["official/post/acc"]) == (1.0, 1.0)
+    assert torch.equal(model.head.centroids, torch.full((2, 2), 5.0))
+
+
+def test_attacks_found_in_bf16_are_scored_in_full_precision():
+    data = dataset([0.1] * 10 + [0.9] * 10, [0] * 10 + [1] * 10)
+    network = MODELS["simvc"].build(MODELS["simvc"].config(dense_widths=(4, 4)), data.view_shapes, 2).eval()
+    seen = []
+    network.encoders[0].register_forward_hook(lambda encoder, *_: seen.append((encoder.bf16, torch.is_grad_enabled())))
+    budget = EvalBudget(eps=0.1, attack_precision="bf16", steps=2, noise_draws=1, gan_eps=())
+    found = evaluate_strict(network, data, data.views, budget)
+    assert 0 <= found.metrics()["robust/acc"] <= 1
+    assert {bf16 for bf16, _ in seen} == {True, False}
+    # Scoring passes ask for no gradient; among those the clean pass, noise and every attack ran in full precision.
+    attacks = len(budget.objectives) + 1
+    assert sum(not bf16 and not gradient for bf16, gradient in seen) == 1 + 2 + attacks
+    assert not network.encoders[0].bf16
+    with pytest.raises(ValueError, match="attack_precision must be fp32 or bf16, got 'fp16'"):
+        EvalBudget(attack_precision="fp16")
 
 
 def test_official_protocol_needs_labels():

@@ -65,8 +65,25 @@ def sizes(trial: Trial) -> dict[str, int]:
         trial_config({"name": "ar_dmvc_am", "adversarial_weight": 0}),
         trial_config({"name": "ar_dmvc", "adversarial_weight": 0}),
         trial_config({"name": "comvc"}, evaluation={**BUDGET, "restarts": 2, "gan_eps": [], "noise_draws": 0}),
+        trial_config({"name": "eamc"}),
+        trial_config({"name": "multi_vae"}),
+        trial_config({"name": "aecoddc", "pretrain_epochs": 2}),
+        trial_config({"name": "infoddc", "pretrain_epochs": 1}),
+        trial_config({"name": "sem", "warmup_epochs": 1, "hidden_widths": (8, 8, 8), "reconstruction": "dae"}),
     ],
-    ids=["no attack", "attacked", "both objectives", "mitigator alone", "no defence", "restarts"],
+    ids=[
+        "no attack",
+        "attacked",
+        "both objectives",
+        "mitigator alone",
+        "no defence",
+        "restarts",
+        "eamc",
+        "multi_vae",
+        "aecoddc",
+        "infoddc",
+        "sem",
+    ],
 )
 def test_passes_of_a_model_trial(config: TrialConfig) -> None:
     trial = Trial(config)

@@ -10,7 +10,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from study.ledger import Ledger, LedgerError, list_differences, open_storage, study_url
+from study.ledger import Ledger, LedgerError, extends, list_differences, open_storage, study_url
 from study.sampling import make_pruner
 from study.spec import StudySpec
 
@@ -184,3 +184,23 @@ def test_multi_objective_study_keeps_both_values(tiny_spec: SpecMaker) -> None:
 def test_list_differences_names_paths() -> None:
     assert list_differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == ["a.c: 2 → 3", "d: null → 4"]
     assert list_differences({"a": [1]}, {"a": [1]}) == []
+
+
+LIST = {"name": "table", "space": {}, "baselines": [{"a": 1}, {"a": 2}], "trial": {"seed": 1}}
+
+
+@pytest.mark.parametrize(
+    ("change", "created", "allowed"),
+    [
+        ({"baselines": [{"a": 1}, {"a": 2}, {"a": 3}]}, 2, True),
+        ({}, 2, True),
+        ({"baselines": [{"a": 1}]}, 1, True),
+        ({"baselines": [{"a": 1}, {"a": 9}]}, 1, True),
+        ({"baselines": [{"a": 1}]}, 2, False),
+        ({"baselines": [{"a": 2}, {"a": 1}, {"a": 3}]}, 1, False),
+        ({"baselines": [{"a": 1}, {"a": 2}, {"a": 3}], "trial": {"seed": 2}}, 2, False),
+        ({"baselines": [{"a": 1}, {"a": 2}, {"a": 3}], "space": {"a": {"uniform": [0, 1]}}}, 2, False),
+    ],
+)
+def test_a_list_of_trials_may_change_behind_those_that_exist(change: dict, created: int, allowed: bool) -> None:
+    assert extends(LIST, {**LIST, **change}, created) is allowed

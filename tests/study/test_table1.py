@@ -131,13 +131,44 @@ def test_another_model_is_one_more_trial_of_the_same_study(killed: dict[str, Any
     assert records_of(killed["folder"]) == after
 
 
+def test_a_failed_cell_is_tried_again_by_the_same_command_and_by_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study that stopped after a failed and a finished cell, with others of its list not begun."""
+    from optuna.trial import TrialState
+
+    from study import table1
+    from study.paper_table.plan import SCALES, Cell, as_study, overrides
+    from study.spec import checked_spec
+
+    def call(*models: str) -> list[str]:
+        given = table1.parser().parse_args(["--models", *models, "--seeds", "1", "--storage", str(tmp_path)])
+        spec, _ = table1._spec(given, 1, {})
+        Ledger.open_or_create(spec, study_url(tmp_path), None)  # refuses a study that does not fit
+        return [str(baseline["model.name"]) for baseline in spec.baselines]
+
+    cells = [overrides(Cell(model, "noisy_digits"), SCALES["smoke"]) for model in ("simvc", "comvc", "sem")]
+    raw = as_study("smoke", cells, protocol="both", seeds=1, storage=str(tmp_path))
+    first = checked_spec("table1", raw)
+    ledger = Ledger.open_or_create(first, study_url(tmp_path), None)
+    for baseline, state in zip(first.baselines, (TrialState.FAIL, TrialState.COMPLETE), strict=False):
+        number = ledger.add(overrides=baseline, config={}, rounds=1, baseline=True, params={}, distributions={})
+        ledger.finish(number, state, [0.5])
+    assert call("simvc", "comvc", "sem") == ["simvc", "comvc", "simvc", "sem"]
+    assert call("comvc", "sem") == ["simvc", "comvc", "sem"]
+    assert call("eamc") == ["simvc", "comvc", "eamc"]
+    # A cell with other settings than today's is not what was asked for.
+    monkeypatch.setitem(SCALES["smoke"].changes["all"], "epochs", 7)
+    assert call("comvc") == ["simvc", "comvc", "comvc"]
+
+
 def test_show_prints_what_there_is_and_starts_nothing(
     killed: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, before = killed["folder"], records_of(killed["folder"])
     flags = ["--seeds", "1", "--show", "--storage", str(folder / "runs"), "--output", str(folder / "shown")]
     sets = [f"--set=trial.evaluation.{setting}" for setting in TINY]
-    assert main([*flags, *sets, "--models", "simvc", "sem"]) == 0
+    assert main([*flags, *sets]) == 0
     shown = capsys.readouterr().out
     assert "SEM on NoisyDigits: not run" in shown
     assert "SiMVC on NoisyDigits" not in shown
@@ -176,6 +207,11 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (["--protocol", "published"], "--protocol: must be official, strict or both, got 'published'"),
         (["--seeds", "0"], "--seeds: must be ≥ 1, got 0"),
         (["--seeds", "1", "--ci"], "--ci: an interval over seeds needs at least two, got --seeds 1"),
+        (["--set", "trial.protocol=strict"], "--set trial.protocol=strict: trial.protocol is the table's own: use --p"),
+        (["--set", "trial.repeats=5"], "use --seeds"),
+        (["--set", "trial.model.learning_rate=1"], "each model has its own"),
+        (["--set", "baselines=[]"], "choose cells with --models and --datasets"),
+        (["--set", "storage.path=x"], "use --storage"),
         (["--set", "trial.epohcs=3"], "--set trial.epohcs=3: trial.epohcs: unknown key"),
     ],
 )
@@ -209,6 +245,30 @@ def test_a_data_set_without_its_files_is_skipped_on_request(
     assert "warning: left out: --datasets regdb:" in captured.err
     assert "noisy_digits" in captured.out
     assert "dataset.name: regdb" not in captured.out
+
+
+def test_only_data_sets_that_were_asked_for_are_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ARDMVC_DATA", str(tmp_path))  # no Fashion-MNIST there, which the scale runs by default
+    flags = ["--scale", "small", "--datasets", "noisy_digits", "--models", "comvc"]
+    assert main([*flags, "--set", "trial.dataset.samples=900", "--dry-run"]) == 0
+    assert "dataset.name: noisy_digits" in capsys.readouterr().out
+
+
+def test_settings_reach_every_cell(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    flags = ["--dry-run", "--storage", str(tmp_path), "--models", "comvc", "sem", "--set", "trial.epochs=3"]
+    assert main(flags) == 0
+    shown = capsys.readouterr().out
+    assert "  epochs: 3\n" in shown
+    assert "epochs: 15" not in shown
+
+
+def test_show_without_a_run_says_so_and_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--show", "--storage", str(tmp_path / "runs")]) == 0
+    assert "nothing has been run of table1_smoke_2seeds" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_nothing_left_to_run_is_an_error(refused: Refused) -> None:

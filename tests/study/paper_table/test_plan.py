@@ -6,7 +6,7 @@ import pytest
 
 from ardmvc_core.attacks.gan import official_gan
 from ardmvc_core.models import MODELS
-from study.paper_table.plan import PUBLISHED_COLUMNS, ROWS, SCALES, Cell, as_study, overrides, study_name
+from study.paper_table.plan import PUBLISHED_COLUMNS, ROWS, SCALES, Cell, as_study, departures, overrides, study_name
 from study.spec import StudySpec, checked_spec
 
 PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
@@ -85,3 +85,10 @@ def test_studies_whose_cells_do_not_compare_have_other_names() -> None:
     names = {study_name(s, p, n) for s in SCALES for p in ("official", "strict", "both") for n in (1, 2)}  # type: ignore[arg-type]
     assert len(names) == len(SCALES) * 3 * 2
     assert PUBLISHED_COLUMNS == ("regdb", "noisy_fashion", "noisy_mnist", "patched_mnist")
+
+
+def test_a_scale_says_where_it_departs_from_what_was_published() -> None:
+    assert departures("paper") == []
+    (small,) = departures("small")
+    for said in ("precision bf16", "dataset.samples 2000", "official attack: epochs 8, batch_size 50", "train_steps 3"):
+        assert said in small

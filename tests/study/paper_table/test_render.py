@@ -112,8 +112,10 @@ def test_latex_is_balanced_and_bold_where_we_are_first(table: Table) -> None:
         if line.startswith(("EAMC", "CoMVC", "Model")):
             assert line.count("&") == 9
             assert line.endswith(r"\\")
-    assert r"\textbf{0.31}$\pm$0.03 {\tiny 0.31}" in text
-    assert r"-- {\tiny 0.67$^\dagger$}" in text
+    assert r"\textbf{0.314$\pm$0.031 \#1} {\tiny 0.31, +0.004, \#5}" in text
+    assert r"0.157$\pm$0.016 \#2 {\tiny 0.93, $-$0.773, \#1}" in text
+    assert r"-- {\tiny 0.67$^\dagger$, \#1}" in text
+    assert r"\par PatchedMNIST: not run" in text
     assert re.search(r"(?<!\\)%", text) is None
 
 

@@ -126,3 +126,9 @@ def test_a_claim_that_is_broken_is_said_to_be(change: dict[str, float], broken: 
 
 def test_a_claim_without_its_cells_is_left_open() -> None:
     assert list(judged({"comvc": 0.3}).values()) == [None, None, None]
+
+
+def test_claims_need_something_to_compare_with() -> None:
+    records = [record(0, "ar_dmvc_am", official__pre__acc=0.9, official__post__acc=0.8)]
+    found = claims(table_of(records, rows=["ar_dmvc_am"], protocols=["official"]))
+    assert [claim.holds for claim in found] == [None, None, None]
