@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -191,6 +192,11 @@ def _missing_files(name: str, given: argparse.Namespace) -> list[str]:
     return check_dataset(DatasetConfig(name=name, root=root))  # type: ignore[arg-type]
 
 
+def _waits(faults: Sequence[str]) -> str:
+    """Why a column is empty; the folders that were looked in belong to this machine and not to the table."""
+    return "not run: waits for its files: " + re.sub(r" \(looked in [^)]*\)", "", faults[0])
+
+
 def _absent(given: argparse.Namespace) -> dict[str, str]:
     """Data sets of the table that are not run → why.
 
@@ -202,7 +208,7 @@ def _absent(given: argparse.Namespace) -> dict[str, str]:
         # RegDB runs by itself once it is there; it cannot be downloaded, so nobody has it by default.
         faults = _missing_files(name, given) if name in wanted or name == "regdb" else []
         if faults:
-            absent[name] = f"not run: waits for its files: {faults[0]}"
+            absent[name] = _waits(faults)
         elif name not in wanted and (given.datasets or name != "regdb"):
             absent[name] = "not run: not asked for"
         if name in wanted:
@@ -263,7 +269,7 @@ def _show(given: argparse.Namespace, seeds: int) -> int:
         print(f"nothing has been run of {study_name(given.scale, given.protocol, seeds)}", file=sys.stderr)
         return 0
     faults = [] if "regdb" not in _columns(given) else _missing_files("regdb", given)
-    show = _Shower(given, seeds, {"regdb": f"not run: waits for its files: {faults[0]}"} if faults else {}, set())
+    show = _Shower(given, seeds, {"regdb": _waits(faults)} if faults else {}, set())
     show(records)
     return int(show.failed)
 

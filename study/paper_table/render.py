@@ -54,6 +54,11 @@ class Table:
     def at(self, model: str, dataset: str, protocol: Scored, phase: Phase, metric: str) -> Entry:
         return self._places[Cell(model, dataset), protocol, phase, metric]
 
+    def is_best(self, entry: Entry) -> bool:
+        """First in its column, and not because all are equal."""
+        column = [self.at(row, entry.cell.dataset, entry.protocol, entry.phase, entry.metric) for row in self.rows]
+        return entry.rank == 1 and any(other.rank and other.rank > 1 for other in column)
+
     def ours(self, entry: Entry) -> str:
         """`0.912 ± 0.013`, with an interval where asked for, `–` where there is none."""
         if entry.ours is None:
@@ -184,7 +189,7 @@ def markdown(table: Table, claims: Sequence[Claim], facts: Sequence[str]) -> str
 
 def _markdown_cell(table: Table, entry: Entry) -> str:
     own = table.ours(entry) if entry.rank is None else f"{table.ours(entry)} #{entry.rank}"
-    if entry.rank == 1:
+    if table.is_best(entry):
         own = f"**{own}**"
     paper = paper_text(entry)
     return f"{own}<br>{paper}" if paper else own
@@ -258,7 +263,7 @@ def _latex_cell(table: Table, entry: Entry) -> str:
     own = _escaped(table.ours(entry)).replace("–", "--").replace(" ± ", r"$\pm$")
     if entry.rank is not None:
         own = rf"{own} \#{entry.rank}"
-    own = rf"\textbf{{{own}}}" if entry.rank == 1 else own
+    own = rf"\textbf{{{own}}}" if table.is_best(entry) else own
     if entry.paper is None:
         return own
     return rf"{own} {{\tiny {_escaped(paper_text(entry).removeprefix('paper '))}}}"

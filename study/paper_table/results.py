@@ -230,7 +230,8 @@ def _mitigated_is_best(acc: _Acc) -> tuple[bool, str]:
     if not others:
         raise _Missing("another model")
     best = max(others, key=lambda model: others[model])
-    return own >= others[best], f"ar_dmvc_am {own:.3f}, best other {best} {others[best]:.3f}"
+    # Equal is not best: where an attack leaves nothing of anyone, nobody has come out on top.
+    return own > others[best], f"ar_dmvc_am {own:.3f}, best other {best} {others[best]:.3f}"
 
 
 def _in_order(acc: _Acc) -> tuple[bool, str]:

@@ -74,6 +74,22 @@ def test_strict_stands_beside_it_without_published_numbers(table: Table) -> None
     assert rows["EAMC"] == ["–"] * 9
 
 
+def test_where_all_are_equal_nobody_is_marked_as_best() -> None:
+    names = {"official/post/acc": 0.0, "official/pre/acc": 0.5}
+    made = [
+        TrialRecord(
+            number=number,
+            state="COMPLETE",
+            overrides={"model.name": model, "dataset.name": "noisy_mnist"},
+            metrics={**names, "official/pre/acc": 0.5 + number / 10},
+        )
+        for number, model in enumerate(("comvc", "sem"))
+    ]
+    table = Table(entries(made, ROWS, ["noisy_mnist"], ["official"], {}, 1))
+    best = {(e.cell.model, e.phase) for e in table.entries if table.is_best(e)}
+    assert best == {("sem", "pre")}
+
+
 def test_what_was_not_run_says_so_once(table: Table) -> None:
     text = markdown(table, [], [])
     assert text.count("RegDB: not run: waits for its files: idx/train_visible_1.txt") == 1
