@@ -243,7 +243,7 @@ def test_a_folder_is_no_study(tmp_path: Path) -> None:
         ({"baselines": [{}, {"model.train_eps": 3}]}, "baselines[1].model.train_eps: must be in (0, 1], got 3.0"),
         ({"baselines": [{"evaluation.eps": 0.3}]}, "baselines[0].evaluation.eps: cannot be searched"),
         ({"objective": {"metric": "robust/ac", "mode": "max"}}, "unknown metric 'robust/ac'; nearest: 'robust/acc'"),
-        ({"objective": {"metric": "official/post/acc", "mode": "max"}}, "with `protocol: official` only"),
+        ({"objective": {"metric": "official/post/acc", "mode": "max"}}, "with `protocol: official` or `both` only"),
         ({"objective": {"metric": "probe/acc", "mode": "max"}}, "by the rounds before the last only"),
         ({"objective": {"metric": "loss/total", "mode": "min"}}, "'loss/total' is no score"),
         ({"objective": {"metric": "clean/acc", "mode": "up"}}, "objective.mode: unknown value 'up'"),
