@@ -1,11 +1,10 @@
 """Runs, continues or extends the study that a YAML file names: `python -m study.sweep FILE`."""
 
 import argparse
-import logging
 import sys
-import traceback
 from collections.abc import Sequence
 
+from study.cli import add_run_flags, exit_code_of, refuse
 from study.source import SpecError, read_mapping
 
 
@@ -18,35 +17,15 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("file", metavar="FILE", help="a YAML file, or a name in search_spaces/")
     result.add_argument("--trials", type=int, metavar="N", help="trials in all; the same as --set limits.trials=N")
-    result.add_argument(
-        "--set",
-        dest="sets",
-        action="append",
-        default=[],
-        metavar="PATH=VALUE",
-        help="replaces one value of the study, such as trial.epochs=3; may be given again",
-    )
-    result.add_argument("--address", metavar="A", help="a running Ray cluster; without it Ray starts on this machine")
-    result.add_argument("--dry-run", action="store_true", help="shows what would run, starts and creates nothing")
-    result.add_argument("--takeover", action="store_true", help="takes a study over from a driver that is gone")
     result.add_argument("--from", dest="warm_start", metavar="OLD", help="a study whose trials inform the sampler")
     result.add_argument("--json", action="store_true", dest="json_output", help="results as JSON on stdout")
-    result.add_argument("--debug", action="store_true", help="tracebacks and debug messages")
+    add_run_flags(result)
     return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a sweep. Returns: the exit code."""
-    arguments = parser().parse_args(argv)
-    level = logging.DEBUG if arguments.debug else logging.WARNING
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        return _run(arguments)
-    except SpecError as error:
-        return _refuse(error, debug=arguments.debug)
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        return 130
+    return exit_code_of(_run, parser().parse_args(argv))
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -76,18 +55,11 @@ def _run(arguments: argparse.Namespace) -> int:
             json_output=arguments.json_output,
         )
     except StudyRefused as error:
-        return _refuse(error, debug=arguments.debug)
+        return refuse(error, debug=arguments.debug)
     except StudyBroken as error:
-        _refuse(error, debug=arguments.debug)
+        refuse(error, debug=arguments.debug)
         print("the same command goes on once that is mended", file=sys.stderr)
         return 1
-
-
-def _refuse(error: Exception, *, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
-    print(error, file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
 """The paper's Table 1, run by us and printed beside the published numbers: `python -m study.table1`."""
 
 import argparse
-import logging
 import os
 import re
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from study.cli import add_run_flags, exit_code_of
 from study.faults import suggestion
 from study.paper_table.plan import (
     PUBLISHED_SEED,
@@ -72,37 +71,14 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--storage", default="runs", metavar="DIR", help="where studies lie; default: %(default)s")
     result.add_argument("--output", type=Path, metavar="DIR", help="of the table's files; default: the study's folder")
-    result.add_argument(
-        "--set",
-        dest="sets",
-        action="append",
-        default=[],
-        metavar="PATH=VALUE",
-        help="replaces one value of the study, such as resources.gpu=0; may be given again",
-    )
     result.add_argument("--show", action="store_true", help="prints the table of what has been run; starts nothing")
-    result.add_argument("--dry-run", action="store_true", help="shows what would run, starts and creates nothing")
-    result.add_argument("--address", metavar="A", help="a running Ray cluster; without it Ray starts on this machine")
-    result.add_argument("--takeover", action="store_true", help="takes the study over from a driver that is gone")
-    result.add_argument("--debug", action="store_true", help="tracebacks and debug messages")
+    add_run_flags(result)
     return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs and prints the table. Returns: the exit code."""
-    given = parser().parse_args(argv)
-    level = logging.DEBUG if given.debug else logging.WARNING
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        return _run(given)
-    except SpecError as error:
-        if given.debug:
-            traceback.print_exc()
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        return 130
+    return exit_code_of(_run, parser().parse_args(argv))
 
 
 def _run(given: argparse.Namespace) -> int:

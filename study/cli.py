@@ -1,0 +1,46 @@
+"""What the commands that run studies have in common: flags on how to run, and how they end."""
+
+import argparse
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+
+from study.source import SpecError
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags on how to run a study: --set, --address, --dry-run, --takeover, --debug."""
+    parser.add_argument(
+        "--set",
+        dest="sets",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="replaces one value of the study, such as trial.epochs=3; may be given again",
+    )
+    parser.add_argument("--address", metavar="A", help="a running Ray cluster; without it Ray starts on this machine")
+    parser.add_argument("--dry-run", action="store_true", help="shows what would run, starts and creates nothing")
+    parser.add_argument("--takeover", action="store_true", help="takes a study over from a driver that is gone")
+    parser.add_argument("--debug", action="store_true", help="tracebacks and debug messages")
+
+
+def exit_code_of(run: Callable[[argparse.Namespace], int], given: argparse.Namespace) -> int:
+    """Runs a command. Returns: its exit code; 2 for a SpecError, whose message is printed, 130 for Ctrl-C."""
+    level = logging.DEBUG if given.debug else logging.WARNING
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        return run(given)
+    except SpecError as error:
+        return refuse(error, debug=given.debug)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def refuse(error: Exception, *, debug: bool) -> int:
+    """Prints why nothing was started, under --debug with the traceback. Returns: 2."""
+    if debug:
+        traceback.print_exc()
+    print(error, file=sys.stderr)
+    return 2
