@@ -62,6 +62,12 @@ class LiveTable:
         self._touch(record.number)
         self._show(record, f"round {record.round}/{record.rounds}  {self._scores(record)}")
 
+    def trial_paused(self, record: TrialRecord) -> None:
+        self._records[record.number] = record
+        self._touch(record.number)
+        reason = f" after: {record.attempts[-1].reason}" if record.state == "RUNNING" and record.attempts else ""
+        self._show(record, f"waits at round {record.round}/{record.rounds}{reason}")
+
     def trial_ended(self, record: TrialRecord) -> None:
         self._count(record, record.rounds)
         self._records[record.number] = record

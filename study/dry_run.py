@@ -23,8 +23,7 @@ class PlannedTrial:
     number: int
     baseline: bool
     overrides: dict[str, Any]
-    cost: Cost | None
-    """None if the saved model that is attacked cannot be read from here."""
+    cost: Cost
 
 
 def dry_run(spec: StudySpec, *, as_json: bool) -> str:
@@ -45,18 +44,16 @@ def dry_run(spec: StudySpec, *, as_json: bool) -> str:
     return yaml.safe_dump(spec.resolved(), sort_keys=False, allow_unicode=True) + "\n".join(_lines(spec, trials))
 
 
-def _cost(spec: StudySpec, overrides: dict[str, Any]) -> Cost | None:
+def _cost(spec: StudySpec, overrides: dict[str, Any]) -> Cost:
     config = spec.trial_config(overrides)
     target = target_trial(spec) if isinstance(config, AttackTrialConfig) else config
-    if target is None:
-        return None
     facts = data_facts(target.dataset, "strict" if isinstance(config, AttackTrialConfig) else target.protocol)
     return trial_cost(config, config.evaluation.resolve(target.dataset.name, len(facts.view_shapes)), facts.sizes)
 
 
 def _total(spec: StudySpec, trials: list[PlannedTrial]) -> Passes:
     """Passes of the whole study: the trials shown, and the rest like the sampled ones among them."""
-    shown = [trial.cost.total for trial in trials if trial.cost]
+    shown = [trial.cost.total for trial in trials]
     sampled = shown[len(spec.baselines) :]
     total = sum(shown, Passes())
     rest = spec.limits.trials - len(trials)
@@ -86,7 +83,7 @@ def _lines(spec: StudySpec, trials: list[PlannedTrial]) -> list[str]:
     for trial in trials:
         values = ", ".join(f"{path}: {_short(value)}" for path, value in trial.overrides.items())
         lines.append(f"# {trial.number:>4} {'baseline' if trial.baseline else 'sampled':<8} {{{values}}}")
-        parts = {"training": trial.cost.training, "evaluation": trial.cost.evaluation} if trial.cost else {}
+        parts = {"training": trial.cost.training, "evaluation": trial.cost.evaluation}
         for part, passes in parts.items():
             lines.append(f"#      {part:<10} {passes.forward:>12,} forward {passes.backward:>12,} backward passes")
     work, total = _work(spec), _total(spec, trials)

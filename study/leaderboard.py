@@ -108,9 +108,37 @@ def rank(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> lis
     return sorted(rows, key=key)
 
 
+def since_improvement(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> int:
+    """Trials that were finished, complete or pruned, since one was better than all before it; 0 if there is none.
+
+    With two objectives a trial is better if no earlier one is as good in both.
+    """
+    finished = [record for record in records if record.state in ("COMPLETE", "PRUNED")]
+    signs = [1.0 if objective.mode == "max" else -1.0 for objective in objectives]
+    front: list[tuple[float, ...]] = []
+    since = 0
+    for record in sorted(finished, key=lambda record: (record.ended, record.number)):
+        since += 1
+        found = scores(record, objectives)
+        if found is None:
+            continue
+        point = tuple(sign * number for sign, number in zip(signs, found, strict=True))
+        if not any(_as_good(other, point) for other in front):
+            front = [other for other in front if not _as_good(point, other)] + [point]
+            since = 0
+    return since
+
+
+def _as_good(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return all(mine >= yours for mine, yours in zip(one, other, strict=True))
+
+
 def _places(points: Mapping[int, tuple[float, ...]]) -> dict[int, int]:
     """Place of each trial, equal values sharing one: 1, 2, 2, 4."""
-    return {number: 1 + sum(other > own for other in points.values()) for number, own in points.items()}
+    places: dict[tuple[float, ...], int] = {}
+    for place, point in enumerate(sorted(points.values(), reverse=True), start=1):
+        places.setdefault(point, place)
+    return {number: places[point] for number, point in points.items()}
 
 
 def _fronts(points: Mapping[int, tuple[float, ...]]) -> dict[int, int]:

@@ -1,30 +1,39 @@
 """The study in its database (Optuna's tables), the only source of truth: trials, states, budget, the driver's lease."""
 
+import functools
 import json
+import logging
 import os
-import socket
 import sqlite3
-import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import optuna
 import sqlalchemy
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from study.lease import Lease, LeaseHeld, LeaseLost
 from study.provenance import git_commit, redact
-from study.records import TrialRecord
+from study.records import Attempt, TrialRecord
 from study.spec import StudySpec
 
-SETTLE_SECONDS, HEARTBEAT_SECONDS = 0.2, 5.0
-STALE_SECONDS = 30.0
+logger = logging.getLogger(__name__)
+
 ROUND = "round:"
 """Prefix of the attributes that hold a trial's rounds; the number follows."""
+SCHEMA_ATTEMPTS = 10
+ATTEMPT = "attempt:"
+"""Prefix of the attributes that hold a trial's failed attempts; the index follows."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
+"""Seconds between attempts while the database does not answer; doubled each time."""
+SQLITE_OUTAGES = ("locked", "disk is full", "disk I/O error", "unable to open")
+"""What sqlite says when trying later may work."""
 
 
 class LedgerError(Exception):
@@ -35,9 +44,10 @@ class NoStudy(LedgerError):
     """There is no study of that name, or no database yet."""
 
 
-def study_url(storage: Path) -> str:
-    """`ARDMVC_STUDY_DB`, or a sqlite file in the storage folder."""
-    return os.environ.get("ARDMVC_STUDY_DB") or f"sqlite:///{storage / 'studies.db'}"
+def study_url(storage: str | Path) -> str:
+    """`ARDMVC_STUDY_DB`, or a sqlite file in the storage folder; in `runs` if the storage is no local folder."""
+    folder = Path("runs" if "://" in str(storage) else storage).resolve()
+    return os.environ.get("ARDMVC_STUDY_DB") or f"sqlite:///{folder / 'studies.db'}"
 
 
 def open_storage(url: str, *, create: bool) -> optuna.storages.BaseStorage:
@@ -65,7 +75,7 @@ def open_storage(url: str, *, create: bool) -> optuna.storages.BaseStorage:
         if parsed.get_backend_name() == "sqlite":
             with closing(sqlite3.connect(str(parsed.database), timeout=30)) as database:
                 database.execute("PRAGMA journal_mode=WAL")  # kept in the file; making the tables is quicker with it
-        storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": _connect_args(parsed)})
+        storage = _make_storage(url, parsed)
     except ImportError as error:
         missing = getattr(error.__cause__, "name", None) or parsed.drivername
         raise LedgerError(
@@ -78,6 +88,21 @@ def open_storage(url: str, *, create: bool) -> optuna.storages.BaseStorage:
     if parsed.get_backend_name() == "sqlite":
         _quick_commits(storage.engine)
     return optuna.storages.get_storage(storage)  # adds the cache of finished trials
+
+
+def _make_storage(url: str, parsed: sqlalchemy.engine.URL) -> optuna.storages.RDBStorage:
+    """Opens the database; of several processes that make its tables at once, all but one have to try again."""
+    for left in range(SCHEMA_ATTEMPTS - 1, -1, -1):
+        try:
+            # A connection that a restarted server has dropped is replaced before it is used.
+            options = {"connect_args": _connect_args(parsed), "pool_pre_ping": True}
+            return optuna.storages.RDBStorage(url, engine_kwargs=options)
+        except Exception as error:
+            text = f"{error} {error.__cause__}".lower()
+            if not left or not any(words in text for words in ("already exists", "duplicate key", "unique constraint")):
+                raise
+            time.sleep(0.5)
+    raise AssertionError("unreachable")
 
 
 def _connect_args(url: sqlalchemy.engine.URL) -> dict[str, Any]:
@@ -94,20 +119,78 @@ def _quick_commits(engine: sqlalchemy.engine.Engine) -> None:
     engine.dispose()
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether an error of the database means that it is away, and not that something is wrong with what was asked."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, sqlalchemy.exc.DBAPIError):
+        cause = cause.__cause__
+    if cause is None:
+        return False
+    if isinstance(cause.orig, sqlite3.Error):
+        return any(words in str(cause.orig) for words in SQLITE_OUTAGES)
+    return cause.connection_invalidated or isinstance(
+        cause, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError
+    )
+
+
+def _patient(method: Callable[P, R]) -> Callable[P, R]:
+    """Repeats a method of the ledger while the database is away; each is harmless to repeat.
+
+    Raises: LeaseLost in place of doing anything, if another driver has taken over; the outage's error when `patience`
+    is used up.
+    """
+
+    @functools.wraps(method)
+    def repeated(*args: P.args, **kwargs: P.kwargs) -> R:
+        ledger = args[0]
+        assert isinstance(ledger, Ledger)
+        begin, pause, warned = time.monotonic(), FIRST_PAUSE, False
+        while True:
+            try:
+                if ledger.lease is not None and not ledger.lease.check():
+                    raise LeaseLost(f"study {ledger.name!r} was taken over by another driver")
+                done = method(*args, **kwargs)
+            except Exception as error:
+                waited = time.monotonic() - begin
+                if not is_outage(error) or waited + pause > ledger.patience:
+                    raise
+                if not warned:
+                    warned = True
+                    reason = redact(str(error.__cause__ or error).strip().splitlines()[0])
+                    logger.warning(
+                        "the study database does not answer: %s; it is waited for, up to %.0f min",
+                        reason,
+                        ledger.patience / 60,
+                    )
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+                continue
+            if warned:
+                logger.warning("the study database answers again, after %.0f s", time.monotonic() - begin)
+            return done
+
+    return repeated
+
+
 class Ledger:
-    """One study in the database. Every method that changes a trial is idempotent."""
+    """One study in the database. Every method that changes a trial is idempotent, and waits for a database that is
+    away for a while."""
 
     def __init__(self, study: optuna.Study, storage: optuna.storages.BaseStorage) -> None:
         self._study = study
         self._storage = storage
+        self.patience = 0.0
+        """Seconds that a database which does not answer is waited for."""
+        self.lease: Lease | None = None
+        """Ours, once `acquire` has taken it."""
         # What never changes about a trial is read once: a list of all trials costs more with every trial there is.
         self._ids: dict[int, int] = {}
         self._reported: dict[int, set[int]] = {}
         self.name = study.study_name
-        self.lost = threading.Event()
-        """Set when another driver has taken the study over."""
-        self._holder: dict[str, Any] | None = None
-        self._stop_heartbeat = threading.Event()
 
     @classmethod
     def open_existing(cls, name: str, url: str | None = None, storage_path: str = "runs") -> "Ledger":
@@ -115,7 +198,7 @@ class Ledger:
 
         Raises: LedgerError if there is none (known ones are named), or the database cannot be reached.
         """
-        storage = open_storage(url or study_url(Path(storage_path).resolve()), create=False)
+        storage = open_storage(url or study_url(storage_path), create=False)
         known = [summary.study_name for summary in optuna.get_all_study_summaries(storage, include_best_trial=False)]
         if name not in known:
             raise NoStudy(f"there is no study {name!r}; known: {', '.join(sorted(known)) or 'none'}")
@@ -148,6 +231,7 @@ class Ledger:
             )
         return ledger
 
+    @_patient
     def adopt(self, spec: StudySpec) -> None:
         """Stores what the study is run with from now on; for the holder of the lease."""
         self._study.set_user_attr("spec", json.loads(json.dumps(spec.resolved())))
@@ -173,14 +257,17 @@ class Ledger:
 
     # Trials
 
+    @_patient
     def frozen_trials(self) -> list[FrozenTrial]:
         """Optuna's view of all trials, in order of number."""
         return self._study.get_trials(deepcopy=False)
 
+    @_patient
     def records(self) -> list[TrialRecord]:
         """All trials, in order of number."""
         return [_record(trial) for trial in self.frozen_trials()]
 
+    @_patient
     def record(self, number: int) -> TrialRecord:
         return _record(self._frozen(number))
 
@@ -189,10 +276,13 @@ class Ledger:
 
     def _id(self, number: int) -> int:
         if number not in self._ids:
-            for trial in self.frozen_trials():
-                self._ids[trial.number] = trial._trial_id
-                self._reported[trial.number] = set(trial.intermediate_values)
+            self._learn_ids()
         return self._ids[number]
+
+    def _learn_ids(self) -> None:
+        for trial in self.frozen_trials():
+            self._ids[trial.number] = trial._trial_id
+            self._reported[trial.number] = set(trial.intermediate_values)
 
     def add(
         self,
@@ -205,22 +295,31 @@ class Ledger:
         distributions: Mapping[str, BaseDistribution],
     ) -> int:
         """A new running trial, written in one transaction. Returns: its number."""
+        attributes = {"overrides": dict(overrides), "config": dict(config), "rounds": rounds, "baseline": baseline}
         trial = optuna.trial.create_trial(
             state=TrialState.RUNNING,
             params=dict(params),
             distributions=dict(distributions),
-            user_attrs={
-                "overrides": dict(overrides),
-                "config": dict(config),
-                "rounds": rounds,
-                "baseline": baseline,
-            },
+            # Tells whether a trial whose commit was not answered is there all the same.
+            user_attrs={**attributes, "token": uuid.uuid4().hex},
         )
-        self._study.add_trial(trial)
-        added = self.frozen_trials()[-1]
-        self._ids[added.number], self._reported[added.number] = added._trial_id, set()
-        return int(added.number)
+        number = self._add(trial, len(self._ids))
+        self._reported[number] = set()
+        return number
 
+    @_patient
+    def _add(self, trial: FrozenTrial, known: int) -> int:
+        if not self._ids:
+            self._learn_ids()
+        for found in self.frozen_trials()[known:]:
+            if found.user_attrs.get("token") == trial.user_attrs["token"]:
+                break
+        else:
+            found = self._storage.get_trial(self._storage.create_new_trial(self._study._study_id, trial))
+        self._ids[found.number] = found._trial_id
+        return int(found.number)
+
+    @_patient
     def report(self, number: int, round_: int, value: float) -> None:
         """The objective after a round. Single-objective studies only; a round that was reported stays as it was."""
         trial_id = self._id(number)
@@ -228,13 +327,21 @@ class Ledger:
             self._storage.set_trial_intermediate_value(trial_id, round_, value)
             self._reported[number].add(round_)
 
+    @_patient
     def should_prune(self, number: int) -> bool:
         return bool(optuna.trial.Trial(self._study, self._id(number)).should_prune())
 
+    @_patient
     def progress(self, number: int, progress: Mapping[str, Any]) -> None:
-        """A round and its checkpoint, in one write: {"round", "time", "metrics", "checkpoint", "seconds", "budget"}."""
+        """A round with its checkpoint, in one write: {"round", "time", "metrics", "checkpoint", "seconds", …}."""
         self._storage.set_trial_user_attr(self._id(number), f"{ROUND}{progress['round']:06d}", dict(progress))
 
+    @_patient
+    def attempt_failed(self, number: int, index: int, attempt: Attempt) -> None:
+        """Remembers a failed attempt; `index` counts those before it."""
+        self._storage.set_trial_user_attr(self._id(number), f"{ATTEMPT}{index:04d}", asdict(attempt))
+
+    @_patient
     def finish(self, number: int, state: TrialState, values: Sequence[float] = (), failure: str | None = None) -> None:
         """Final state of a trial; does nothing if it has one."""
         frozen = self._frozen(number)
@@ -246,23 +353,37 @@ class Ledger:
             self._storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING)
         self._study.tell(number, list(values) if state == TrialState.COMPLETE else None, state, skip_if_finished=True)
 
+    @_patient
     def interrupt(self, number: int) -> None:
         """The driver ends in order while the trial is unfinished: it waits for the next driver."""
         frozen = self._frozen(number)
         if frozen.state == TrialState.RUNNING:
             self._storage.set_trial_state_values(frozen._trial_id, TrialState.WAITING)
 
+    @_patient
     def resume(self, number: int) -> None:
         """A waiting trial runs again."""
         frozen = self._frozen(number)
         if frozen.state == TrialState.WAITING:
             self._storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING)
 
+    @_patient
     def next_session(self) -> int:
         """Counts the drivers that this study has had; scratch folders carry the count."""
         session = int(self._study.user_attrs.get("sessions", 0)) + 1
         self._study.set_user_attr("sessions", session)
         return session
+
+    # Steering from outside
+
+    @property
+    def control(self) -> str:
+        """What `study.control` asks of the driver: "pause", "stop", or "" to run."""
+        return str(self._study.user_attrs.get("control", ""))
+
+    def set_control(self, wish: str) -> None:
+        """Asks the driver to "pause", "stop" or, with "", to run."""
+        self._study.set_user_attr("control", wish)
 
     # Lease: one driver per study
 
@@ -271,72 +392,36 @@ class Ledger:
 
         Raises: LedgerError naming the holder if another driver is alive, or may be.
         """
-        held = self._study.user_attrs.get("lease")
-        if held and not _is_dead(held):
-            age = time.time() - held["heartbeat"]
-            who = f"process {held['pid']} on {held['host']}, last heartbeat {age:.0f} s ago"
-            if age < STALE_SECONDS:
-                raise LedgerError(f"study {self.name!r} is being run by {who}; wait for it or stop it first")
-            if not takeover:
-                raise LedgerError(f"study {self.name!r} was run by {who}; if it is gone, add --takeover")
-        self._holder = {
-            "id": uuid.uuid4().hex,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "started": _process_start(os.getpid()),
-        }
-        self._beat()
-        threading.Thread(target=self._keep_alive, name="lease", daemon=True).start()
+        lease = self._lease()
+        try:
+            lease.acquire(takeover=takeover)
+        except LeaseHeld as error:
+            raise LedgerError(str(error)) from error
+        self.lease = lease
 
     def release(self) -> None:
         """Gives the lease back, if it is still ours."""
-        self._stop_heartbeat.set()
-        if self._holder and self._mine():
-            self._study.set_user_attr("lease", None)
-        self._holder = None
+        if self.lease:
+            self.lease.release()
+        self.lease = None
 
-    def _beat(self) -> None:
-        self._study.set_user_attr("lease", {**(self._holder or {}), "heartbeat": time.time()})
+    @property
+    def lost(self) -> bool:
+        """Whether another driver has taken the study over."""
+        return self.lease is not None and self.lease.lost.is_set()
 
-    def _mine(self) -> bool:
-        held = self._study.user_attrs.get("lease")
-        return bool(held and self._holder and held["id"] == self._holder["id"])
+    def holder(self) -> dict[str, Any] | None:
+        """Who runs the study; see `Lease.describe`."""
+        return self._lease().describe()
 
-    def _keep_alive(self) -> None:
-        # Two drivers that start in the same moment both pass the check in `acquire`; the later write wins, and the
-        # first look after it tells the other one that it has lost, long before Ray is up.
-        pause = SETTLE_SECONDS
-        while not self._stop_heartbeat.wait(pause):
-            pause = HEARTBEAT_SECONDS
-            try:
-                if not self._mine():
-                    self.lost.set()
-                    return
-                self._beat()
-            except Exception:  # an outage of the database is no reason to end; the main thread meets it too
-                continue
+    @property
+    def seconds(self) -> float:
+        """Seconds that drivers have run the study, over all of them."""
+        return self._lease().seconds
 
-
-def _process_start(pid: int) -> str:
-    """When the process began, in the kernel's ticks, so that a reused pid is told apart; empty where unknown."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except (OSError, IndexError):
-        return ""
-
-
-def _is_dead(holder: Mapping[str, Any]) -> bool:
-    """True only if the holder ran on this machine and is known to be gone."""
-    if holder["host"] != socket.gethostname():
-        return False
-    try:
-        os.kill(holder["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    started = _process_start(holder["pid"])
-    return bool(started and holder.get("started") and started != holder["started"])
+    def _lease(self) -> Lease:
+        backend = getattr(self._storage, "_backend", self._storage)
+        return Lease(backend.engine, self._study._study_id, self.name)
 
 
 def _record(trial: FrozenTrial) -> TrialRecord:
@@ -358,6 +443,9 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         warnings=tuple(progress.get("warnings", ())),
         failure=attrs.get("failure"),
         checkpoint=progress.get("checkpoint"),
+        fallbacks=tuple(one["checkpoint"] for one in reversed(rounds[:-1]) if one.get("checkpoint")),
+        attempts=tuple(Attempt(**attrs[name]) for name in sorted(attrs) if name.startswith(ATTEMPT)),
+        ended=round(1000 * trial.datetime_complete.timestamp()) if trial.datetime_complete else 0,
         seconds=float(progress.get("seconds", 0.0)),
     )
 

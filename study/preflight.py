@@ -1,21 +1,21 @@
 """What can be wrong with a study outside its YAML: data, checkpoint, networks for these views, this machine."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from ardmvc_core.data import DataError, DatasetConfig, Protocol, check_dataset, load_parts
+from ardmvc_core.data import DataError, DatasetConfig, Protocol, check_dataset
 from ardmvc_core.models import MODELS
 from ardmvc_core.types import ViewShapes
 from study.metric_names import LABEL_FREE
 from study.spec import StudySpec
 from trainables.config import TrialConfig, protocols_of
+from trainables.data_parts import cached_parts
+from trainables.trial import saved_config
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def data_facts(config: DatasetConfig, protocol: Protocol | Literal["both"]) -> D
     faults = check_dataset(config)
     if faults:
         raise DataError("\n".join(faults))
-    parts = {name: part for each in protocols_of(protocol) for name, part in load_parts(config, each).items()}
+    parts = {name: part for each in protocols_of(protocol) for name, part in cached_parts(config, each).items()}
     first = next(iter(parts.values())).data
     return DataFacts(
         sizes={name: len(part.data) for name, part in parts.items()},
@@ -123,8 +123,6 @@ def _attacker_faults(spec: StudySpec) -> list[str]:
         target = target_trial(spec)
     except ValueError as error:
         return [f"trial.checkpoint: {error}"]
-    if target is None:
-        return []
     try:
         facts = data_facts(target.dataset, "strict")
         config.evaluation.resolve(target.dataset.name, len(facts.view_shapes))
@@ -135,8 +133,8 @@ def _attacker_faults(spec: StudySpec) -> list[str]:
     return []
 
 
-def target_trial(spec: StudySpec) -> TrialConfig | None:
-    """The config of the trial whose saved model an attacker study attacks; None if it lies on remote storage.
+def target_trial(spec: StudySpec) -> TrialConfig:
+    """The config of the trial whose saved model an attacker study attacks.
 
     Raises: ValueError if there is no such model.
     """
@@ -144,12 +142,7 @@ def target_trial(spec: StudySpec) -> TrialConfig | None:
     from study.saved_models import find_checkpoint
 
     try:
-        folder = find_checkpoint(str(spec.trial["checkpoint"]), study_url(Path(spec.storage.path).resolve()))
+        folder = find_checkpoint(str(spec.trial["checkpoint"]), study_url(spec.storage.path))
     except LedgerError as error:
         raise ValueError(str(error).removeprefix("trial.checkpoint: ")) from None
-    if "://" in folder:
-        return None
-    try:
-        return TrialConfig.model_validate(json.loads((Path(folder) / "config.json").read_text())["config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder} holds no config of a model trial: {' '.join(str(error).split())}") from None
+    return saved_config(folder)

@@ -8,6 +8,19 @@ FINISHED: frozenset[str] = frozenset({"COMPLETE", "PRUNED", "FAIL"})
 
 
 @dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """A worker that a trial was given to and that ended before the trial did."""
+
+    round: int
+    """Rounds that the trial had done by then."""
+    time: int
+    """When, in ms since the epoch."""
+    reason: str
+    lost: bool = False
+    """Whether the worker's machine was lost, which is no fault of the trial."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialRecord:
     """One trial of a study; `number` is its identity everywhere (Optuna, Ray, checkpoints, MLflow)."""
 
@@ -35,6 +48,12 @@ class TrialRecord:
     failure: str | None = None
     checkpoint: str | None = None
     """Folder of the newest recorded checkpoint (local path or URI)."""
+    fallbacks: tuple[str, ...] = ()
+    """Recorded checkpoints before that one, newest first; all but the first are deleted by now."""
+    attempts: tuple[Attempt, ...] = ()
+    """Attempts that failed, oldest first; the trial was given out again after each, except the last of a FAIL."""
+    ended: int = 0
+    """When the trial got its final state, in ms since the epoch; 0 before."""
     seconds: float = 0.0
     """Time spent training and evaluating, over all attempts."""
 
@@ -51,6 +70,9 @@ class Observer(Protocol):
 
     def trial_reported(self, record: TrialRecord) -> None:
         """A round ended; `record.metrics` and `record.round` are that round's."""
+
+    def trial_paused(self, record: TrialRecord) -> None:
+        """The trial gave its worker back before its end, in order or not, and waits to be given out again."""
 
     def trial_ended(self, record: TrialRecord) -> None:
         """The trial has reached a final state, which the database already holds."""

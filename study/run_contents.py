@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -127,8 +128,18 @@ def figures_of(record: TrialRecord) -> "dict[str, Figure]":
         return {}
 
 
+def refuses_login(error: BaseException) -> bool:
+    """Whether MLflow's server wants another user or password."""
+    return getattr(error, "error_code", None) == "UNAUTHENTICATED"
+
+
 def reason_of(error: BaseException) -> str:
     """The first line of an error without passwords, for people."""
+    if refuses_login(error):
+        names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+        if all(os.environ.get(name) for name in names):
+            return f"the user or the password in {' and '.join(names)} is wrong"
+        return f"it wants a user and a password; set {' and '.join(names)}"
     lines = redact(str(error)).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:300]
 

@@ -4,24 +4,32 @@ import gc
 import json
 import logging
 import os
+import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from study.conductor import Conductor, StopNow
+from study.lease import LeaseLost
 from study.ledger import Ledger, LedgerError, study_url
+from study.provenance import redact
 from study.records import TrialRecord
 from study.sampling import Suggestions, make_pruner
 from study.saved_models import with_checkpoint
-from study.search import Conductor, LeaseLost, OptunaPruning, OptunaSearcher, Relay
+from study.search import OptunaPruning, OptunaSearcher, Relay
 from study.spec import StudySpec
-
-RECOVERIES = 2
-"""How often Ray starts a trial again from its checkpoint after its worker or its node was lost."""
+from trainables.checkpoints import below, storage_fault
+from trainables.config import TrialConfig, protocols_of
+from trainables.data_parts import DataKey, cached_parts, forget_parts
+from trainables.trial import saved_config
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -35,7 +43,15 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Paths in a study are relative to where the command runs, in workers too.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # Interruptions are ours: open rounds come to their end first.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
+OF_WORKERS = ("RAY_CHDIR_TO_TRIAL_DIR", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO")
+"""What of QUIET the workers of a running cluster must be told; those of a local one inherit it."""
+SPOT_GRACE = 25.0
+"""Seconds that open rounds get after SIGTERM: a machine that is taken away gives half a minute at least."""
+SHIPPED = ("ardmvc_core", "trainables", "study", "search_spaces")
+NOT_SHIPPED = ["__pycache__", "*.pyc", "*.ipynb", ".git", "runs", "mlruns", "clusters"]
 
 
 class StudyBroken(Exception):
@@ -68,9 +84,9 @@ def run_study(
     from study.display import LiveTable
     from study.tracking import MLflowTracker, check_reachable, tracking_uri
 
-    storage = Path(spec.storage.path).resolve()
-    uri = tracking_uri(str(storage))
-    if fault := check_reachable(uri):
+    storage = spec.storage.path if spec.storage.remote else str(Path(spec.storage.path).resolve())
+    uri = tracking_uri(storage)
+    if fault := check_reachable(uri) or storage_fault(storage):
         raise StudyRefused(fault)
     if address:
         connect(address, spec)
@@ -80,7 +96,7 @@ def run_study(
     tracker = display = None
     try:
         ledger.adopt(spec)
-        artifacts = str(storage / "mlartifacts")
+        artifacts = None if spec.storage.remote else below(storage, "mlartifacts")
         tracker = MLflowTracker(
             ledger.spec, uri=uri, study_name=spec.name, artifact_root=artifacts, identity=ledger.uid
         )
@@ -89,10 +105,11 @@ def run_study(
             display = LiveTable(spec.objectives, spec.limits.trials, records, stream=sys.stderr)
             if not address:
                 connect(None, spec)
-            threads = max(1, int(spec.resources.cpu))
-            conductor = Conductor(spec, ledger, Suggestions(spec, old), [display, tracker], threads)
-            _fit(spec, conductor, storage / spec.name / f"session_{ledger.next_session():03d}", trainable)
-        lost = ledger.lost.is_set()
+            folder = below(storage, spec.name)
+            conductor = Conductor(spec, ledger, Suggestions(spec, old), [display, tracker], folder=folder)
+            ledger.next_session()
+            _fit(spec, conductor, trainable)
+        lost = ledger.lost
         waiting = conductor.interrupt() if conductor and not lost else []
         if display:
             display.close()
@@ -107,14 +124,14 @@ def run_study(
         return code
     except BaseException:
         # Without a working database nothing can be said there; trials left as running are taken up all the same.
-        if conductor and not conductor.error and not ledger.lost.is_set():
+        if conductor and not conductor.error and not ledger.lost:
             conductor.interrupt()
         raise
     finally:
         if display:
             display.close()
         if tracker:
-            tracker.close(abandoned=ledger.lost.is_set())
+            tracker.close(abandoned=ledger.lost)
         ledger.release()
         _stop_ray()
 
@@ -135,16 +152,27 @@ def _verdict(spec: StudySpec, conductor: Conductor | None, waiting: list[int], l
         return 130, f"study {spec.name!r} was taken over by another driver; this one has stopped"
     if conductor.too_many_failures:
         return 1, f"stopped: {conductor.failures} trials failed, limits.failures is {spec.limits.failures}"
-    if conductor.out_of_time and conductor.missing:
-        return 0, f"limits.hours = {spec.limits.hours:g} is used up, {conductor.missing} trials are missing; {again}"
-    if conductor.missing:
+    if reason := conductor.common_failure:
+        first = spec.limits.first_failures
+        return 1, f"stopped: the first {first} trials all failed: {reason}; {again} once that is mended"
+    if not conductor.missing:
+        return 0, ""
+    if conductor.stopping:
         trials = f"trials {', '.join(map(str, waiting))} go on from their checkpoints" if waiting else "nothing is lost"
-        return 130, f"interrupted: {trials} with the same command"
-    return 0, ""
+        return 130, f"interrupted ({conductor.stopping}): {trials} with the same command"
+    if conductor.out_of_time:
+        return 0, (
+            f"limits.hours = {spec.limits.hours:g} is used up, {conductor.missing} trials are missing; "
+            "the same command with a larger limits.hours goes on from here"
+        )
+    return 0, (
+        f"the best has not improved in {conductor.stale} finished trials (limits.patience = {spec.limits.patience}), "
+        f"{conductor.missing} trials were not run; a larger or no limits.patience goes on from here"
+    )
 
 
 def _open(
-    spec: StudySpec, storage: Path, *, takeover: bool, warm_start: str | None
+    spec: StudySpec, storage: str, *, takeover: bool, warm_start: str | None
 ) -> tuple[StudySpec, Ledger, Sequence[Any]]:
     """The spec with its saved model found, the study with its lease taken, and the trials to start from."""
     url = study_url(storage)
@@ -156,6 +184,9 @@ def _open(
         ledger.acquire(takeover=takeover)
     except LedgerError as error:
         raise StudyRefused(str(error)) from error
+    ledger.patience = 60 * spec.limits.outage_minutes
+    if ledger.control == "stop":
+        ledger.set_control("")  # it was meant for the driver before
     return spec, ledger, old
 
 
@@ -175,17 +206,37 @@ def connect(address: str | None, spec: StudySpec) -> None:
             address=address or "local",
             log_to_driver=False,
             logging_level=logging.CRITICAL,
-            **({} if address else {"include_dashboard": False}),
+            **({"runtime_env": _our_code()} if address else {"include_dashboard": False}),
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise StudyRefused(f"cannot join the Ray cluster at {address!r}: {error}") from error
-    have = ray.cluster_resources()
+    have = _may_have() if address else ray.cluster_resources()
     for resource, wanted in (("GPU", spec.resources.gpu), ("CPU", spec.resources.cpu)):
         if wanted > have.get(resource, 0):
             ray.shutdown()
             raise StudyRefused(
                 f"resources.{resource.lower()}: a trial asks for {wanted:g}, the cluster has {have.get(resource, 0):g}"
             )
+
+
+def _our_code() -> dict[str, Any]:
+    """What the workers of a running cluster need of this process: the packages, and no secret.
+
+    Each package travels once, to Ray's own store; nothing of the working folder does, so data and runs stay here.
+    """
+    root = Path(__file__).resolve().parents[1]
+    return {
+        "py_modules": [str(root / package) for package in SHIPPED],
+        "excludes": NOT_SHIPPED,
+        "env_vars": {name: os.environ[name] for name in OF_WORKERS},
+    }
+
+
+def _may_have() -> dict[str, float]:
+    """What the cluster has, or may grow to, of each resource."""
+    have = dict(ray.cluster_resources())
+    grown = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    return {name: max(have.get(name, 0), grown.get(name, 0)) for name in have.keys() | grown.keys()}
 
 
 def _check_listens(address: str) -> None:
@@ -201,46 +252,95 @@ def _check_listens(address: str) -> None:
         raise StudyRefused(f"cannot join the Ray cluster at {address!r}: {error.strerror or error}") from error
 
 
-def _fit(spec: StudySpec, conductor: Conductor, session: Path, trainable: type | None) -> None:
+def _fit(spec: StudySpec, conductor: Conductor, trainable: type | None) -> None:
     from ray import tune
 
     from trainables.trainable import TRAINABLES
 
-    runs = tune.with_resources(
-        trainable or TRAINABLES[spec.trainable], {"CPU": spec.resources.cpu, "GPU": spec.resources.gpu}
-    )
-    tuner = tune.Tuner(
-        runs,
-        param_space={},
-        tune_config=tune.TuneConfig(
-            search_alg=OptunaSearcher(conductor),
-            scheduler=OptunaPruning(conductor),
-            num_samples=-1,
-            max_concurrent_trials=spec.limits.concurrent,
-            reuse_actors=True,
-            trial_dirname_creator=lambda trial: f"trial_{trial.config['number']:05d}_{trial.trial_id}",
-            trial_name_creator=lambda trial: f"trial_{trial.config['number']:05d}",
-        ),
-        run_config=tune.RunConfig(
-            name=session.name,
-            storage_path=str(session.parent),
-            callbacks=[Relay(conductor)],
-            failure_config=tune.FailureConfig(max_failures=RECOVERIES),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=2),
-            verbose=0,
-        ),
-    )
-    try:
-        tuner.fit()
-        if conductor.error:
-            raise conductor.error
-    except LeaseLost:
+    runs = trainable or tune.with_parameters(TRAINABLES[spec.trainable], data=_data(spec))
+    # Nothing that Ray writes there is ever read: a new driver starts from the database.
+    with tempfile.TemporaryDirectory(prefix="ardmvc-ray-", ignore_cleanup_errors=True) as scratch:
+        tuner = tune.Tuner(
+            tune.with_resources(runs, {"CPU": spec.resources.cpu, "GPU": spec.resources.gpu}),
+            param_space={},
+            tune_config=tune.TuneConfig(
+                search_alg=OptunaSearcher(conductor),
+                scheduler=OptunaPruning(conductor),
+                num_samples=-1,
+                max_concurrent_trials=spec.limits.concurrent,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: f"trial_{trial.config['number']:05d}_{trial.trial_id}",
+                trial_name_creator=lambda trial: f"trial_{trial.config['number']:05d}",
+            ),
+            run_config=tune.RunConfig(
+                name=spec.name,
+                storage_path=scratch,
+                callbacks=[Relay(conductor)],
+                # A trial that loses its worker is given out again by the conductor, from the database.
+                failure_config=tune.FailureConfig(max_failures=0),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+                verbose=0,
+            ),
+        )
+        try:
+            with _signals(conductor):
+                tuner.fit()
+            if conductor.error:
+                raise conductor.error
+        except (LeaseLost, StopNow):
+            return
+        except Exception as error:
+            if conductor.error is None:
+                raise
+            problem = conductor.error
+            reason = redact(f"{type(problem).__name__}: {problem}")
+            raise StudyBroken(f"the driver stopped: {reason}") from error
+
+
+def _data(spec: StudySpec) -> dict[DataKey, Any]:
+    """The data sets of the study's trials, each read once and put into Ray's object store.
+
+    A study that searches over its data set leaves reading to the workers: what they will need is not known.
+    """
+    if any(path.startswith("dataset.") for path in spec.space):
+        return {}
+    keys: dict[DataKey, None] = {}
+    if spec.trainable == "attacker":
+        keys[saved_config(spec.trial["checkpoint"]).dataset, "strict"] = None
+    else:
+        for overrides in spec.baselines if spec.baselines and not spec.space else ({}, *spec.baselines):
+            config = spec.trial_config(overrides)
+            assert isinstance(config, TrialConfig)
+            keys |= dict.fromkeys((config.dataset, protocol) for protocol in protocols_of(config.protocol))
+    found = {key: ray.put(cached_parts(*key)) for key in keys}
+    forget_parts()
+    return found
+
+
+@contextmanager
+def _signals(conductor: Conductor) -> Iterator[None]:
+    """While trials run: Ctrl-C lets open rounds end, SIGTERM gives them a while, a second one ends at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
-    except Exception as error:
-        if conductor.error is None:
-            raise
-        problem = conductor.error
-        raise StudyBroken(f"the driver stopped: {type(problem).__name__}: {problem}") from error
+
+    def handle(number: int, _: Any) -> None:
+        if conductor.stopping:
+            raise KeyboardInterrupt
+        if number == signal.SIGTERM:
+            conductor.stop("SIGTERM", SPOT_GRACE)
+            what = f"open rounds have {SPOT_GRACE:.0f} s to end"
+        else:
+            conductor.stop("Ctrl-C")
+            what = "open rounds come to their end first; Ctrl-C again stops at once and repeats them later"
+        print(f"stopping: {what}", file=sys.stderr, flush=True)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _say(note: str) -> None:

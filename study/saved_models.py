@@ -7,6 +7,7 @@ from typing import Any
 from study.ledger import Ledger, LedgerError
 from study.records import TrialRecord
 from study.spec import StudySpec
+from trainables.checkpoints import read_file
 
 PREFIX = "study:"
 
@@ -21,7 +22,7 @@ def best_trial(records: Sequence[TrialRecord], objective: Any) -> TrialRecord | 
 def find_checkpoint(reference: str, url: str) -> str:
     """Folder of the saved model that `reference` names.
 
-    Args: reference: a folder, `study:NAME` or `study:NAME/NUMBER`. url: database of the studies.
+    Args: reference: a folder or URI, `study:NAME` or `study:NAME/NUMBER`. url: database of the studies.
     Raises: LedgerError naming what is missing and what there is.
     """
     folder = reference
@@ -37,13 +38,15 @@ def find_checkpoint(reference: str, url: str) -> str:
         if record is None or not record.checkpoint:
             raise LedgerError(f"{reference}: no complete trial with a saved model yet")
         folder = record.checkpoint
-    if "://" in folder:
-        raise LedgerError(f"trial.checkpoint: must be a local or shared folder, or study:NAME[/NUMBER], got {folder!r}")
-    if not (Path(folder) / "config.json").is_file():
+    try:
+        found = read_file(folder, "config.json")
+    except (OSError, ValueError) as error:
+        raise LedgerError(f"trial.checkpoint: {folder} cannot be read: {' '.join(str(error).split())}") from error
+    if found is None:
         raise LedgerError(
             f"trial.checkpoint: {folder} holds no saved model (no config.json); give a trial's checkpoint"
         )
-    return str(Path(folder).resolve())
+    return folder if "://" in folder else str(Path(folder).resolve())
 
 
 def with_checkpoint(spec: StudySpec, url: str) -> StudySpec:

@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from study.provenance import redact
+
 
 class Section(BaseModel):
     """Read-only, and strict about its keys."""
@@ -99,16 +101,24 @@ Pruner = Annotated[NoPruner | HalvingPruner | HyperbandPruner | MedianPruner, Fi
 
 
 class Limits(Section):
-    """When a study is done."""
+    """When a study is done, and what it puts up with on the way."""
 
     trials: int = Field(default=20, ge=1)
     """Trials in all, baselines included; raise it to extend a finished study."""
     hours: float | None = Field(default=None, gt=0)
-    """Wall-clock time after which this driver starts no more trials; None: no limit."""
+    """Wall-clock hours of drivers, over all of them, after which no more trials start; None: no limit."""
     failures: int = Field(default=3, ge=0)
     """Failed trials that are put up with."""
+    first_failures: int = Field(default=3, ge=0)
+    """If the first so many trials of a driver all fail, the study stops: something common is wrong. 0: never."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stops when so many trials in a row were finished without a better one; None: never."""
     concurrent: int = Field(default=1, ge=1)
-    """Trials that run side by side, if the resources allow."""
+    """Trials that run side by side, if the resources allow; on a cluster that grows, how far it may."""
+    round_minutes: float | None = Field(default=None, gt=0)
+    """A round that takes longer is ended as hanging, and the trial tried again from its checkpoint; None: no limit."""
+    outage_minutes: float = Field(default=10, ge=0)
+    """How long a study database or a storage that does not answer is waited for."""
 
 
 class Resources(Section):
@@ -131,11 +141,22 @@ class Storage(Section):
     """Where a study leaves its files."""
 
     path: str = Field(default="runs", min_length=1)
-    """Folder of database, checkpoints and artifacts; relative to where the command runs."""
+    """Folder of database, checkpoints and artifacts, relative to where the command runs; or a URI such as
+    `s3://bucket/prefix`, which takes the checkpoints only."""
 
     @field_validator("path")
     @classmethod
     def _is_a_folder(cls, value: str) -> str:
-        if "://" in value:
-            raise ValueError(f"must be a local or shared folder, got {value!r}")
+        kind, mark, rest = value.partition("://")
+        if mark and kind not in ("s3", "gs"):
+            raise ValueError(f"must be a folder, or begin with s3:// or gs://, got {redact(value)!r}")
+        if mark and ("@" in rest.partition("/")[0] or "?" in rest):
+            raise ValueError("keys and options of a storage come from the environment and not from its address")
+        if mark and not rest.strip("/"):
+            raise ValueError(f"must name a bucket or folder, got {value!r}")
         return value
+
+    @property
+    def remote(self) -> bool:
+        """Whether the path is a URI."""
+        return "://" in self.path

@@ -39,6 +39,7 @@ from study.run_contents import (
     metric_name,
     param_texts,
     reason_of,
+    refuses_login,
     study_metrics,
     tag_texts,
     trial_params,
@@ -78,7 +79,8 @@ def check_reachable(uri: str) -> str | None:
         with _environment({**SETTINGS, "MLFLOW_HTTP_REQUEST_TIMEOUT": str(2 * TIMEOUT)}):
             _client(uri).search_experiments(max_results=1)
     except Exception as error:  # whatever it is, nothing can be written there
-        return f"the MLflow server {redact(uri)} does not answer as one: {reason_of(error)}"
+        what = "refuses this study" if refuses_login(error) else "does not answer as one"
+        return f"the MLflow server {redact(uri)} {what}: {reason_of(error)}"
     return None
 
 
@@ -388,6 +390,10 @@ class MLflowTracker:
         self._remember(record)
         now = _now()
         self._courier.put(Parcel(record=record, time=now, points=[(record.round, now, dict(record.metrics))]))
+
+    def trial_paused(self, record: TrialRecord) -> None:
+        """Nothing to send: the run stays open, and is marked as interrupted if the driver ends before it goes on."""
+        self._remember(record)
 
     def trial_ended(self, record: TrialRecord) -> None:
         self._remember(record)

@@ -4,7 +4,6 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from study.figures import BLUE, GREEN, GREY, INK, ORANGE, RED, add_legend, new_figure, style
 from study.leaderboard import value
 from study.records import TrialRecord
+from trainables.checkpoints import read_file
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -37,18 +37,10 @@ def load_part_digests(checkpoint: str | None) -> dict[str, str]:
 
 
 def read_checkpoint(checkpoint: str | None, name: str) -> bytes | None:
-    """One file of a checkpoint folder, None where it is missing."""
-    if not checkpoint:
-        return None
+    """One file of a checkpoint folder (local path or URI), None where it is missing or cannot be had."""
     try:
-        if "://" not in checkpoint:
-            return (Path(checkpoint) / name).read_bytes()
-        from pyarrow import fs
-
-        system, path = fs.FileSystem.from_uri(checkpoint)
-        with system.open_input_stream(f"{path}/{name}") as stream:
-            return bytes(stream.read())
-    except OSError:
+        return read_file(checkpoint, name) if checkpoint else None
+    except (OSError, ValueError):
         return None
 
 

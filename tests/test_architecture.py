@@ -15,7 +15,7 @@ STANDARD = set(sys.stdlib_module_names)
 MAY_IMPORT = {
     "search_spaces": set(),
     "ardmvc_core": {"torch", "numpy", "scipy", "sklearn", "PIL", "pooch", "ardmvc_core"},
-    "trainables": {"torch", "numpy", "scipy", "sklearn", "pydantic", "ray", "ardmvc_core", "trainables"},
+    "trainables": {"torch", "numpy", "scipy", "sklearn", "pydantic", "ray", "pyarrow", "ardmvc_core", "trainables"},
     "study": {
         *(
             "torch",
@@ -36,7 +36,7 @@ MAY_IMPORT = {
 }
 ONLY_IN = {
     "mlflow": {"study/tracking.py"},
-    "optuna": {"study/ledger.py", "study/sampling.py", "study/search.py", "study/importance.py"},
+    "optuna": {"study/ledger.py", "study/sampling.py", "study/conductor.py", "study/importance.py"},
     "ray": {"study/search.py", "study/runner.py", "trainables/trainable.py"},
     "pooch": {"ardmvc_core/data/files.py"},
     "PIL": {"ardmvc_core/data/regdb.py"},

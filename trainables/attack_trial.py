@@ -13,7 +13,8 @@ from ardmvc_core.attacks.gan import GANTrainer
 from ardmvc_core.evaluation import PreparedAttack, evaluate_attacks
 from ardmvc_core.seeding import generator
 from trainables.config import AttackTrialConfig
-from trainables.trial import ARRAYS_FILE, CONFIG_FILE, STATE_FILE, Report, cached_parts, load_model, pick_device
+from trainables.data_parts import cached_parts
+from trainables.trial import ARRAYS_FILE, CONFIG_FILE, STATE_FILE, Report, load_model, pick_device
 
 
 class AttackTrial:
@@ -23,7 +24,7 @@ class AttackTrial:
         """Raises: ValueError, or its child DataError, if the saved model or its data cannot be had."""
         self.config = config
         self.device = pick_device(config.device)
-        self.model, self.target = load_model(Path(config.checkpoint), self.device)
+        self.model, self.target = load_model(config.checkpoint, self.device)
         parts = cached_parts(self.target.dataset, "strict")
         self.scored = parts["tune"].data.to(self.device)
         self.budget = config.evaluation.resolve(self.target.dataset.name, len(self.scored.views))

@@ -1,14 +1,22 @@
 """Ray's class Trainables: its methods handed to a trial, nothing else."""
 
+import faulthandler
 import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import ray
 import torch
 from ray import tune
 
 from trainables.attack_trial import AttackTrial
+from trainables.checkpoints import Checkpoints
 from trainables.config import AttackTrialConfig, TrialConfig
+from trainables.data_parts import DataKey, provide_parts
 from trainables.trial import Report, Trial
 
 
@@ -21,9 +29,12 @@ class RunsInRounds(Protocol):
 
 
 class TrialTrainable(tune.Trainable):
-    """Ray's config holds `config` (the trial's, as JSON), `number`, `threads`, and `resume`, a checkpoint folder or ''.
+    """Runs one trial in rounds, and stores a checkpoint after each before it is reported.
 
-    A checkpoint of an earlier driver is loaded in `setup`; Ray's own recovery uses `load_checkpoint`.
+    Ray's config holds `config` (the trial's, as JSON), `number`, `threads`, `folder` (of the trial's checkpoints),
+    `resume` (recorded checkpoints, newest first), `patience` (seconds that a failing storage is tried again) and
+    `round_seconds` (limit of a round; 0: none). Ray's own checkpoints are not used: a trial that lost its worker is
+    given out again by the driver, from what the study's database has recorded.
     """
 
     trial: RunsInRounds | None = None
@@ -31,30 +42,45 @@ class TrialTrainable(tune.Trainable):
     def build(self, config: dict[str, Any]) -> RunsInRounds:
         raise TypeError(f"{type(self).__name__} must say how its trial is built")
 
-    def setup(self, config: dict[str, Any]) -> None:
+    def setup(self, config: dict[str, Any], data: Mapping[DataKey, Any] | None = None) -> None:
+        """Args: data: parts of data sets in Ray's object store, by what they are; others are read from their files."""
         torch.set_num_threads(config["threads"])
         self.trial = None  # an actor that is used again must not hold two trials in memory
-        self.trial = self.build(json.loads(config["config"]))
-        if config["resume"]:
-            # A checkpoint may lie on shared or remote storage: Ray's Checkpoint knows how to fetch it.
-            with tune.Checkpoint(config["resume"]).as_directory() as folder:
-                self.trial.load(Path(folder))
+        self._round_seconds = float(config["round_seconds"])
+        self._checkpoints = Checkpoints(config["folder"], patience=config["patience"])
+        with time_limit(self._round_seconds):
+            provide_parts({key: partial(ray.get, reference) for key, reference in (data or {}).items()})
+            self.trial = self.build(json.loads(config["config"]))
+        self._notes = self._checkpoints.restore(config["resume"], self.trial.load)[1]
 
     def step(self) -> Report:
         assert self.trial is not None
-        return self.trial.run_round()
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        assert self.trial is not None
-        self.trial.save(Path(checkpoint_dir))
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        assert self.trial is not None
-        self.trial.load(Path(checkpoint))
+        with time_limit(self._round_seconds):
+            report = self.trial.run_round()
+        if "failure" not in report:
+            report["checkpoint"] = self._checkpoints.save(report["round"], self.trial.save)
+        notes = [*self._notes, *self._checkpoints.waited]
+        self._notes, self._checkpoints.waited = [], []
+        return {**report, "notes": json.dumps(notes)} if notes else report
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.setup(new_config)
         return True
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Ends the process, after its stack on stderr, when the block takes longer; 0 sets no limit.
+
+    The watch is a thread of the interpreter's own that needs no lock of Python's: a hang in native code ends too.
+    """
+    if seconds > 0:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or sys.stderr)
+    try:
+        yield
+    finally:
+        if seconds > 0:
+            faulthandler.cancel_dump_traceback_later()
 
 
 class ModelTrainable(TrialTrainable):

@@ -1,12 +1,12 @@
 """One trial without Ray: built from its config, run round by round, saved and loaded exactly."""
 
+import io
 import json
 import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from ardmvc_core.data import Protocol, load_parts
-from ardmvc_core.data.dataset import DatasetConfig, MultiViewDataset, Part
+from ardmvc_core.data import Protocol
+from ardmvc_core.data.dataset import MultiViewDataset
 from ardmvc_core.evaluation import Evaluation, evaluate_official, evaluate_strict, probe
 from ardmvc_core.models import MODELS
 from ardmvc_core.seeding import derive_seed, seed_everything
 from ardmvc_core.training import NonFiniteLoss, Trainer, calibrate
+from trainables.checkpoints import read_file
 from trainables.config import TrialConfig, protocols_of
+from trainables.data_parts import cached_parts
 
 Report = dict[str, Any]
 """Flat metrics, and beside them `round`, `rounds`, `seconds`, `budget`, `warnings` (a JSON list), `done`, and `failure`
@@ -29,12 +31,6 @@ when the trial cannot go on."""
 STATE_FILE = "state.pt"
 CONFIG_FILE = "config.json"
 ARRAYS_FILE = "evaluation.npz"
-
-
-@lru_cache(maxsize=2)
-def cached_parts(config: DatasetConfig, protocol: Protocol) -> dict[str, Part]:
-    """The parts of a data set, kept between the trials that one worker runs."""
-    return load_parts(config, protocol)
 
 
 def pick_device(name: str) -> torch.device:
@@ -212,18 +208,31 @@ def aggregate(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return metrics
 
 
-def load_model(folder: Path, device: torch.device, repeat: int = 0) -> tuple[nn.Module, TrialConfig]:
-    """The trained network of a trial's checkpoint folder, in inference mode, and the config of its trial.
+def load_model(checkpoint: str, device: torch.device, repeat: int = 0) -> tuple[nn.Module, TrialConfig]:
+    """The trained network of a trial's checkpoint (local path or URI), in inference mode, and the config of its trial.
 
-    Raises: ValueError if the folder holds no checkpoint of a trial.
+    Raises: ValueError if there is no checkpoint of a trial.
     """
-    try:
-        facts = json.loads((folder / CONFIG_FILE).read_text())
-    except OSError as error:
-        raise ValueError(f"{folder} holds no saved model: {CONFIG_FILE}: {error.strerror}") from error
-    config = TrialConfig.model_validate(facts["config"])
+    config = saved_config(checkpoint)
     train = cached_parts(config.dataset, protocols_of(config.protocol)[0])["train"].data
     model = build_model(config, train.view_shapes, train.n_clusters, config.seed)
-    state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+    weights = read_file(checkpoint, STATE_FILE)
+    if weights is None:
+        raise ValueError(f"{checkpoint} holds no saved model: {STATE_FILE} is missing")
+    state = torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True)
     model.load_state_dict(state["trainers"][repeat]["model"])
     return model.to(device).eval(), config
+
+
+def saved_config(checkpoint: str) -> TrialConfig:
+    """The config of the model trial whose checkpoint (local path or URI) this is. Raises: ValueError if it is none."""
+    try:
+        raw = read_file(checkpoint, CONFIG_FILE)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{checkpoint} cannot be read: {' '.join(str(error).split())}") from error
+    if raw is None:
+        raise ValueError(f"{checkpoint} holds no saved model: {CONFIG_FILE} is missing")
+    try:
+        return TrialConfig.model_validate(json.loads(raw)["config"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{checkpoint} holds no config of a model trial: {' '.join(str(error).split())}") from None

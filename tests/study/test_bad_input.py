@@ -4,6 +4,7 @@ What can be seen without a database is in `test_sweep_cli.py`.
 """
 
 import hashlib
+import json
 import os
 import socket
 import sqlite3
@@ -11,11 +12,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tiny_studies import study_dict, write_study
 
+from study import lease
 from study.addresses import FILE_NAME, make_sqlite
 from study.ledger import Ledger, study_url
 from study.spec import load_spec
@@ -145,16 +146,21 @@ def existing(study: Path) -> Ledger:
     return Ledger.open_or_create(spec, study_url(Path(spec.storage.path)), None)
 
 
-def hold(ledger: Ledger, **changes: Any) -> None:
+def hold(ledger: Ledger) -> None:
     """Writes a lease as another driver would have left it."""
-    lease = {"id": "x", "host": "elsewhere", "pid": 1, "started": "1", "heartbeat": 0.0}
-    ledger._study.set_user_attr("lease", {**lease, **changes})
+    table, engine = lease._TABLE, ledger._storage._backend.engine
+    table.create(engine, checkfirst=True)
+    holder = {"id": "x", "host": "elsewhere", "place": "elsewhere/1/1", "pid": 1, "started": "1"}
+    row = {"study_id": 1, "holder": json.dumps(holder), "beat": 1, "heartbeat": 0.0, "seconds": 0.0}
+    with engine.begin() as connection:
+        connection.execute(table.insert().values(**row))
 
 
 @pytest.mark.parametrize("flags", [(), ("--takeover",)])
 def test_a_second_driver_on_a_live_study(refused: Refused, existing: Ledger, flags: tuple[str, ...]) -> None:
     existing.acquire()
-    existing._stop_heartbeat.set()  # so that nothing but the refused driver could change the database
+    assert existing.lease
+    existing.lease._stop.set()  # so that nothing but the refused driver could change the database
     message = refused(*flags)
     assert f"study 'tiny' is being run by process {os.getpid()} on {socket.gethostname()}" in message
     assert message.count("\n") == 1

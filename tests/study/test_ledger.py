@@ -1,8 +1,5 @@
 """The database as the only truth: states, identity of a study, the lease."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,54 +119,6 @@ def test_unreachable_database_is_named_without_its_password(url: str) -> None:
         open_storage(url, create=True)
     assert "s3cret" not in str(caught.value)
     assert "database" in str(caught.value)
-
-
-def test_second_driver_is_told_who_holds_the_study(tiny_spec: SpecMaker) -> None:
-    first, second = open_ledger(tiny_spec()), open_ledger(tiny_spec())
-    first.acquire()
-    with pytest.raises(LedgerError, match=f"being run by process {os.getpid()} on "):
-        second.acquire(takeover=True)  # alive: not even then
-    first.release()
-    second.acquire()
-    second.release()
-
-
-def test_of_two_drivers_that_start_at_once_one_learns_that_it_lost(tiny_spec: SpecMaker) -> None:
-    first, second = open_ledger(tiny_spec()), open_ledger(tiny_spec())
-    first.acquire()
-    # What a second driver writes that passed the check before the first one's lease was there.
-    second._holder = {"id": "second", "host": "h", "pid": 1, "started": ""}
-    second._beat()
-    assert first.lost.wait(timeout=30)
-    assert not second.lost.is_set()
-
-
-def test_lease_of_a_dead_process_on_this_machine_is_taken_at_once(tiny_spec: SpecMaker) -> None:
-    spec = tiny_spec()
-    open_ledger(spec)
-    url = study_url(Path(spec.storage.path))
-    code = (
-        "import os, signal\n"
-        "from study.ledger import Ledger\n"
-        f"Ledger.open_existing('tiny', {url!r}).acquire()\n"
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
-    ledger = open_ledger(spec)
-    assert ledger._study.user_attrs["lease"]["pid"] != os.getpid()
-    ledger.acquire()
-    assert ledger._study.user_attrs["lease"]["pid"] == os.getpid()
-    ledger.release()
-
-
-def test_stale_lease_of_another_machine_needs_takeover(tiny_spec: SpecMaker) -> None:
-    ledger = open_ledger(tiny_spec())
-    lease = {"id": "x", "host": "elsewhere", "pid": 1, "started": "1", "heartbeat": 0.0}
-    ledger._study.set_user_attr("lease", lease)
-    with pytest.raises(LedgerError, match="--takeover"):
-        ledger.acquire()
-    ledger.acquire(takeover=True)
-    ledger.release()
 
 
 def test_multi_objective_study_keeps_both_values(tiny_spec: SpecMaker) -> None:

@@ -64,9 +64,8 @@ class Accidents(Staged):
         return report
 
     def _raised_before(self) -> bool:
-        marker = Path(self.logdir) / "raised"
+        marker = Path(self._checkpoints.folder).with_suffix(".raised")
         known = marker.exists()
-        marker.parent.mkdir(parents=True, exist_ok=True)
         marker.touch()
         return known
 

@@ -123,7 +123,7 @@ def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_saved_model_gives_the_trial_s_assignments(saved_model: Path) -> None:
-    model, stored = load_model(saved_model, torch.device("cpu"))
+    model, stored = load_model(str(saved_model), torch.device("cpu"))
     assert stored == config(repeats=1, epochs=4, evaluate_every=4)
     with np.load(saved_model / "evaluation.npz") as arrays:
         before = arrays["clusters/clean"]

@@ -1,0 +1,234 @@
+"""One driver per study: a lease in the study's database, taken by compare-and-swap and kept alive by a counter.
+
+Whether a driver lives is judged by whether its counter moves while one watches, by the watcher's own monotonic clock:
+clocks of two machines need not agree, and may jump.
+"""
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 5.0
+STALE_SECONDS = 30.0
+"""A driver whose counter has not moved for so long may be taken over with --takeover."""
+FENCE_SECONDS = 2.5 * HEARTBEAT_SECONDS
+"""A driver that has not heard of its lease for so long asks before it writes; see `Lease.check`."""
+
+_TABLE = sa.Table(
+    "ardmvc_leases",
+    sa.MetaData(),
+    sa.Column("study_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("holder", sa.Text, nullable=False),  # JSON; "" while nobody holds it
+    sa.Column("beat", sa.BigInteger, nullable=False),
+    sa.Column("heartbeat", sa.Float, nullable=False),  # the holder's clock, for people
+    sa.Column("seconds", sa.Float, nullable=False),  # that drivers have held it, over all of them
+)
+
+
+class LeaseHeld(Exception):
+    """Another driver holds the study, or may; the message says who."""
+
+
+class LeaseLost(Exception):
+    """Another driver has taken the study over; this one must stop."""
+
+
+class Lease:
+    """The lease of one study, for one driver."""
+
+    def __init__(self, engine: sa.engine.Engine, study_id: int, name: str) -> None:
+        self._engine, self._study_id, self._name = engine, study_id, name
+        self.lost = threading.Event()
+        """Set once another driver has taken the study over."""
+        self._holder = ""
+        self._heard = self._beaten = time.monotonic()
+        self._stop = threading.Event()
+
+    def acquire(self, *, takeover: bool = False, stale_seconds: float = STALE_SECONDS) -> None:
+        """Takes the lease and keeps it alive in a thread. With `takeover`, watches the holder for `stale_seconds`.
+
+        Raises: LeaseHeld naming the holder if it is alive, or may be.
+        """
+        _TABLE.create(self._engine, checkfirst=True)
+        holder = {
+            "id": uuid.uuid4().hex,
+            "host": socket.gethostname(),
+            "place": _place(),
+            "pid": os.getpid(),
+            "started": _process_start(os.getpid()),
+        }
+        mine = json.dumps(holder)
+        while True:
+            row = self._row()
+            if row is None:
+                taken = self._insert(mine)
+            elif not row["holder"] or _is_dead(json.loads(row["holder"])):
+                taken = self._swap(row, mine)
+            else:
+                self._judge(row, takeover, stale_seconds)
+                taken = self._swap(row, mine)
+            if taken:
+                break
+        self._holder = mine
+        self._heard = self._beaten = time.monotonic()
+        threading.Thread(target=self._keep_alive, name="lease", daemon=True).start()
+
+    def release(self) -> None:
+        """Gives the lease back, if it is still ours."""
+        self._stop.set()
+        if self._holder:
+            self._write(holder="", seconds=_TABLE.c.seconds + (time.monotonic() - self._beaten))
+        self._holder = ""
+
+    def check(self) -> bool:
+        """Whether the lease is ours, asked of the database only if it was not heard of lately.
+
+        A driver that was stopped, and woken after another has taken over, must not write what it had in hand.
+        """
+        if self._holder and time.monotonic() - self._heard > FENCE_SECONDS and not self._beat():
+            self.lost.set()
+        return not self.lost.is_set()
+
+    def describe(self) -> dict[str, Any] | None:
+        """Who holds the lease: {"host", "pid", "heartbeat", "alive"}; None if nobody does.
+
+        `alive` is None where only watching would tell.
+        """
+        row = self._row()
+        if row is None or not row["holder"]:
+            return None
+        holder = json.loads(row["holder"])
+        alive = False if _is_dead(holder) else True if holder.get("place") == _place() else None
+        return {"host": holder["host"], "pid": holder["pid"], "heartbeat": row["heartbeat"], "alive": alive}
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that drivers have held the lease, over all of them; a driver that was killed misses its last few."""
+        row = self._row()
+        return 0.0 if row is None else float(row["seconds"])
+
+    # The table
+
+    def _row(self) -> Mapping[str, Any] | None:
+        with self._engine.connect() as connection:
+            if not sa.inspect(connection).has_table(_TABLE.name):
+                return None
+            found = connection.execute(sa.select(_TABLE).where(_TABLE.c.study_id == self._study_id)).mappings().first()
+        return None if found is None else dict(found)
+
+    def _insert(self, holder: str) -> bool:
+        row = {"study_id": self._study_id, "holder": holder, "beat": 0, "heartbeat": time.time(), "seconds": 0.0}
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(sa.insert(_TABLE).values(**row))
+        except sa.exc.IntegrityError:  # another driver was quicker
+            return False
+        return True
+
+    def _swap(self, row: Mapping[str, Any], holder: str) -> bool:
+        """Takes the lease if nothing about it has changed since `row` was read."""
+        same = (
+            (_TABLE.c.study_id == self._study_id) & (_TABLE.c.holder == row["holder"]) & (_TABLE.c.beat == row["beat"])
+        )
+        with self._engine.begin() as connection:
+            done = connection.execute(
+                sa.update(_TABLE).where(same).values(holder=holder, beat=row["beat"] + 1, heartbeat=time.time())
+            )
+        return bool(done.rowcount)
+
+    def _write(self, **values: Any) -> bool:
+        """Changes our row. Returns: whether it is still ours."""
+        ours = (_TABLE.c.study_id == self._study_id) & (_TABLE.c.holder == self._holder)
+        with self._engine.begin() as connection:
+            done = connection.execute(sa.update(_TABLE).where(ours).values(**values))
+        return bool(done.rowcount)
+
+    def _beat(self) -> bool:
+        now = time.monotonic()
+        passed = max(0.0, now - self._beaten)
+        kept = self._write(beat=_TABLE.c.beat + 1, heartbeat=time.time(), seconds=_TABLE.c.seconds + passed)
+        self._heard, self._beaten = time.monotonic(), now
+        return kept
+
+    def _keep_alive(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            try:
+                if not self._beat() and not self._stop.is_set():
+                    self.lost.set()
+                    return
+            except Exception as error:  # an outage of the database is no reason to end; the main thread meets it too
+                logger.debug("no heartbeat: %s", type(error).__name__)
+
+    # Judging a holder
+
+    def _judge(self, row: Mapping[str, Any], takeover: bool, stale_seconds: float) -> None:
+        """Raises: LeaseHeld unless the holder may be replaced."""
+        holder = json.loads(row["holder"])
+        who = f"process {holder['pid']} on {holder['host']}"
+        if holder.get("place") == _place():  # not dead, so it is seen to live
+            raise LeaseHeld(f"study {self._name!r} is being run by {who}; wait for it or stop it first")
+        age = time.time() - row["heartbeat"]
+        if not takeover:
+            if 0 <= age < stale_seconds:
+                raise LeaseHeld(f"study {self._name!r} is being run by {who}; wait for it or stop it first")
+            when = f"{age:.0f} s ago" if age >= 0 else "at a time that is still to come on this machine's clock"
+            raise LeaseHeld(
+                f"study {self._name!r} was run by {who}, last heard of {when}; if it is gone, add --takeover"
+            )
+        logger.warning("watching for %.0f s whether %s is still at work", stale_seconds, who)
+        if _moves(lambda: self._row(), row, stale_seconds):
+            raise LeaseHeld(f"study {self._name!r} is being run by {who}, which is alive; stop it first")
+
+
+def _moves(read: Callable[[], Mapping[str, Any] | None], before: Mapping[str, Any], seconds: float) -> bool:
+    """Whether the holder's counter moves within `seconds` of this process's own clock."""
+    end = time.monotonic() + seconds
+    pause = threading.Event()
+    while time.monotonic() < end:
+        pause.wait(min(1.0, seconds / 10))
+        now = read()
+        if now is None or (now["holder"], now["beat"]) != (before["holder"], before["beat"]):
+            return bool(now and now["holder"])
+    return False
+
+
+def _place() -> str:
+    """Where process ids mean the same: machine, its start, and the process namespace; empty where unknown."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()}/{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return ""
+
+
+def _process_start(pid: int) -> str:
+    """When the process began, in the kernel's ticks, so that a reused pid is told apart; empty where unknown."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _is_dead(holder: Mapping[str, Any]) -> bool:
+    """True only if the holder ran where this process runs and is known to be gone."""
+    if not _place() or holder.get("place") != _place():
+        return False
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    started = _process_start(holder["pid"])
+    return bool(started and holder.get("started") and started != holder["started"])

@@ -1,0 +1,218 @@
+"""Checkpoints of one trial on a local, shared or remote (`s3://…`) folder, through pyarrow's file systems.
+
+A checkpoint is a folder whose `manifest.json` is written last and holds the digest of every file: without a manifest
+that fits it does not exist. One rule makes writing atomic on every kind of storage, and a checkpoint that was torn by a
+kill, a full disk or a broken transfer is told from a whole one. Folders carry a token of their writer: a worker that
+is believed dead and still writes cannot touch what its successor wrote.
+"""
+
+import hashlib
+import json
+import logging
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+KEPT = 2
+"""Checkpoints of a trial that are kept: the newest, and one to fall back to."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
+"""Seconds between attempts while the storage does not work; doubled each time."""
+BLOCK = 1 << 20
+
+
+class NoCheckpoint(Exception):
+    """The folder holds no whole checkpoint; the message says what is wrong with it."""
+
+
+def locate(place: str) -> tuple[fs.FileSystem, str]:
+    """File system and path of a folder: a local path, or a URI such as `s3://bucket/prefix`.
+
+    Addresses and keys of an object store come from the environment (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, …) or the
+    machine's role. Raises: OSError or ValueError (pyarrow's) if there is no such kind of storage.
+    """
+    if "://" in place:
+        system, path = fs.FileSystem.from_uri(place)
+        return system, path.rstrip("/")
+    return fs.LocalFileSystem(), str(Path(place).resolve())
+
+
+def below(place: str, *names: str) -> str:
+    """A folder or file inside `place`."""
+    return "/".join([place.rstrip("/"), *names])
+
+
+class Checkpoints:
+    """Writes a trial's checkpoints and finds the newest whole one; waits for a storage that is away for a while."""
+
+    def __init__(self, folder: str, *, patience: float = 0.0) -> None:
+        """Args: folder: of the trial, local path or URI. patience: seconds that a failing storage is tried again."""
+        self.folder = folder
+        self.waited: list[str] = []
+        """What the storage kept this trial waiting with, for people; the reader empties it."""
+        self._patience = patience
+        self._known: list[str] = []
+        """Checkpoints that this writer may delete: those it was given and those it wrote, oldest first."""
+
+    def save(self, round_: int, write: Callable[[Path], None]) -> str:
+        """Stores what `write` puts into the folder it is given, and deletes all but the newest KEPT checkpoints.
+
+        Returns: the checkpoint's place, a local path or a URI.
+        Raises: OSError if the storage did not work for `patience` seconds.
+        """
+        with tempfile.TemporaryDirectory(prefix="checkpoint-") as draft:
+            self._patiently(lambda: _written(write, Path(draft)), f"cannot write a draft to {draft}")
+            place = below(self.folder, f"round_{round_:06d}-{uuid.uuid4().hex[:8]}")
+            self._patiently(lambda: upload(Path(draft), place), f"cannot write {place}")
+        self._known.append(place)
+        for old in self._known[:-KEPT]:
+            _delete(old)
+        self._known = self._known[-KEPT:]
+        return place
+
+    def restore(self, candidates: Sequence[str], load: Callable[[Path], None]) -> tuple[str | None, list[str]]:
+        """Hands the newest whole checkpoint to `load`, and clears the trial's folder of what no candidate names.
+
+        Args: candidates: places of recorded checkpoints, newest first.
+        Returns: the place that was loaded, None if none is whole; and a sentence for each that was not.
+        Raises: OSError if the storage did not work for `patience` seconds; what `load` raises.
+        """
+        faults: list[str] = []
+        found = None
+        self._known = []
+        for index, place in enumerate(candidates):
+            with tempfile.TemporaryDirectory(prefix="checkpoint-") as local:
+                try:
+                    self._patiently(partial(download, place, Path(local)), f"cannot read {place}")
+                except NoCheckpoint as error:
+                    faults.append(str(error))
+                    continue
+                load(Path(local))
+                found = place
+                self._known = list(reversed(candidates[index:]))
+                break
+        self._clear()
+        return found, faults
+
+    def _clear(self) -> None:
+        """Deletes what earlier attempts left and nobody recorded; a storage that fails here is tried by the next."""
+        named = {place.rstrip("/").rsplit("/", 1)[-1] for place in self._known}
+        try:
+            system, path = locate(self.folder)
+            for info in system.get_file_info(fs.FileSelector(path, allow_not_found=True)):
+                if info.type == fs.FileType.Directory and info.base_name not in named:
+                    system.delete_dir(info.path)
+        except OSError as error:
+            logger.debug("cannot clear %s: %s", self.folder, error)
+
+    def _patiently(self, action: Callable[[], None], what: str) -> None:
+        begin, pause, reason = time.monotonic(), FIRST_PAUSE, ""
+        while True:
+            try:
+                action()
+            except OSError as error:
+                left = begin + self._patience - time.monotonic()
+                reason = f"{what}: {error}"
+                if left <= 0:
+                    raise OSError(f"{reason} (tried for {self._patience:g} s)") from error
+                time.sleep(min(pause, left))
+                pause = min(2 * pause, LONGEST_PAUSE)
+                continue
+            if reason:
+                self.waited.append(f"waited {time.monotonic() - begin:.0f} s for its storage: {reason}")
+            return
+
+
+def _written(write: Callable[[Path], None], draft: Path) -> None:
+    """Lets the trial write its files; an attempt that failed half way leaves nothing behind."""
+    for left in draft.iterdir():
+        left.unlink()
+    write(draft)
+
+
+def upload(source: Path, place: str) -> None:
+    """Copies the files of a local folder to `place` and seals them with a manifest. Raises: OSError."""
+    system, path = locate(place)
+    if system.type_name == "local":  # object stores have no folders
+        system.create_dir(path, recursive=True)
+    manifest: dict[str, Any] = {}
+    for file in sorted(source.iterdir()):
+        digest = hashlib.sha256()
+        with file.open("rb") as read, system.open_output_stream(f"{path}/{file.name}") as out:
+            while block := read.read(BLOCK):
+                digest.update(block)
+                out.write(block)
+        manifest[file.name] = {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
+    with system.open_output_stream(f"{path}/{MANIFEST}") as out:
+        out.write(json.dumps({"files": manifest}, indent=1).encode())
+
+
+def download(place: str, target: Path) -> None:
+    """Copies a whole checkpoint into a local folder.
+
+    Raises: NoCheckpoint if it is gone, torn or changed; OSError if the storage does not answer.
+    """
+    system, path = locate(place)
+    raw = _read(system, f"{path}/{MANIFEST}")
+    if raw is None:
+        raise NoCheckpoint(f"the checkpoint {place} is gone or was never finished")
+    try:
+        files = json.loads(raw)["files"]
+        wanted = {str(name): str(facts["sha256"]) for name, facts in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise NoCheckpoint(f"the checkpoint {place} is damaged: {MANIFEST} cannot be read") from None
+    for name, expected in wanted.items():
+        content = _read(system, f"{path}/{name}")
+        if content is None or hashlib.sha256(content).hexdigest() != expected:
+            what = "is missing" if content is None else "is not what was written"
+            raise NoCheckpoint(f"the checkpoint {place} is damaged: {name} {what}")
+        (target / name).write_bytes(content)
+
+
+def read_file(place: str, name: str) -> bytes | None:
+    """One file of a checkpoint, None where it is missing. Raises: OSError if the storage does not answer."""
+    system, path = locate(place)
+    return _read(system, f"{path}/{name}")
+
+
+def _read(system: fs.FileSystem, path: str) -> bytes | None:
+    try:
+        with system.open_input_stream(path) as stream:
+            return bytes(stream.read())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _delete(place: str) -> None:
+    """Deletes a checkpoint, its manifest first; what cannot be deleted stays, and costs room only."""
+    try:
+        system, path = locate(place)
+        system.delete_file(f"{path}/{MANIFEST}")
+        system.delete_dir(path)
+    except OSError as error:
+        logger.debug("cannot delete %s: %s", place, error)
+
+
+def storage_fault(place: str) -> str | None:
+    """What is wrong with a storage folder, in a sentence; None if files can be written, read and deleted there."""
+    name = f".probe-{uuid.uuid4().hex}"
+    try:
+        system, path = locate(place)
+        if system.type_name == "local":
+            system.create_dir(path, recursive=True)
+        with system.open_output_stream(f"{path}/{name}") as out:
+            out.write(b"probe")
+        with system.open_input_stream(f"{path}/{name}") as stream:
+            same = stream.read() == b"probe"
+        system.delete_file(f"{path}/{name}")
+    except (OSError, ValueError) as error:
+        return f"storage.path: cannot write to {place}: {' '.join(str(error).split())}"
+    return None if same else f"storage.path: {place} does not give back what is written to it"

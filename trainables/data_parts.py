@@ -1,0 +1,39 @@
+"""Data sets in parts, read once a process: from where the driver has put them, else from their files."""
+
+from collections.abc import Callable, Mapping
+
+from ardmvc_core.data import Protocol, load_parts
+from ardmvc_core.data.dataset import DatasetConfig, Part
+
+Parts = dict[str, Part]
+DataKey = tuple[DatasetConfig, Protocol]
+"""What a data set in parts is: its config and the protocol that it is cut by."""
+
+KEPT = 2
+"""Data sets that a process keeps; trials that alternate between more of them read again."""
+
+_provided: dict[DataKey, Callable[[], Parts]] = {}
+_kept: dict[DataKey, Parts] = {}
+
+
+def provide_parts(sources: Mapping[DataKey, Callable[[], Parts]]) -> None:
+    """Says where parts come from in this process, in place of their files."""
+    _provided.clear()
+    _provided.update(sources)
+
+
+def cached_parts(config: DatasetConfig, protocol: Protocol) -> Parts:
+    """The parts of a data set, kept between the trials that one process runs."""
+    key = (config, protocol)
+    if key in _kept:
+        _kept[key] = _kept.pop(key)  # the newest is at the end
+    else:
+        _kept[key] = _provided[key]() if key in _provided else load_parts(config, protocol)
+        while len(_kept) > KEPT:
+            _kept.pop(next(iter(_kept)))
+    return _kept[key]
+
+
+def forget_parts() -> None:
+    """Frees what this process keeps."""
+    _kept.clear()
