@@ -1,0 +1,244 @@
+"""Checkpoints on a local disk and on a real server of the S3 protocol: whole or not there, two kept, outages borne."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from object_store import ObjectStore
+
+from trainables import checkpoints
+from trainables.checkpoints import Checkpoints, NoCheckpoint, download, locate, read_file, storage_fault
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[ObjectStore]:
+    with ObjectStore() as running:
+        yield running
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A trial's folder on each kind of storage."""
+    if request.param == "local":
+        return str(tmp_path / "trial")
+    request.getfixturevalue("store").install(monkeypatch)
+    return f"s3://studies/{tmp_path.name}/trial"
+
+
+def writer(text: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "state.pt").write_bytes(text.encode() * 1000)
+        (folder / "config.json").write_text("{}")
+
+    return write
+
+
+def content(loaded: list[bytes]) -> Callable[[Path], None]:
+    return lambda folder: loaded.append((folder / "state.pt").read_bytes()[:3])
+
+
+def rewrite(place: str, name: str, change: Callable[[bytes], bytes | None]) -> None:
+    """Changes a stored file behind the back of the code, or deletes it."""
+    system, path = locate(place)
+    with system.open_input_stream(f"{path}/{name}") as stream:
+        changed = change(stream.read())
+    if changed is None:
+        system.delete_file(f"{path}/{name}")
+    else:
+        with system.open_output_stream(f"{path}/{name}") as out:
+            out.write(changed)
+
+
+def test_the_newest_comes_back_and_two_are_kept(place: str) -> None:
+    trial = Checkpoints(place)
+    saved = [trial.save(round_, writer(f"r{round_} ")) for round_ in (1, 2, 3)]
+    loaded: list[bytes] = []
+    assert Checkpoints(place).restore([saved[2], saved[1]], content(loaded)) == (saved[2], [])
+    assert loaded == [b"r3 "]
+    assert read_file(saved[0], "state.pt") is None
+    assert read_file(saved[1], "state.pt") == b"r2 " * 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("state.pt", lambda raw: raw[:-7], "state.pt is not what was written"),
+        ("state.pt", lambda raw: b"x" + raw[1:], "state.pt is not what was written"),
+        ("state.pt", lambda raw: None, "state.pt is missing"),
+        ("manifest.json", lambda raw: None, "is gone or was never finished"),
+        ("manifest.json", lambda raw: raw[:20], "manifest.json cannot be read"),
+    ],
+)
+def test_a_damaged_newest_falls_back_to_the_one_before(
+    place: str, name: str, change: Callable[[bytes], bytes | None], words: str
+) -> None:
+    trial = Checkpoints(place)
+    older, newest = trial.save(1, writer("old")), trial.save(2, writer("new"))
+    rewrite(newest, name, change)
+    loaded: list[bytes] = []
+    again = Checkpoints(place)
+    found, faults = again.restore([newest, older], content(loaded))
+    assert (found, loaded) == (older, [b"old"])
+    assert len(faults) == 1
+    assert words in faults[0]
+    # What is damaged counts for nothing: after the next round there are two whole ones again.
+    repeated = again.save(2, writer("two"))
+    assert Checkpoints(place).restore([repeated, older], content(loaded)) == (repeated, [])
+    assert loaded[-1] == b"two"
+    assert read_file(older, "state.pt") is not None
+    assert read_file(newest, "config.json") is None
+
+
+def test_without_a_whole_checkpoint_nothing_is_loaded(place: str) -> None:
+    loaded: list[bytes] = []
+    found, faults = Checkpoints(place).restore([f"{place}/round_000001-gone"], content(loaded))
+    assert found is None
+    assert loaded == []
+    assert "is gone or was never finished" in faults[0]
+
+
+def test_a_kill_between_files_leaves_no_checkpoint(place: str) -> None:
+    """Whatever is there before the manifest is not one."""
+    system, path = locate(place)
+    if system.type_name == "local":
+        system.create_dir(f"{path}/round_000001-torn")
+    with system.open_output_stream(f"{path}/round_000001-torn/state.pt") as out:
+        out.write(b"half")
+    with pytest.raises(NoCheckpoint, match="never finished"):
+        download(f"{place}/round_000001-torn", Path("unused"))
+
+
+def test_what_nobody_recorded_is_cleared_when_the_trial_goes_on(place: str) -> None:
+    """A worker that was believed dead wrote a round that the database never heard of."""
+    recorded = Checkpoints(place).save(1, writer("one"))
+    unrecorded = Checkpoints(place).save(2, writer("two"))
+    Checkpoints(place).restore([recorded], content([]))
+    assert read_file(unrecorded, "state.pt") is None
+    assert read_file(recorded, "state.pt") is not None
+
+
+def test_two_writers_do_not_touch_each_other(place: str) -> None:
+    """The worker of a node that is believed dead writes on for a while."""
+    first, second = Checkpoints(place), Checkpoints(place)
+    one = first.save(3, writer("one"))
+    second.restore([one], content([]))
+    other = second.save(4, writer("two"))
+    same_round = first.save(4, writer("bad"))
+    first.save(5, writer("bad"))
+    loaded: list[bytes] = []
+    assert same_round != other
+    assert Checkpoints(place).restore([other], content(loaded)) == (other, [])
+    assert loaded == [b"two"]
+
+
+def test_a_store_that_refuses_writes_for_a_while_is_waited_for(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.install(monkeypatch)
+    trial = Checkpoints(f"s3://studies/{tmp_path.name}/slow", patience=120)
+    store.refused, store.refuses_writes = 0, True
+
+    def relent(real: Callable[[float], None] = checkpoints.time.sleep) -> Callable[[float], None]:
+        def pause(_: float) -> None:
+            store.refuses_writes = False  # at the first pause: the first attempt has failed
+            real(0.01)
+
+        return pause
+
+    monkeypatch.setattr(checkpoints.time, "sleep", relent())
+    saved = trial.save(1, writer("one"))
+    assert store.refused > 0
+    assert "waited" in trial.waited[0]
+    assert read_file(saved, "state.pt") == b"one" * 1000
+
+
+def test_a_store_that_stays_away_is_named_in_the_end(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.install(monkeypatch)
+    store.refuses_writes = True
+    try:
+        with pytest.raises(OSError, match=r"cannot write s3://studies/.*\(tried for 0.1 s\)"):
+            Checkpoints(f"s3://studies/{tmp_path.name}/never", patience=0.1).save(1, writer("one"))
+    finally:
+        store.refuses_writes = False
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.decode().strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_waited_for_and_tears_nothing(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = Checkpoints(str(small_disk / "trial"), patience=120)
+    first = trial.save(1, writer("one"))
+    filler = small_disk / "filler"
+    with pytest.raises(OSError, match="No space left"):
+        filler.write_bytes(b"0" * (2 << 20))
+    real = checkpoints.time.sleep
+
+    def pause(_: float) -> None:
+        loaded: list[bytes] = []
+        assert Checkpoints(str(small_disk / "other")).restore([first], content(loaded))[0] == first
+        assert loaded == [b"one"]
+        filler.unlink(missing_ok=True)
+        real(0.01)
+
+    monkeypatch.setattr(checkpoints.time, "sleep", pause)
+    second = trial.save(2, writer("two"))
+    assert "No space left" in trial.waited[0]
+    assert read_file(second, "state.pt") == b"two" * 1000
+
+
+def test_storage_that_cannot_be_used_is_named(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.install(monkeypatch)
+    assert storage_fault(str(tmp_path / "new")) is None
+    assert storage_fault("s3://studies/new") is None
+    assert [key for key in store.keys("new") if not key.endswith("/")] == []
+    missing = storage_fault("s3://absent-bucket/x") or ""
+    assert missing.startswith("storage.path: cannot write to s3://absent-bucket/x: ")
+    assert "bucket does not exist" in missing
+    (tmp_path / "file").write_text("")
+    assert "Not a directory" in (storage_fault(str(tmp_path / "file" / "x")) or "")
+
+
+def test_a_folder_that_may_only_be_read(tmp_path: Path) -> None:
+    folder = tmp_path / "frozen"
+    folder.mkdir()
+    frozen = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if frozen.returncode:
+        pytest.skip(f"no file system can be mounted here: {frozen.stderr.decode().strip()}")
+    try:
+        assert "Read-only file system" in (storage_fault(str(folder / "runs")) or "")
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_draft_of_an_attempt_that_failed_is_not_mixed_with_the_next(place: str) -> None:
+    tries: list[int] = []
+
+    def write(folder: Path) -> None:
+        tries.append(len(list(folder.iterdir())))
+        (folder / f"file_{len(tries)}").write_text("x")
+        if len(tries) == 1:
+            raise OSError("a passing fault")
+
+    trial = Checkpoints(place, patience=60)
+    saved = trial.save(1, write)
+    assert tries == [0, 0]
+    assert read_file(saved, "file_1") is None
+    assert read_file(saved, "file_2") == b"x"
