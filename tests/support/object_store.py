@@ -50,7 +50,7 @@ class ObjectStore:
         for name, value in self.environment.items():
             patch.setenv(name, value)
 
-    def keys(self, prefix: str = "") -> list[str]:
+    def listing(self, prefix: str = "") -> list[str]:
         """Names of all objects below a prefix."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket="studies", Prefix=prefix)
         return [found["Key"] for page in pages for found in page.get("Contents", [])]

@@ -206,7 +206,7 @@ def test_storage_that_cannot_be_used_is_named(
     store.install(monkeypatch)
     assert storage_fault(str(tmp_path / "new")) is None
     assert storage_fault("s3://studies/new") is None
-    assert [key for key in store.keys("new") if not key.endswith("/")] == []
+    assert [key for key in store.listing("new") if not key.endswith("/")] == []
     missing = storage_fault("s3://absent-bucket/x") or ""
     assert missing.startswith("storage.path: cannot write to s3://absent-bucket/x: ")
     assert "bucket does not exist" in missing

@@ -1,0 +1,485 @@
+"""The files for clusters: Ray's own schema accepts them, our rules find nothing, and each rule finds what it is for."""
+
+import copy
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import study
+from study import cluster_files
+from study.cluster_files import CONSTRAINTS, faults, leaves, pins, pip_installs, rules_for
+
+FOLDER = Path(study.__file__).parent / "clusters"
+LAUNCHER = ("aws", "gcp", "local")
+FILLED = {
+    **{"REGION": "us-east-1", "IMAGE": "ami-0123456789abcdef0", "SECURITY_GROUP": "sg-0123456789abcdef0"},
+    **{"PROJECT": "my-project", "ZONE": "us-central1-a", "BUCKET": "my-bucket"},
+    **{"HEAD_IP": "10.0.0.1", "WORKER_IPS": "10.0.0.2, 10.0.0.3", "SSH_USER": "me", "SSH_KEY": "~/.ssh/id_ed25519"},
+    **{"SHARED_FOLDER": "/shared", "REGISTRY": "registry.example/me"},
+}
+GONE = object()
+HEAD, SPOT, RESERVE = (f"available_node_types {name}" for name in ("head", "gpu_spot", "gpu_on_demand"))
+CLUSTER = "spec rayClusterSpec"
+HEAD_POD = f"{CLUSTER} headGroupSpec template spec"
+FIRST, SECOND = (f"{CLUSTER} workerGroupSpecs {number}" for number in (0, 1))
+
+
+def filled(name: str) -> dict[str, Any]:
+    """A shipped file with something in place of every placeholder."""
+    return copy.deepcopy(read_filled(name))
+
+
+@lru_cache
+def read_filled(name: str) -> dict[str, Any]:
+    text = (FOLDER / f"{name}.yaml").read_text()
+    for placeholder, value in FILLED.items():
+        text = text.replace(f"<{placeholder}>", value)
+    # Anchors make one object of what stands in two places; a change must hit one of them only.
+    config: dict[str, Any] = yaml.safe_load(yaml.dump(yaml.safe_load(text), Dumper=NoAliases))
+    return config
+
+
+class NoAliases(yaml.SafeDumper):
+    """Writes what an anchor stood for out in every place."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def changed(config: dict[str, Any], path: str, value: object) -> dict[str, Any]:
+    """The config with one entry set or taken away; path: keys and indices with blanks between, `+` appends."""
+    config = copy.deepcopy(config)
+    *way, last = path.split(" ")
+    place: Any = config
+    for key in way:
+        place = place[int(key) if isinstance(place, list) else key]
+    if last == "+":
+        place.append(value)
+    elif value is GONE:
+        del place[int(last) if isinstance(place, list) else last]
+    else:
+        place[int(last) if isinstance(place, list) else last] = value
+    return config
+
+
+def found_in(config: dict[str, Any], folder: Path) -> list[str]:
+    file = folder / "cluster.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return faults(file)
+
+
+@pytest.fixture(scope="module")
+def ray_accepts() -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Ray's schema over a file with the provider's defaults filled in, as `ray up` does it. Private in Ray."""
+    import ray
+
+    if ray.__version__ != pins()["ray"]:
+        pytest.skip(f"Ray {ray.__version__} is not the {pins()['ray']} that its private functions were read in")
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    def check(config: dict[str, Any]) -> dict[str, Any]:
+        prepared: dict[str, Any] = prepare_config(copy.deepcopy(config))
+        validate_config(prepared)
+        return prepared
+
+    return check
+
+
+# The shipped files.
+
+
+def test_every_shipped_file_is_known_here() -> None:
+    assert sorted(file.stem for file in FOLDER.iterdir()) == sorted([*LAUNCHER, "kubernetes"])
+
+
+@pytest.mark.parametrize("name", [*LAUNCHER, "kubernetes"])
+def test_a_shipped_file_has_no_fault_once_it_is_filled_in(name: str, tmp_path: Path) -> None:
+    assert found_in(filled(name), tmp_path) == []
+
+
+@pytest.mark.parametrize("name", [*LAUNCHER, "kubernetes"])
+def test_a_shipped_file_says_what_is_to_be_filled_in(name: str) -> None:
+    text = (FOLDER / f"{name}.yaml").read_text()
+    names = set(re.findall(r"<([A-Z_]+)>", text)) - {"PLACEHOLDERS"}
+    assert faults(FOLDER / f"{name}.yaml") == [f"<{each}> is not filled in" for each in sorted(names)]
+
+
+@pytest.mark.parametrize("name", LAUNCHER)
+def test_ray_accepts_a_shipped_file(name: str, ray_accepts: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    prepared = ray_accepts(filled(name))
+    for key in ("head_setup_commands", "worker_setup_commands"):
+        assert prepared[key][:3] == filled(name)["setup_commands"]
+    assert "nightly" not in str(prepared)
+    assert "ray-3.0.0" not in str(prepared)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value", "words"),
+    [
+        ("aws", "max_worker", 3, "'max_worker' was unexpected"),
+        ("aws", "max_workers", "eight", "'eight' is not of type 'integer'"),
+        ("aws", f"{SPOT} resources GPU", 0.5, "0.5 is not of type 'integer'"),
+        ("aws", f"{SPOT} spot", True, "'spot' was unexpected"),
+        ("aws", "head_node_type", "boss", "must be one of `available_node_types`"),
+        ("aws", f"{SPOT} min_workers", 9, "smaller than the sum of `min_workers`"),
+        ("gcp", "provider type", 3, "3"),
+        ("gcp", "head_start_ray_commands", "ray start", "'ray start' is not of type 'array'"),
+        ("local", "docker imagee", "x", "'imagee' was unexpected"),
+    ],
+)
+def test_ray_refuses_what_its_schema_knows(
+    name: str, path: str, value: object, words: str, ray_accepts: Callable[[dict[str, Any]], dict[str, Any]]
+) -> None:
+    with pytest.raises(Exception, match=re.escape(words)):
+        ray_accepts(changed(filled(name), path, value))
+
+
+def test_aws_takes_every_key_of_the_nodes() -> None:
+    """The lists of keys are ours; the model of RunInstances that comes with boto3 is Amazon's."""
+    botocore = pytest.importorskip("botocore.session")
+    from botocore.validate import ParamValidator
+
+    shape = botocore.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+    for name, node in filled("aws")["available_node_types"].items():
+        report = ParamValidator().validate({**node["node_config"], "MinCount": 1, "MaxCount": 1}, shape)
+        assert not report.has_errors(), f"{name}: {report.generate_report()}"
+    known = set(shape.members) | {"SubnetIds"}  # SubnetIds is Ray's own
+    assert set(cluster_files.AWS_NODE) <= known
+
+
+@pytest.mark.parametrize("name", LAUNCHER)
+def test_setup_installs_what_constraints_name(name: str) -> None:
+    (words,) = [words for command in filled(name)["setup_commands"] for words in pip_installs(command)]
+    assert words == ["--no-cache-dir", "-c", "constraints.txt", f"torch=={pins()['torch']}", "-e", ".[cluster]"]
+
+
+@pytest.mark.parametrize("name", ["aws", "gcp"])
+def test_the_script_that_reads_secrets_is_python_and_survives_the_shells_of_ray(name: str, tmp_path: Path) -> None:
+    """Ray wraps a command three times: for the container, for `docker exec`, for SSH."""
+    command = filled(name)["head_setup_commands"][-1].replace("/home/ray/", f"{tmp_path}/")
+    for _ in range(3):
+        command = f"bash -c {shlex.quote(f'true && ({command})')}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    script = (tmp_path / "with_secrets.py").read_text()
+    compile(script, "with_secrets.py", "exec")
+    assert script.splitlines()[-1] == "os.execvp(sys.argv[1], sys.argv[1:])"
+
+
+# What the rules are for: one change each.
+
+LONG_KEY = "A" * 16
+EVERYWHERE = [
+    ("placeholders", "cluster_name", "<CLUSTER>", "<CLUSTER> is not filled in"),
+    ("no_secrets", "docker run_options +", "-e MLFLOW_TRACKING_PASSWORD=hunter2", "a secret"),
+    ("no_secrets", "docker run_options +", "-e ARDMVC_STUDY_DB=somewhere", "docker.run_options[4]: a secret"),
+    ("no_secrets", "docker password", "hunter2", "docker.password: a secret"),
+    ("closed_network", "provider cidr", "0.0.0.0/0", "provider.cidr: 0.0.0.0/0 is the whole world"),
+    ("closed_network", "provider cidr", "::/0", "::/0 is the whole world"),
+    ("closed_network", "head_start_ray_commands 1", "ray start --dashboard-host=0.0.0.0", "listen to everyone"),
+    ("images", "docker image", "rayproject/ray:latest", "docker.image: must have the tag 2.60.0-py311"),
+    ("images", "docker image", "rayproject/ray:2.59.0-py311-cpu", "must have the tag 2.60.0-py311"),
+    ("images", "docker image", "rayproject/ray:2.60.0-py310-cpu", "must have the tag 2.60.0-py311"),
+    ("images", "docker image", "rayproject/ray", "must have the tag 2.60.0-py311"),
+    ("images", "docker worker_image", "rayproject/ray:nightly-py311", "docker.worker_image: must have the tag"),
+    ("images", "docker image", "someone/ray:2.60.0-py311", "docker.image: must be rayproject/ray"),
+    (
+        "pinned_packages",
+        "setup_commands +",
+        "pip install -c constraints.txt torch==2.12.0",
+        "torch 2.12.0 is not the 2.13",
+    ),
+    ("pinned_packages", "setup_commands 2", "assert ray.__version__ == '2.59.0'", "ray 2.59.0 is not the 2.60.0"),
+    ("pinned_packages", "setup_commands +", "pip install -c constraints.txt torch", "torch is not pinned"),
+    ("pinned_packages", "setup_commands +", "pip install torch==2.13.0", "without -c constraints.txt"),
+    ("pinned_packages", "setup_commands +", "pip install -U -c constraints.txt .", "-U takes what is newest"),
+    ("pinned_packages", "setup_commands +", "pip install -c constraints.txt git+https://h/x", "from an address"),
+    (
+        "pinned_packages",
+        "setup_commands +",
+        "which ray || pip install https://h/latest/ray.whl",
+        "latest or single wheel",
+    ),
+    ("pinned_packages", "setup_commands +", "pip install -c constraints.txt ray-nightly==1", "installs a nightly"),
+    ("idle_timeout", "idle_timeout_minutes", GONE, "idle_timeout_minutes: must be between 1 and 30, got None"),
+    ("idle_timeout", "idle_timeout_minutes", 600, "idle_timeout_minutes: must be between 1 and 30, got 600"),
+    ("docker", "docker", GONE, "docker: must name image and container_name"),
+    ("docker", "docker run_options 0", GONE, "docker.run_options: must give --shm-size"),
+    ("docker", "docker run_options 1", GONE, "docker.run_options: must give --ulimit nofile"),
+    ("docker", "docker worker_run_options", GONE, "docker.worker_run_options: must give --gpus"),
+    ("files", "file_mounts", GONE, "file_mounts: must copy this checkout"),
+    ("files", "rsync_exclude", GONE, "rsync_exclude: must hold .venv"),
+    ("files", "rsync_exclude 1", GONE, "rsync_exclude: must hold runs"),
+    ("files", "rsync_filter", GONE, "rsync_filter: must hold .gitignore"),
+    ("commands", "setup_commands", GONE, "setup_commands: are missing"),
+    ("commands", "setup_commands", [], "setup_commands: are missing"),
+    ("commands", "setup_commands 1", "pip install -c constraints.txt -e '.[cluster]'", "must install torch"),
+    ("commands", "setup_commands 1", "pip install -c constraints.txt torch==2.13.0", "must install this project"),
+    ("commands", "head_start_ray_commands", GONE, "head_start_ray_commands: must start Ray"),
+    ("commands", "worker_start_ray_commands", GONE, "worker_start_ray_commands: must start Ray"),
+    ("provider", "cluster_name", GONE, "cluster_name: is missing"),
+    ("provider", "provider type", "azure", "provider.type: must be one of aws, gcp, local, got 'azure'"),
+]
+ON_CLOUDS = [
+    ("provider", "provider cache_stopped_nodes", True, "provider.cache_stopped_nodes: must be false"),
+    ("provider", "provider cache_stopped_nodes", GONE, "provider.cache_stopped_nodes: must be false"),
+    ("cloud_head", "head_node_type", "boss", "head_node_type: 'boss' is none of available_node_types"),
+    ("cloud_head", f"{HEAD} max_workers", GONE, "available_node_types.head.max_workers: must be 0"),
+    ("cloud_head", f"{HEAD} max_workers", 2, "available_node_types.head.max_workers: must be 0"),
+    ("cloud_head", f"{HEAD} resources CPU", 2, "available_node_types.head.resources: must be CPU: 0 and GPU: 0"),
+    ("cloud_head", f"{HEAD} resources GPU", 1, "available_node_types.head.resources: must be CPU: 0 and GPU: 0"),
+    ("cloud_head", f"{HEAD} resources", {}, "available_node_types.head.resources: must be CPU: 0 and GPU: 0"),
+    ("cloud_workers", RESERVE, GONE, "gpu_spot: no type on demand has the same resources"),
+    ("cloud_workers", f"{RESERVE} resources GPU", 2, "gpu_spot: no type on demand has the same resources"),
+    ("cloud_workers", SPOT, GONE, "available_node_types: no worker with a GPU is on spot"),
+    ("cloud_workers", f"{SPOT} resources", {}, "gpu_spot.resources: must name CPU and GPU"),
+    ("cloud_workers", f"{SPOT} min_workers", 1, "gpu_spot.min_workers: must be 0"),
+    ("cloud_workers", f"{SPOT} priority", GONE, "gpu_spot.priority: must be higher"),
+    ("cloud_workers", f"{SPOT} max_workers", 8, "max_workers: must be more than the 8 that may be on spot"),
+    ("cloud_workers", "max_workers", GONE, "max_workers: must be more than the 6 that may be on spot"),
+]
+ON_AWS = [
+    (
+        "node_configs",
+        f"{SPOT} node_config InstanceTyp",
+        "g6.xlarge",
+        "InstanceTyp: unknown key; nearest: 'InstanceType'",
+    ),
+    ("node_configs", f"{SPOT} node_config InstanceType", GONE, "gpu_spot.node_config.InstanceType: is missing"),
+    ("node_configs", f"{HEAD} node_config ImageId", GONE, "head.node_config.ImageId: is missing"),
+    ("node_configs", f"{SPOT} node_config SecurityGroupIds", GONE, "SecurityGroupIds: are missing"),
+    ("node_configs", f"{SPOT} node_config IamInstanceProfile", GONE, "IamInstanceProfile: is missing"),
+    ("node_configs", f"{SPOT} node_config IamInstanceProfile name", "x", "IamInstanceProfile.name: unknown key"),
+    ("node_configs", f"{HEAD} node_config BlockDeviceMappings", GONE, "BlockDeviceMappings: must give the root volume"),
+    ("node_configs", f"{HEAD} node_config BlockDeviceMappings 0 Ebs VolumeSize", 30, "VolumeSize of at least 100"),
+    (
+        "node_configs",
+        f"{HEAD} node_config BlockDeviceMappings 0 Ebs Size",
+        150,
+        "BlockDeviceMappings[0].Ebs.Size: unknown",
+    ),
+    ("node_configs", f"{HEAD} node_config BlockDeviceMappings", {}, "BlockDeviceMappings: must be a list"),
+    ("node_configs", f"{SPOT} node_config InstanceMarketOptions", "spot", "InstanceMarketOptions: must be a mapping"),
+    ("node_configs", f"{SPOT} node_config InstanceMarketOptions MarketType", "Spot", "must be spot, got 'Spot'"),
+    ("cloud_workers", f"{SPOT} node_config InstanceMarketOptions", GONE, "no worker with a GPU is on spot"),
+    ("cloud_head", f"{HEAD} node_config InstanceMarketOptions", {"MarketType": "spot"}, "the head must be on demand"),
+    ("cloud_workers", f"{RESERVE} node_config InstanceMarketOptions", {"MarketType": "spot"}, "no type on demand"),
+    ("provider", "provider availability_zone", GONE, "must name at least two zones"),
+    ("provider", "provider availability_zone", "us-east-1a", "must name at least two zones"),
+    ("no_secrets", "provider aws_credentials", {"aws_secret_access_key": "abc"}, "aws_secret_access_key: a secret"),
+]
+ON_GCP = [
+    ("node_configs", f"{SPOT} node_config machinetype", "x", "machinetype: unknown key; nearest: 'machineType'"),
+    ("node_configs", f"{SPOT} node_config machineType", GONE, "gpu_spot.node_config.machineType: is missing"),
+    ("node_configs", f"{SPOT} node_config networkInterfaces", GONE, "networkInterfaces: must name a subnetwork"),
+    ("node_configs", f"{SPOT} node_config serviceAccounts", GONE, "serviceAccounts: are missing"),
+    ("node_configs", f"{HEAD} node_config disks 0 initializeParams diskSizeGb", 10, "diskSizeGb of at least 100"),
+    ("node_configs", f"{SPOT} node_config scheduling", [{"preemptible": True}], "scheduling: must be a mapping"),
+    ("node_configs", f"{SPOT} node_config scheduling provisioningModel", "spot", "must be SPOT or STANDARD"),
+    ("cloud_workers", f"{SPOT} node_config scheduling", GONE, "no worker with a GPU is on spot"),
+    ("cloud_head", f"{HEAD} node_config scheduling", {"provisioningModel": "SPOT"}, "the head must be on demand"),
+    ("provider", "provider availability_zone", "us-central1-a,us-central1-b", "must name one zone"),
+    ("no_secrets", "provider gcp_credentials", "{}", "provider.gcp_credentials: a secret"),
+    ("pinned_packages", "head_setup_commands 0", "pip install google-api-python-client", "is not pinned"),
+]
+ON_HOSTS = [
+    ("local_head", "head_start_ray_commands 1", "ray start --head --num-gpus=0", "must give --num-cpus=0"),
+    ("local_head", "head_start_ray_commands 1", "ray start --head --num-cpus=0", "must give --num-gpus=0"),
+    (
+        "local_head",
+        "head_start_ray_commands 1",
+        "ray start --head --num-cpus=04 --num-gpus=0",
+        "must give --num-cpus=0",
+    ),
+    ("provider", "provider worker_ips", [], "provider: must name head_ip and worker_ips"),
+    ("provider", "provider worker_ips +", "10.0.0.1", "provider.worker_ips: the head cannot be a worker"),
+]
+ON_KUBERNETES = [
+    ("placeholders", "metadata name", "<NAME>", "<NAME> is not filled in"),
+    (
+        "no_secrets",
+        f"{HEAD_POD} containers 0 env 0",
+        {"name": "ARDMVC_STUDY_DB", "value": "x"},
+        "ARDMVC_STUDY_DB has a",
+    ),
+    ("no_secrets", "spec entrypoint", "MLFLOW_TRACKING_PASSWORD=x python --address auto", "spec.entrypoint: a secret"),
+    ("closed_network", "metadata annotations", {"ranges": "0.0.0.0/0"}, "0.0.0.0/0 is the whole world"),
+    ("images", f"{HEAD_POD} containers 0 image", "me/ardmvc:latest", "must have the tag 2.60.0-py311"),
+    (
+        "images",
+        f"{SECOND} template spec containers 0 image",
+        "me/ardmvc:2.59.0-py311",
+        "must have the tag 2.60.0-py311",
+    ),
+    ("pinned_packages", "spec entrypoint", "pip install torch && x --address auto", "torch is not pinned"),
+    ("job_shape", "apiVersion", "ray.io/v1alpha1", "must be a RayJob of ray.io/v1, got 'RayJob' of 'ray.io/v1alpha1'"),
+    ("job_shape", "kind", "RayCluster", "must be a RayJob of ray.io/v1, got 'RayCluster'"),
+    ("job_shape", "metadata name", GONE, "metadata.name: is missing"),
+    ("job_shape", "spec entrypoint", GONE, "spec.entrypoint: is missing"),
+    ("job_shape", "spec entrypoint", "python -m study.sweep x.yaml", "spec.entrypoint: must give --address auto"),
+    ("job_shape", "spec entryPoint", "x", "spec.entryPoint: unknown key; nearest: 'entrypoint'"),
+    ("job_shape", f"{CLUSTER} rayVersion", "2.59.0", "rayVersion: must be 2.60.0"),
+    ("job_shape", f"{CLUSTER} headGroupSpec replicas", 1, "headGroupSpec.replicas: unknown key"),
+    ("job_shape", f"{HEAD_POD} containers", [], "headGroupSpec.template.spec.containers: is missing"),
+    ("job_shape", f"{HEAD_POD} containers 0 resource", {}, "containers[0].resource: unknown key; nearest: 'resources'"),
+    ("job_ends", "spec shutdownAfterJobFinishes", GONE, "spec.shutdownAfterJobFinishes: must be true"),
+    ("job_ends", f"{CLUSTER} enableInTreeAutoscaling", False, "enableInTreeAutoscaling: must be true"),
+    ("job_ends", f"{CLUSTER} autoscalerOptions", GONE, "idleTimeoutSeconds: must be between 60 and 1800, got None"),
+    ("job_ends", f"{CLUSTER} autoscalerOptions idleTimeoutSeconds", 9, "must be between 60 and 1800, got 9"),
+    ("job_pods", f"{CLUSTER} headGroupSpec rayStartParams num-cpus", 0, "num-cpus: must be text"),
+    ("job_pods", f"{FIRST} template spec serviceAccountName", GONE, "serviceAccountName: is missing"),
+    ("job_pods", f"{HEAD_POD} restartPolicy", "Always", "restartPolicy: must be Never"),
+    ("job_pods", f"{FIRST} template spec containers 0 volumeMounts", [], "must mount memory at /dev/shm"),
+    ("job_head", f"{CLUSTER} headGroupSpec rayStartParams num-cpus", GONE, 'rayStartParams.num-cpus: must be "0"'),
+    ("job_head", f"{CLUSTER} headGroupSpec rayStartParams num-gpus", "1", 'rayStartParams.num-gpus: must be "0"'),
+    ("job_head", f"{HEAD_POD} containers 0 resources limits nvidia.com/gpu", "1", "the head asks for a GPU"),
+    ("job_head", f"{HEAD_POD} nodeSelector", {"karpenter.sh/capacity-type": "spot"}, "the head must be on demand"),
+    ("job_head", f"{HEAD_POD} containers 0 env 0", GONE, "must get ARDMVC_STUDY_DB by valueFrom.secretKeyRef"),
+    ("job_workers", SECOND, GONE, "workerGroupSpecs: no group is on demand"),
+    ("job_workers", FIRST, GONE, "workerGroupSpecs: no group is on spot"),
+    ("job_workers", f"{FIRST} minReplicas", 1, "workerGroupSpecs[0].minReplicas: must be 0"),
+    ("job_workers", f"{FIRST} maxReplicas", 0, "workerGroupSpecs[0].maxReplicas: must be at least 1"),
+    ("job_workers", f"{FIRST} template spec containers 0 resources limits", {}, "asks for no nvidia.com/gpu"),
+]
+CHANGES = [
+    *(("aws", *change) for change in EVERYWHERE),
+    *(("aws", *change) for change in (*ON_CLOUDS, *ON_AWS)),
+    *(("gcp", *change) for change in (*ON_CLOUDS, *ON_GCP)),
+    *(("local", *change) for change in ON_HOSTS),
+    *(("kubernetes", *change) for change in ON_KUBERNETES),
+]
+
+
+@pytest.mark.parametrize(("name", "rule", "path", "value", "words"), CHANGES)
+def test_a_rule_finds_what_it_is_for(
+    name: str, rule: str, path: str, value: object, words: str, tmp_path: Path
+) -> None:
+    config = changed(filled(name), path, value)
+    found = found_in(config, tmp_path)
+    assert any(words in fault for fault in found), found
+    (named,) = [each for each in rules_for(config) if each.__name__ == rule]
+    assert any(words in fault for fault in named(config))
+
+
+def test_every_rule_is_tried() -> None:
+    rules = {rule.__name__ for name in (*LAUNCHER, "kubernetes") for rule in rules_for(filled(name))}
+    assert rules == {rule for _, rule, *_ in CHANGES}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (f"# AKIA{LONG_KEY}", "a key of AWS"),
+        (f"# ASIA{LONG_KEY}", "a key of AWS"),
+        ("# -----BEGIN OPENSSH PRIVATE" + " KEY-----", "a private key"),
+        ("# postgresql+psycopg://study:hunter2@db.example/studies", "a password in an address"),
+        ("# http://:hunter2@tracking.example", "a password in an address"),
+        ("# gh" + f"p_{'a' * 36}", "a token"),
+    ],
+)
+def test_a_secret_is_found_in_a_comment_too_and_not_repeated(line: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text(yaml.safe_dump(filled("aws")) + line + "\n")
+    (fault,) = faults(file)
+    number = len(file.read_text().splitlines())
+    assert fault == f"line {number}: {words}; secrets come from the environment or from a secret store"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "-e MLFLOW_TRACKING_PASSWORD=$MLFLOW_TRACKING_PASSWORD",
+        '-e ARDMVC_STUDY_DB="$ARDMVC_STUDY_DB"',
+        "-e HttpTokens=x",
+    ],
+)
+def test_a_reference_to_a_secret_is_none(value: str, tmp_path: Path) -> None:
+    assert found_in(changed(filled("aws"), "docker run_options +", value), tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [", "is no YAML"),
+        ("- a", "must be a mapping"),
+        ("", "must be a mapping"),
+        ("provider: 3\navailable_node_types: [1]\ndocker: x\nmax_workers: x", "provider.type: must be one of"),
+        ("kind: RayJob\nspec: {rayClusterSpec: {workerGroupSpecs: 3, headGroupSpec: []}}", "must be a list"),
+    ],
+)
+def test_nonsense_is_a_fault_and_no_crash(text: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text(text)
+    assert any(words in fault for fault in faults(file))
+
+
+@pytest.mark.parametrize("name", [*LAUNCHER, "kubernetes"])
+def test_no_value_of_a_wrong_type_is_a_crash(name: str) -> None:
+    config = filled(name)
+    paths = {re.sub(r"\[(\d+)\]", r".\1", path) for path, *_ in leaves(config)}
+    for path in sorted(paths):
+        if "/" in path or "eks.amazonaws" in path:
+            continue
+        for value in (None, [], {}, 7, "x", True):
+            wrong = changed(config, path.replace(".", " "), value)
+            for rule in rules_for(wrong):
+                list(rule(wrong))
+
+
+# For people.
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "study.cluster_files", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=CONSTRAINTS.parent)
+
+
+def test_the_command_prints_faults_and_exits_2(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text(yaml.safe_dump(filled("aws")))
+    bad.write_text(yaml.safe_dump(changed(filled("aws"), "idle_timeout_minutes", GONE)))
+    done = run(good)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = run(good, bad, tmp_path / "none.yaml")
+    assert done.returncode == 2
+    first, second = done.stderr.splitlines()
+    assert first == f"{bad}: idle_timeout_minutes: must be between 1 and 30, got None"
+    assert second.startswith(f"{tmp_path / 'none.yaml'}: cannot be read: ")
+
+
+# The page.
+
+PAGE = CONSTRAINTS.parent / "docs" / "cluster.md"
+
+
+def test_the_page_fills_in_every_placeholder_and_nothing_else() -> None:
+    text = PAGE.read_text()
+    for file in FOLDER.iterdir():
+        names = set(re.findall(r"<[A-Z_]+>", file.read_text())) - {"<PLACEHOLDERS>"}
+        (command,) = re.findall(rf"^sed (.*) study/clusters/{file.name} ", text.replace("\\\n", " "), re.MULTILINE)
+        assert set(re.findall(r"<[A-Z_]+>", command)) == names, file.name
+
+
+def test_the_page_builds_the_image_of_the_pinned_ray() -> None:
+    text = PAGE.read_text()
+    (base,) = re.findall(r"^FROM (\S+)$", text, re.MULTILINE)
+    assert base == f"rayproject/ray:{pins()['ray']}-py311-cpu"
+    for words in [words for block in re.findall(r"^RUN (.*)$", text, re.MULTILINE) for words in pip_installs(block)]:
+        assert list(cluster_files.install_faults(words)) == []
+        assert f"torch=={pins()['torch']}" in words
+
+
+def test_the_page_names_files_and_commands_that_exist() -> None:
+    text = PAGE.read_text()
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (PAGE.parent / link).exists(), link
+    for file in re.findall(r"\bstudy/clusters/\w+\.yaml", text):
+        assert (CONSTRAINTS.parent / file).exists(), file

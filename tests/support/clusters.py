@@ -1,0 +1,60 @@
+"""A real Ray cluster on this machine: a head without processors and nodes with a raylet each, stopped by handle."""
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pytest
+
+QUICK_DEATH = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 1000,
+    "health_check_failure_threshold": 3,
+}
+"""A lost node is noticed after some 4 seconds in place of 13."""
+
+
+class LocalCluster:
+    """Workers inherit the environment that the cluster is started in, as on machines with a role of their own."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, environment: dict[str, str] | None = None) -> None:
+        from ray.cluster_utils import Cluster
+
+        support = str(Path(__file__).parent)
+        path = os.pathsep.join(filter(None, [support, os.environ.get("PYTHONPATH", "")]))
+        for name, value in {"PYTHONPATH": path, **(environment or {})}.items():
+            patch.setenv(name, value)
+        self._cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": QUICK_DEATH},
+        )
+        self.address: str = self._cluster.address
+
+    def add(self, cpus: int = 1, gpus: int = 0) -> Any:
+        """A node more. Returns: its handle."""
+        return self._cluster.add_node(num_cpus=cpus, num_gpus=gpus)
+
+    def nodes(self) -> dict[str, Any]:
+        """Handles of the nodes by the id that Ray gave them, the head's left out."""
+        return {node.node_id: node for node in self._cluster.worker_nodes}
+
+    def kill_raylet(self, node: Any) -> None:
+        """SIGKILL for the raylet alone; its workers are left to find out."""
+        node.kill_raylet(check_alive=False)
+
+    def remove(self, node: Any) -> None:
+        """Ends a node with all its processes, without warning."""
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def close(self) -> None:
+        self._cluster.shutdown()
+
+    def __enter__(self) -> "LocalCluster":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
