@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from study.provenance import redact
 from study.source import SpecError
 
 
@@ -39,8 +40,8 @@ def exit_code_of(run: Callable[[argparse.Namespace], int], given: argparse.Names
 
 
 def refuse(error: Exception, *, debug: bool) -> int:
-    """Prints why nothing was started, under --debug with the traceback. Returns: 2."""
+    """Prints why nothing was started, without passwords, under --debug with the traceback. Returns: 2."""
     if debug:
         traceback.print_exc()
-    print(error, file=sys.stderr)
+    print(redact(str(error)), file=sys.stderr)
     return 2

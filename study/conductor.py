@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from study.leaderboard import since_improvement
 from study.lease import LeaseLost
-from study.ledger import Ledger
+from study.ledger import Ledger, is_outage
 from study.provenance import redact
 from study.records import Attempt, Observer, TrialRecord
 from study.sampling import Suggestions, as_point, next_overrides
@@ -33,6 +33,8 @@ LOST_ATTEMPTS = 10
 CONTROL_SECONDS = 2.0
 """How often the driver looks whether it is asked to pause or stop."""
 TICK_SECONDS = 1.0
+PAUSE_SECONDS = 0.2
+"""How long a paused driver sleeps between two looks at the time."""
 
 
 class StopNow(Exception):
@@ -115,12 +117,17 @@ class Conductor:
         self._created = len(records)
         self.failures = sum(record.state == "FAIL" for record in records)
         self._ended = [record for record in records if record.finished]
-        self._since: tuple[int, int] = (-1, 0)
+        self._judged = -1
+        """How many ended trials there were when `stale` was last worked out."""
+        self._stale = 0
+        self._sat_out = False
+        """Whether Ray was told that there is nothing to do because the study is paused."""
         unfinished = [record for record in records if not record.finished]
         # Killed between the last checkpoint and the last word: nothing is left to run, only to be said.
         done = [record for record in unfinished if record.rounds and record.round >= record.rounds]
         for record in done:
             self._end(record.number)
+        self._first.clear()  # those were the driver's before
         self._unfinished = [record for record in unfinished if record not in done]
 
     # Whether the study goes on
@@ -151,13 +158,16 @@ class Conductor:
 
     @property
     def stale(self) -> int:
-        """Trials that were finished since the best one, if they are as many as `limits.patience` bears; else 0."""
+        """Trials that were finished since the best one, once they were as many as `limits.patience` bears; else 0.
+
+        Stays, even if a trial that was open by then turns out to be better: Ray has been told that there are no more.
+        """
         patience = self._spec.limits.patience
-        if patience is None:
-            return 0
-        if self._since[0] != len(self._ended):
-            self._since = len(self._ended), since_improvement(self._ended, self._spec.objectives)
-        return self._since[1] if self._since[1] >= patience else 0
+        if patience is not None and not self._stale and self._judged != len(self._ended):
+            self._judged = len(self._ended)
+            since = since_improvement(self._ended, self._spec.objectives)
+            self._stale = since if since >= patience else 0
+        return self._stale
 
     @property
     def over(self) -> bool:
@@ -185,12 +195,23 @@ class Conductor:
     # Giving trials out
 
     def next(self, trial_id: str) -> Given:
-        """Ray's config for one more trial: an unfinished one first, then a new one; `wait` while there may be more."""
+        """Ray's config for one more trial: an unfinished one first, then a new one; `wait` while there may be more.
+
+        Raises: as `tick`; what the database raised, which `error` keeps.
+        """
         self.tick()
+        try:
+            return self._next(trial_id)
+        except Exception as error:
+            self.error = self.error or error
+            raise
+
+    def _next(self, trial_id: str) -> Given:
         if self.over:
             return "finished"
         if self.paused:
-            return "wait"
+            self._sat_out = not self._numbers
+            return "wait" if self._numbers else "finished"  # `sit_out_pause` waits for the rest, without Ray's workers
         if self._unfinished:
             number = self._unfinished[0].number
             self._ledger.resume(number)
@@ -307,6 +328,8 @@ class Conductor:
         elif not error or self._given_up(number):
             self._end(number, error=error)
         else:
+            if self.halting:
+                self._ledger.interrupt(number)
             self._give_back(number)
         self._parked.discard(number)
         self._stored.pop(number, None)
@@ -374,19 +397,42 @@ class Conductor:
         self._last_tick = now
         if now - self._last_look >= CONTROL_SECONDS:
             self._last_look = now
-            self._obey(self._ledger.control)
+            self._look()
         for observer in self._observers:
             observer.tick()
 
-    def _obey(self, wish: str) -> None:
+    def _look(self) -> None:
+        """Obeys what `study.control` asks for; without a database there is nothing to obey, and no reason to wait."""
+        try:
+            wish = self._ledger.control
+        except Exception as error:
+            if not is_outage(error):
+                self.error = error
+                raise
+            return
         if wish == "stop" and not self.stopping:
             self.stop("study.control asked for it")
             logger.warning("stopping as asked: open trials end their round first")
-        if (wish == "pause") != self.paused:
-            self.paused = wish == "pause"
-            logger.warning(
-                "paused as asked: open trials end their round and wait" if self.paused else "the study goes on"
-            )
+        if (wish == "pause") == self.paused:
+            return
+        self.paused = wish == "pause"
+        name = self._spec.name
+        if self.paused:
+            what = "open trials end their round and wait" if self._numbers else "no trial is given out"
+            logger.warning("study %r is paused: %s until `python -m study.control %s resume`", name, what, name)
+        elif not self.stopping:
+            logger.warning("study %r goes on", name)
+
+    def sit_out_pause(self) -> bool:
+        """Called when Ray has no trial left: waits while the study is paused, with no worker held.
+
+        Returns: whether a pause was the reason, and there is something to run now. Raises: as `tick`.
+        """
+        was, self._sat_out = self._sat_out, False
+        while was and self.paused and self.missing and not self.over:
+            time.sleep(PAUSE_SECONDS)
+            self.tick()
+        return was and bool(self.missing) and not self.over
 
     def interrupt(self) -> list[int]:
         """The driver ends in order: unfinished trials wait for the next driver. Returns: their numbers."""

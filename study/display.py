@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
 from rich import box
@@ -10,11 +11,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from study.leaderboard import Objective, best, override_paths, scores, short_names, show, value
+from study.leaderboard import Objective, Standing, scores, short_names, show, value
 from study.records import TrialRecord
 
 SCORES = ("clean/acc", "probe/acc", "robust/acc")
 SHOWN_PARAMS = 4
+REDRAW_SECONDS = 0.25
+"""How often the table is drawn anew at most when much happens; what is left out comes with the next tick."""
 
 
 class LiveTable:
@@ -35,21 +38,32 @@ class LiveTable:
         """
         self._objectives = objectives
         self._total = max(total_trials, len(records))
-        self._records = {record.number: record for record in records}
+        # What a line or the table tells of all trials is kept up one by one: neither costs more in a large study.
+        self._records: dict[int, TrialRecord] = {}
+        self._standing = Standing(objectives)
+        self._running: dict[int, None] = {}
+        self._paths: dict[str, None] = {}
+        self._measured: Counter[str] = Counter()
+        """How many trials have each metric that the table may show."""
+        self._rounds = self._rounds_left = 0
+        """Rounds of a trial, and those that unfinished trials still need."""
         self._clock = clock
         self._begin = clock()
         self._rounds_done = 0
         """Rounds that this driver has seen ending, and those that ended trials did not need any more."""
         self._seen: dict[int, int] = {}
-        self._touched: list[int] = []
+        self._touched: dict[int, None] = {}
+        self._drawn = -REDRAW_SECONDS
         self._console = Console(file=stream or sys.stderr, highlight=False)
         self._live: Live | None = None
+        for record in records:
+            self._keep(record)
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live = Live(self.table(), console=self._console, auto_refresh=False, redirect_stdout=False)
             self._live.start()
 
     def trial_started(self, record: TrialRecord) -> None:
-        self._records[record.number] = record
+        self._keep(record)
         self._seen[record.number] = record.round
         self._touch(record.number)
         again = f" again at round {record.round}" if record.round else ""
@@ -58,25 +72,26 @@ class LiveTable:
 
     def trial_reported(self, record: TrialRecord) -> None:
         self._count(record, record.round)
-        self._records[record.number] = record
+        self._keep(record)
         self._touch(record.number)
         self._show(record, f"round {record.round}/{record.rounds}  {self._scores(record)}")
 
     def trial_paused(self, record: TrialRecord) -> None:
-        self._records[record.number] = record
+        self._keep(record)
         self._touch(record.number)
         reason = f" after: {record.attempts[-1].reason}" if record.state == "RUNNING" and record.attempts else ""
         self._show(record, f"waits at round {record.round}/{record.rounds}{reason}")
 
     def trial_ended(self, record: TrialRecord) -> None:
         self._count(record, record.rounds)
-        self._records[record.number] = record
+        self._keep(record)
         self._touch(record.number)
         reason = f": {record.failure}" if record.failure else ""
         self._show(record, f"{_word(record)} at round {record.round}/{record.rounds}{reason}  {self._scores(record)}")
 
     def tick(self) -> None:
         if self._live:
+            self._drawn = time.monotonic()
             self._live.update(self.table(), refresh=True)
 
     def close(self) -> None:
@@ -85,18 +100,33 @@ class LiveTable:
             self._live.stop()
             self._live = None
 
+    def _keep(self, record: TrialRecord) -> None:
+        old = self._records.get(record.number)
+        self._records[record.number] = record
+        self._standing.keep(record)
+        for one, sign in ((old, -1), (record, 1)):
+            if one is not None:
+                self._rounds_left += sign * (0 if one.finished else max(0, one.rounds - one.round))
+                self._measured.update(dict.fromkeys(self._metrics([one]), sign))
+        self._rounds = max(self._rounds, record.rounds)
+        self._paths |= dict.fromkeys(record.overrides)
+        if record.state == "RUNNING":
+            self._running[record.number] = None
+        else:
+            self._running.pop(record.number, None)
+
     def _count(self, record: TrialRecord, reached: int) -> None:
         self._rounds_done += max(0, reached - self._seen.get(record.number, 0))
         self._seen[record.number] = max(reached, self._seen.get(record.number, 0))
 
     def _touch(self, number: int) -> None:
-        if number in self._touched:
-            self._touched.remove(number)
-        self._touched.append(number)
+        self._touched.pop(number, None)
+        self._touched[number] = None
 
     def _show(self, record: TrialRecord, text: str) -> None:
         if self._live:
-            self.tick()
+            if time.monotonic() - self._drawn >= REDRAW_SECONDS:
+                self.tick()
             return
         at = time.strftime("%H:%M:%S", time.localtime(self._clock()))
         line = f"[{at}] trial {record.number}  {text.strip()}  {self.progress()}"
@@ -110,7 +140,7 @@ class LiveTable:
         return "  ".join(parts)
 
     def _best(self) -> str:
-        top = best(self._records.values(), self._objectives)
+        top = self._standing.best
         if top is None:
             return ""
         found = scores(top, self._objectives) or ()
@@ -118,16 +148,13 @@ class LiveTable:
         return f"best {', '.join(texts)} (trial {top.number})"
 
     def _done(self) -> str:
-        return f"{sum(record.finished for record in self._records.values())}/{self._total} done"
+        return f"{self._standing.finished}/{self._total} done"
 
     def seconds_left(self) -> float | None:
         """Rounds that remain at this driver's rate so far; None before the first round has ended."""
-        rounds = max((record.rounds for record in self._records.values()), default=0)
-        if not self._rounds_done or not rounds:
+        if not self._rounds_done or not self._rounds:
             return None
-        open_trials = [record for record in self._records.values() if not record.finished]
-        left = sum(max(0, record.rounds - record.round) for record in open_trials)
-        left += max(0, self._total - len(self._records)) * rounds
+        left = self._rounds_left + max(0, self._total - len(self._records)) * self._rounds
         return (self._clock() - self._begin) / self._rounds_done * left
 
     def _left(self) -> str:
@@ -135,8 +162,10 @@ class LiveTable:
         return "" if not left else f"~{_duration(left)} left"
 
     def _metrics(self, records: Sequence[TrialRecord]) -> list[str]:
-        wanted = dict.fromkeys([*SCORES, *(objective.metric for objective in self._objectives)])
-        return [metric for metric in wanted if any(value(record, metric) is not None for record in records)]
+        return [m for m in self._wanted() if any(value(record, m) is not None for record in records)]
+
+    def _wanted(self) -> dict[str, None]:
+        return dict.fromkeys([*SCORES, *(objective.metric for objective in self._objectives)])
 
     def _scores(self, record: TrialRecord) -> str:
         return "  ".join(f"{metric} {record.metrics[metric]:.2f}" for metric in self._metrics([record]))
@@ -148,9 +177,9 @@ class LiveTable:
     def table(self) -> Table:
         """The running trials and as many of the latest others as the terminal has lines for."""
         records = self._visible()
-        paths = override_paths(self._records.values())
+        paths = list(self._paths)
         paths, names = (paths if len(paths) <= SHOWN_PARAMS else []), short_names(paths)
-        metrics = self._metrics(list(self._records.values()))
+        metrics = [metric for metric in self._wanted() if self._measured[metric]]
         legend = "  * baseline" if any(record.baseline for record in records) else ""
         table = Table(
             box=box.SIMPLE_HEAD,
@@ -166,7 +195,7 @@ class LiveTable:
         for metric in metrics:
             table.add_column(metric.replace("/", " "), justify="right", overflow="fold")
         table.add_column("time", justify="right", no_wrap=True)
-        top = best(self._records.values(), self._objectives)
+        top = self._standing.best
         for record in records:
             mark = " *" if record.baseline else ""
             table.add_row(
@@ -182,11 +211,20 @@ class LiveTable:
 
     def _visible(self) -> list[TrialRecord]:
         room = max(4, self._console.height - 9)
-        top = best(self._records.values(), self._objectives)
-        order = [number for number, record in self._records.items() if record.state == "RUNNING"]
-        order += [top.number] if top is not None else []
-        order += [*reversed(self._touched), *sorted(self._records, reverse=True)]
-        return [self._records[number] for number in sorted(list(dict.fromkeys(order))[:room])]
+        chosen: dict[int, None] = {}
+        for number in self._by_interest():
+            chosen[number] = None
+            if len(chosen) == room:
+                break
+        return [self._records[number] for number in sorted(chosen)]
+
+    def _by_interest(self) -> Iterator[int]:
+        """Numbers of trials: those that run, the best, those that something happened to, the others; some twice."""
+        yield from sorted(self._running)
+        if top := self._standing.best:
+            yield top.number
+        yield from reversed(self._touched)
+        yield from reversed(self._records)
 
 
 def _word(record: TrialRecord) -> str:

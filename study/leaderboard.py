@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from study.records import TrialRecord
+from study.records import FINISHED, TrialRecord
 
 
 class Objective(Protocol):
@@ -111,16 +111,18 @@ def rank(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> lis
 def since_improvement(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> int:
     """Trials that were finished, complete or pruned, since one was better than all before it; 0 if there is none.
 
-    With two objectives a trial is better if no earlier one is as good in both.
+    With two objectives a trial is better if no earlier one is as good in both. A trial of another evaluation budget
+    than the ranked ones is never better.
     """
     finished = [record for record in records if record.state in ("COMPLETE", "PRUNED")]
     signs = [1.0 if objective.mode == "max" else -1.0 for objective in objectives]
+    budget = main_budget(finished)
     front: list[tuple[float, ...]] = []
     since = 0
     for record in sorted(finished, key=lambda record: (record.ended, record.number)):
-        since += 1
+        since += bool(front)
         found = scores(record, objectives)
-        if found is None:
+        if found is None or record.budget != budget:
             continue
         point = tuple(sign * number for sign, number in zip(signs, found, strict=True))
         if not any(_as_good(other, point) for other in front):
@@ -178,6 +180,68 @@ def best(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> Tri
     """The first of `rank`, None if nothing can be ranked."""
     rows = rank(records, objectives)
     return rows[0].record if rows and rows[0].rank is not None else None
+
+
+class Standing:
+    """What `best` says of trials that come one by one, and how many are in each state, at the same cost for each."""
+
+    def __init__(self, objectives: Sequence[Objective], records: Iterable[TrialRecord] = ()) -> None:
+        self._objectives = objectives
+        self._signs = [1.0 if objective.mode == "max" else -1.0 for objective in objectives]
+        self._records: dict[int, TrialRecord] = {}
+        self.states: Counter[str] = Counter()
+        self._forget()
+        for record in records:
+            self.keep(record)
+
+    def _forget(self) -> None:
+        self._budgets: dict[str, tuple[int, int]] = {}
+        """Complete trials of each evaluation budget, and the newest one's number."""
+        self._leaders: dict[str, dict[tuple[float, ...], TrialRecord]] = {}
+        """By budget: of the trials best in the first objective, those that no other beats; of equals the first."""
+
+    @property
+    def finished(self) -> int:
+        return sum(self.states[state] for state in FINISHED)
+
+    def keep(self, record: TrialRecord) -> None:
+        """A new trial, or news of one."""
+        old = self._records.get(record.number)
+        self._records[record.number] = record
+        self.states[record.state] += 1
+        if old is not None:
+            self.states[old.state] -= 1
+        if old is not None and old.state == "COMPLETE":
+            self._forget()
+            for known in self._records.values():
+                self._judge(known)
+        else:
+            self._judge(record)
+
+    def _judge(self, record: TrialRecord) -> None:
+        if record.state != "COMPLETE":
+            return
+        count, newest = self._budgets.get(record.budget, (0, -1))
+        self._budgets[record.budget] = count + 1, max(newest, record.number)
+        found = scores(record, self._objectives)
+        if found is None:
+            return
+        point = tuple(sign * number for sign, number in zip(self._signs, found, strict=True))
+        leaders = self._leaders.get(record.budget, {})
+        top = next(iter(leaders), None)
+        if top is None or point[0] > top[0]:
+            self._leaders[record.budget] = {point: record}
+        elif point in leaders:
+            leaders[point] = min(leaders[point], record, key=lambda one: one.number)
+        elif point[0] == top[0] and not any(_dominates(other, point) for other in leaders):
+            kept = {other: leader for other, leader in leaders.items() if not _dominates(point, other)}
+            self._leaders[record.budget] = {**kept, point: record}
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """As the function `best` of all trials."""
+        budget = max(self._budgets, key=self._budgets.__getitem__, default="")
+        return min(self._leaders.get(budget, {}).values(), key=lambda record: record.number, default=None)
 
 
 def short_names(paths: Iterable[str]) -> dict[str, str]:

@@ -88,7 +88,10 @@ class Lease:
         """Gives the lease back, if it is still ours."""
         self._stop.set()
         if self._holder:
-            self._write(holder="", seconds=_TABLE.c.seconds + (time.monotonic() - self._beaten))
+            try:
+                self._write(holder="", seconds=_TABLE.c.seconds + (time.monotonic() - self._beaten))
+            except sa.exc.SQLAlchemyError as error:  # the database is away; the next driver sees that this one is gone
+                logger.debug("the lease is not given back: %s", type(error).__name__)
         self._holder = ""
 
     def check(self) -> bool:

@@ -1,5 +1,6 @@
 """The study in its database (Optuna's tables), the only source of truth: trials, states, budget, the driver's lease."""
 
+import copy
 import functools
 import json
 import logging
@@ -7,11 +8,11 @@ import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import optuna
 import sqlalchemy
@@ -21,7 +22,9 @@ from optuna.trial import FrozenTrial, TrialState
 from study.lease import Lease, LeaseHeld, LeaseLost
 from study.provenance import git_commit, redact
 from study.records import Attempt, TrialRecord
-from study.spec import StudySpec
+
+if TYPE_CHECKING:  # it brings torch, and commands that only look at a study are to answer at once
+    from study.spec import StudySpec
 
 logger = logging.getLogger(__name__)
 
@@ -190,6 +193,10 @@ class Ledger:
         # What never changes about a trial is read once: a list of all trials costs more with every trial there is.
         self._ids: dict[int, int] = {}
         self._reported: dict[int, set[int]] = {}
+        self._open: dict[int, FrozenTrial] = {}
+        """Unfinished trials as this driver has read and written them; nobody else does while it has the lease."""
+        self._done: dict[int, FrozenTrial] = {}
+        """Finished trials, which nobody changes."""
         self.name = study.study_name
 
     @classmethod
@@ -205,7 +212,7 @@ class Ledger:
         return cls(optuna.load_study(study_name=name, storage=storage), storage)
 
     @classmethod
-    def open_or_create(cls, spec: StudySpec, url: str, pruner: optuna.pruners.BasePruner) -> "Ledger":
+    def open_or_create(cls, spec: "StudySpec", url: str, pruner: optuna.pruners.BasePruner) -> "Ledger":
         """The study that `spec` names, made if it is missing.
 
         Raises: LedgerError if it exists with another identity; the message lists the differences and the two ways on.
@@ -232,7 +239,7 @@ class Ledger:
         return ledger
 
     @_patient
-    def adopt(self, spec: StudySpec) -> None:
+    def adopt(self, spec: "StudySpec") -> None:
         """Stores what the study is run with from now on; for the holder of the lease."""
         self._study.set_user_attr("spec", json.loads(json.dumps(spec.resolved())))
         self._study.set_user_attr("identity", _identity(spec))
@@ -272,7 +279,30 @@ class Ledger:
         return _record(self._frozen(number))
 
     def _frozen(self, number: int) -> FrozenTrial:
-        return self._storage.get_trial(self._id(number))
+        if self.lease is None:
+            return self._storage.get_trial(self._id(number))
+        known = self._open.get(number) or self._done.get(number)
+        if known is None:
+            known = self._storage.get_trial(self._id(number))
+            (self._done if known.state.is_finished() else self._open)[number] = known
+        return known
+
+    def _set_attribute(self, number: int, name: str, value: Any) -> None:
+        """Writes to the database, and then to what is known of an open trial, as it would be read back."""
+        self._storage.set_trial_user_attr(self._id(number), name, value)
+        if number in self._open:
+            self._note(number, user_attrs={**self._open[number].user_attrs, name: json.loads(json.dumps(value))})
+
+    def _set_state(self, number: int, state: TrialState) -> None:
+        self._storage.set_trial_state_values(self._id(number), state)
+        if number in self._open:
+            self._note(number, state=state)
+
+    def _note(self, number: int, **changes: Any) -> None:
+        changed = copy.copy(self._open[number])
+        for name, value in changes.items():
+            setattr(changed, name, value)
+        self._open[number] = changed
 
     def _id(self, number: int) -> int:
         if number not in self._ids:
@@ -303,20 +333,24 @@ class Ledger:
             # Tells whether a trial whose commit was not answered is there all the same.
             user_attrs={**attributes, "token": uuid.uuid4().hex},
         )
-        number = self._add(trial, len(self._ids))
+        number = self._add(trial, len(self._ids), [])
         self._reported[number] = set()
         return number
 
     @_patient
-    def _add(self, trial: FrozenTrial, known: int) -> int:
+    def _add(self, trial: FrozenTrial, known: int, tried: list[bool]) -> int:
+        """`tried` is empty at the first attempt: only a later one has to look whether the trial is there already."""
         if not self._ids:
             self._learn_ids()
-        for found in self.frozen_trials()[known:]:
+        for found in self.frozen_trials()[known:] if tried else ():
             if found.user_attrs.get("token") == trial.user_attrs["token"]:
                 break
         else:
+            tried.append(True)
             found = self._storage.get_trial(self._storage.create_new_trial(self._study._study_id, trial))
         self._ids[found.number] = found._trial_id
+        if self.lease is not None:
+            self._open[found.number] = found
         return int(found.number)
 
     @_patient
@@ -326,20 +360,28 @@ class Ledger:
         if round_ not in self._reported[number]:
             self._storage.set_trial_intermediate_value(trial_id, round_, value)
             self._reported[number].add(round_)
+            if number in self._open:
+                values = {**self._open[number].intermediate_values, round_: value}
+                self._note(number, intermediate_values=dict(sorted(values.items())))
 
     @_patient
     def should_prune(self, number: int) -> bool:
-        return bool(optuna.trial.Trial(self._study, self._id(number)).should_prune())
+        if self.lease is None:
+            return bool(optuna.trial.Trial(self._study, self._id(number)).should_prune())
+        # Optuna would read all open trials anew, after every round of each.
+        study = copy.copy(self._study)
+        study._storage = _Known(self)
+        return bool(study.pruner.prune(study, self._frozen(number)))
 
     @_patient
     def progress(self, number: int, progress: Mapping[str, Any]) -> None:
         """A round with its checkpoint, in one write: {"round", "time", "metrics", "checkpoint", "seconds", …}."""
-        self._storage.set_trial_user_attr(self._id(number), f"{ROUND}{progress['round']:06d}", dict(progress))
+        self._set_attribute(number, f"{ROUND}{progress['round']:06d}", dict(progress))
 
     @_patient
     def attempt_failed(self, number: int, index: int, attempt: Attempt) -> None:
         """Remembers a failed attempt; `index` counts those before it."""
-        self._storage.set_trial_user_attr(self._id(number), f"{ATTEMPT}{index:04d}", asdict(attempt))
+        self._set_attribute(number, f"{ATTEMPT}{index:04d}", asdict(attempt))
 
     @_patient
     def finish(self, number: int, state: TrialState, values: Sequence[float] = (), failure: str | None = None) -> None:
@@ -347,25 +389,30 @@ class Ledger:
         frozen = self._frozen(number)
         if frozen.state.is_finished():
             return
-        if failure:
-            self._storage.set_trial_user_attr(frozen._trial_id, "failure", failure[:2000])
-        if frozen.state == TrialState.WAITING:
-            self._storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING)
-        self._study.tell(number, list(values) if state == TrialState.COMPLETE else None, state, skip_if_finished=True)
+        told = list(values) if state == TrialState.COMPLETE else None
+        if state == TrialState.PRUNED and len(self._study.directions) == 1 and frozen.last_step is not None:
+            told = [frozen.intermediate_values[frozen.last_step]]  # as Optuna's `tell` does it
+        try:
+            if failure:
+                self._storage.set_trial_user_attr(frozen._trial_id, "failure", failure[:2000])
+            if frozen.state == TrialState.WAITING:
+                self._storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING)
+            self._storage.set_trial_state_values(frozen._trial_id, state, told)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            pass  # an earlier attempt came through, and its answer was lost
+        self._open.pop(number, None)
 
     @_patient
     def interrupt(self, number: int) -> None:
         """The driver ends in order while the trial is unfinished: it waits for the next driver."""
-        frozen = self._frozen(number)
-        if frozen.state == TrialState.RUNNING:
-            self._storage.set_trial_state_values(frozen._trial_id, TrialState.WAITING)
+        if self._frozen(number).state == TrialState.RUNNING:
+            self._set_state(number, TrialState.WAITING)
 
     @_patient
     def resume(self, number: int) -> None:
         """A waiting trial runs again."""
-        frozen = self._frozen(number)
-        if frozen.state == TrialState.WAITING:
-            self._storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING)
+        if self._frozen(number).state == TrialState.WAITING:
+            self._set_state(number, TrialState.RUNNING)
 
     @_patient
     def next_session(self) -> int:
@@ -381,6 +428,7 @@ class Ledger:
         """What `study.control` asks of the driver: "pause", "stop", or "" to run."""
         return str(self._study.user_attrs.get("control", ""))
 
+    @_patient
     def set_control(self, wish: str) -> None:
         """Asks the driver to "pause", "stop" or, with "", to run."""
         self._study.set_user_attr("control", wish)
@@ -424,6 +472,31 @@ class Ledger:
         return Lease(backend.engine, self._study._study_id, self.name)
 
 
+class _Known:
+    """The storage as a pruner uses it, with the trials that the holder of the lease knows without reading them."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ledger._storage, name)
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        trials = [self._ledger._frozen(number) for number in sorted(self._ledger._ids)]
+        found = [trial for trial in trials if states is None or trial.state in states]
+        return copy.deepcopy(found) if deepcopy else found
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Where successive halving notes the rungs that a trial has reached."""
+        self._ledger._storage.set_trial_system_attr(trial_id, key, value)
+        for number, trial in self._ledger._open.items():
+            if trial._trial_id == trial_id:
+                self._ledger._note(number, system_attrs={**trial.system_attrs, key: value})
+                break
+
+
 def _record(trial: FrozenTrial) -> TrialRecord:
     attrs = trial.user_attrs
     rounds = [attrs[name] for name in sorted(attrs) if name.startswith(ROUND)]
@@ -450,7 +523,7 @@ def _record(trial: FrozenTrial) -> TrialRecord:
     )
 
 
-def _identity(spec: StudySpec) -> dict[str, Any]:
+def _identity(spec: "StudySpec") -> dict[str, Any]:
     found: dict[str, Any] = json.loads(json.dumps(spec.identity()))
     return found
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from study.leaderboard import Objective, rank, scores
+from study.leaderboard import Objective, Standing, scores
 from study.outbox import Parcel, Point
 from study.provenance import cleaned, redact
 from study.records import TrialRecord
@@ -144,11 +144,13 @@ def reason_of(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__)[:300]
 
 
-def study_metrics(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> dict[str, float]:
-    """The study in numbers: trials by final state, and the best value of each objective."""
-    found = {f"trials/{s.lower()}": float(sum(r.state == s for r in records)) for s in ("COMPLETE", "PRUNED", "FAIL")}
-    for objective in objectives:
-        ranked = [row.record for row in rank(records, [objective]) if row.rank is not None]
-        if ranked:
-            found[f"best/{objective.metric}"] = (scores(ranked[0], [objective]) or (math.nan,))[0]
+def study_metrics(states: Mapping[str, int], standings: Mapping[Objective, Standing]) -> dict[str, float]:
+    """The study in numbers: trials by final state, and the best value of each objective.
+
+    Args: standings: of the study's trials by each objective alone.
+    """
+    found = {f"trials/{state.lower()}": float(states.get(state, 0)) for state in ("COMPLETE", "PRUNED", "FAIL")}
+    for objective, standing in standings.items():
+        if best := standing.best:
+            found[f"best/{objective.metric}"] = (scores(best, [objective]) or (math.nan,))[0]
     return found

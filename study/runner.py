@@ -1,5 +1,6 @@
 """From a checked spec to a study that has reached its budget: database, lease, Ray, and what people see."""
 
+import contextlib
 import gc
 import json
 import logging
@@ -19,7 +20,7 @@ import ray
 
 from study.conductor import Conductor, StopNow
 from study.lease import LeaseLost
-from study.ledger import Ledger, LedgerError, study_url
+from study.ledger import Ledger, LedgerError, is_outage, study_url
 from study.provenance import redact
 from study.records import TrialRecord
 from study.sampling import Suggestions, make_pruner
@@ -122,10 +123,14 @@ def run_study(
         else:
             _show_end(spec, ledger.records(), uri, json_output, code, note)
         return code
-    except BaseException:
+    except BaseException as error:
         # Without a working database nothing can be said there; trials left as running are taken up all the same.
-        if conductor and not conductor.error and not ledger.lost:
-            conductor.interrupt()
+        ledger.patience = 0.0
+        with contextlib.suppress(Exception):
+            if conductor and not conductor.error and not ledger.lost:
+                conductor.interrupt()
+        if is_outage(error):
+            raise StudyBroken(f"the study database does not answer: {redact(str(error.__cause__ or error))}") from error
         raise
     finally:
         if display:
@@ -150,11 +155,12 @@ def _verdict(spec: StudySpec, conductor: Conductor | None, waiting: list[int], l
         return 0, f"study {spec.name!r} is finished: it has its {spec.limits.trials} trials"
     if lost:
         return 130, f"study {spec.name!r} was taken over by another driver; this one has stopped"
-    if conductor.too_many_failures:
-        return 1, f"stopped: {conductor.failures} trials failed, limits.failures is {spec.limits.failures}"
+    failures = f"{conductor.failures} trials failed, limits.failures is {spec.limits.failures}"
     if reason := conductor.common_failure:
-        first = spec.limits.first_failures
-        return 1, f"stopped: the first {first} trials all failed: {reason}; {again} once that is mended"
+        mended = "once that is mended" + (f" and with more failures allowed: {failures}" * conductor.too_many_failures)
+        return 1, f"stopped: the first {spec.limits.first_failures} trials all failed: {reason}; {again} {mended}"
+    if conductor.too_many_failures:
+        return 1, f"stopped: {failures}"
     if not conductor.missing:
         return 0, ""
     if conductor.stopping:
@@ -210,13 +216,24 @@ def connect(address: str | None, spec: StudySpec) -> None:
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise StudyRefused(f"cannot join the Ray cluster at {address!r}: {error}") from error
-    have = _may_have() if address else ray.cluster_resources()
+    have = ray.cluster_resources()
+    if address and _grows():
+        return  # what is not there yet comes when a trial waits for it
     for resource, wanted in (("GPU", spec.resources.gpu), ("CPU", spec.resources.cpu)):
         if wanted > have.get(resource, 0):
             ray.shutdown()
             raise StudyRefused(
                 f"resources.{resource.lower()}: a trial asks for {wanted:g}, the cluster has {have.get(resource, 0):g}"
             )
+
+
+def _keep_keys_here() -> None:
+    """Tune hands AWS's keys to trials in a form that Ray writes to its logs; workers have them from their machine."""
+    from ray.tune.execution import class_cache
+
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+        {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+    )
 
 
 def _our_code() -> dict[str, Any]:
@@ -232,11 +249,11 @@ def _our_code() -> dict[str, Any]:
     }
 
 
-def _may_have() -> dict[str, float]:
-    """What the cluster has, or may grow to, of each resource."""
-    have = dict(ray.cluster_resources())
-    grown = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    return {name: max(have.get(name, 0), grown.get(name, 0)) for name in have.keys() | grown.keys()}
+def _grows() -> bool:
+    """Whether the cluster has Ray's autoscaler, as `ray up` and KubeRay set it up; it does not tell how far it goes."""
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+    return bool(is_autoscaler_v2(fetch_from_server=True))
 
 
 def _check_listens(address: str) -> None:
@@ -257,44 +274,54 @@ def _fit(spec: StudySpec, conductor: Conductor, trainable: type | None) -> None:
 
     from trainables.trainable import TRAINABLES
 
+    _keep_keys_here()
     runs = trainable or tune.with_parameters(TRAINABLES[spec.trainable], data=_data(spec))
-    # Nothing that Ray writes there is ever read: a new driver starts from the database.
-    with tempfile.TemporaryDirectory(prefix="ardmvc-ray-", ignore_cleanup_errors=True) as scratch:
-        tuner = tune.Tuner(
-            tune.with_resources(runs, {"CPU": spec.resources.cpu, "GPU": spec.resources.gpu}),
-            param_space={},
-            tune_config=tune.TuneConfig(
-                search_alg=OptunaSearcher(conductor),
-                scheduler=OptunaPruning(conductor),
-                num_samples=-1,
-                max_concurrent_trials=spec.limits.concurrent,
-                reuse_actors=True,
-                trial_dirname_creator=lambda trial: f"trial_{trial.config['number']:05d}_{trial.trial_id}",
-                trial_name_creator=lambda trial: f"trial_{trial.config['number']:05d}",
-            ),
-            run_config=tune.RunConfig(
-                name=spec.name,
-                storage_path=scratch,
-                callbacks=[Relay(conductor)],
-                # A trial that loses its worker is given out again by the conductor, from the database.
-                failure_config=tune.FailureConfig(max_failures=0),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-                verbose=0,
-            ),
-        )
-        try:
-            with _signals(conductor):
-                tuner.fit()
-            if conductor.error:
-                raise conductor.error
-        except (LeaseLost, StopNow):
-            return
-        except Exception as error:
-            if conductor.error is None:
-                raise
-            problem = conductor.error
-            reason = redact(f"{type(problem).__name__}: {problem}")
-            raise StudyBroken(f"the driver stopped: {reason}") from error
+    try:
+        with _signals(conductor):
+            again = True
+            while again:
+                # Nothing that Ray writes there is ever read: a new driver starts from the database.
+                with tempfile.TemporaryDirectory(prefix="ardmvc-ray-", ignore_cleanup_errors=True) as scratch:
+                    _tuner(spec, conductor, runs, scratch).fit()
+                if conductor.error:
+                    raise conductor.error
+                again = conductor.sit_out_pause()  # with the workers gone: a paused study holds no GPU
+    except (LeaseLost, StopNow):
+        return
+    except Exception as error:
+        if conductor.error is None:
+            raise
+        problem = conductor.error
+        reason = redact(f"{type(problem).__name__}: {problem}")
+        raise StudyBroken(f"the driver stopped: {reason}") from error
+
+
+def _tuner(spec: StudySpec, conductor: Conductor, runs: Any, scratch: str) -> Any:
+    """Ray's side of the driver, until it is told that there is no more to run. Args: runs: the Trainable."""
+    from ray import tune
+
+    return tune.Tuner(
+        tune.with_resources(runs, {"CPU": spec.resources.cpu, "GPU": spec.resources.gpu}),
+        param_space={},
+        tune_config=tune.TuneConfig(
+            search_alg=OptunaSearcher(conductor),
+            scheduler=OptunaPruning(conductor),
+            num_samples=-1,
+            max_concurrent_trials=spec.limits.concurrent,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: f"trial_{trial.config['number']:05d}_{trial.trial_id}",
+            trial_name_creator=lambda trial: f"trial_{trial.config['number']:05d}",
+        ),
+        run_config=tune.RunConfig(
+            name=spec.name,
+            storage_path=scratch,
+            callbacks=[Relay(conductor)],
+            # A trial that loses its worker is given out again by the conductor, from the database.
+            failure_config=tune.FailureConfig(max_failures=0),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            verbose=0,
+        ),
+    )
 
 
 def _data(spec: StudySpec) -> dict[DataKey, Any]:
@@ -324,9 +351,13 @@ def _signals(conductor: Conductor) -> Iterator[None]:
         yield
         return
 
+    signalled = False
+
     def handle(number: int, _: Any) -> None:
-        if conductor.stopping:
+        nonlocal signalled
+        if signalled:
             raise KeyboardInterrupt
+        signalled = True
         if number == signal.SIGTERM:
             conductor.stop("SIGTERM", SPOT_GRACE)
             what = f"open rounds have {SPOT_GRACE:.0f} s to end"

@@ -42,6 +42,9 @@ class TPESampler(Section):
     """Trials (baselines inside the space included) before the model takes over from random draws."""
     multivariate: bool = False
     """Whether parameters are modelled together; worth it when they interact."""
+    history: int = Field(default=200, ge=50)
+    """Finished trials that inform the model: the best and the newest of them (at most as many open ones beside them).
+    It keeps the time of a draw from growing with the study; a study of no more trials is drawn as if without it."""
 
 
 class GPSampler(Section):
@@ -106,7 +109,7 @@ class Limits(Section):
     trials: int = Field(default=20, ge=1)
     """Trials in all, baselines included; raise it to extend a finished study."""
     hours: float | None = Field(default=None, gt=0)
-    """Wall-clock hours of drivers, over all of them, after which no more trials start; None: no limit."""
+    """Wall-clock hours of all drivers, paused or not, after which no more trials start; None: no limit."""
     failures: int = Field(default=3, ge=0)
     """Failed trials that are put up with."""
     first_failures: int = Field(default=3, ge=0)

@@ -23,7 +23,7 @@ from study.addresses import (
     sqlite_file,
     tracking_uri,
 )
-from study.leaderboard import goals
+from study.leaderboard import Objective, Standing, goals
 from study.outbox import Courier, Parcel
 from study.provenance import cleaned, command, environment, git_commit, redact, versions
 from study.records import TrialRecord
@@ -119,11 +119,13 @@ class _Runs:
         tags: Mapping[str, str],
         spec: Mapping[str, Any],
         records: Callable[[], list[TrialRecord]],
+        figures: Callable[[], dict[str, float]],
         is_finished: Callable[[], bool],
     ) -> None:
         self.name = f"MLflow at {redact(uri)}"
         self._uri, self._artifacts, self._experiment_name = uri, artifacts, experiment
-        self._tags, self._spec, self._records, self._is_finished = dict(tags), spec, records, is_finished
+        self._tags, self._spec, self._is_finished = dict(tags), spec, is_finished
+        self._records, self._figures = records, figures
         self._client: Any = None
         self._experiment = ""
         self._parent: Run | None = None
@@ -285,6 +287,8 @@ class _Runs:
             Param(metric_name(key), text) for key, text in (params or {}).items() if metric_name(key) not in run.params
         ]
         labels = [RunTag(key, text) for key, text in tag_texts(tags or {}).items() if run.tags.get(key) != text]
+        if not (numbers or texts or labels):
+            return
         for i, (some, few) in enumerate(zip_longest(cut(numbers, METRICS_A_BATCH), cut(texts, PARAMS_A_BATCH))):
             self._client.log_batch(run.id, metrics=some or (), params=few or (), tags=() if i else labels)
         run.metrics |= {metric.key: metric.value for metric in numbers}
@@ -320,13 +324,12 @@ class _Runs:
     def _progress(self) -> None:
         """The study's own curves: best value and counts, by the number of trials that have ended."""
         assert self._parent is not None
-        records, objectives = self._records(), goals(self._spec)
-        ended = sum(record.finished for record in records)
+        found = self._figures()
+        ended = int(found["trials/ended"])
         if ended <= self._parent.metrics.get("trials/ended", -1):
             return
-        found = study_metrics(records, objectives)
         now = _now()
-        self._log(self._parent, metrics=[(k, v, now, ended) for k, v in {**found, "trials/ended": ended}.items()])
+        self._log(self._parent, metrics=[(key, value, now, ended) for key, value in found.items()])
 
 
 class MLflowTracker:
@@ -355,6 +358,8 @@ class MLflowTracker:
         self._spec = cleaned(spec)
         self._lock = threading.Lock()
         self._records: dict[int, TrialRecord] = {}
+        self._standings: dict[Objective, Standing] = {goal: Standing([goal]) for goal in goals(self._spec)}
+        self._all = Standing([])
         self._finished: bool | None = None
         own = {**(tags or {}), "study": study_name, **({"study_id": identity} if identity else {})}
         runs = _Runs(
@@ -364,6 +369,7 @@ class MLflowTracker:
             own,
             self._spec,
             self._known,
+            self._figures,
             self._is_finished,
         )
         self._courier = Courier(runs)
@@ -427,6 +433,13 @@ class MLflowTracker:
     def _remember(self, record: TrialRecord) -> None:
         with self._lock:
             self._records[record.number] = record
+            for standing in (self._all, *self._standings.values()):
+                standing.keep(record)
+
+    def _figures(self) -> dict[str, float]:
+        with self._lock:
+            found = study_metrics(self._all.states, self._standings)
+            return {**found, "trials/ended": float(self._all.finished)}
 
     def _known(self) -> list[TrialRecord]:
         with self._lock:

@@ -123,3 +123,23 @@ def test_two_objectives_and_missing_scores(clock: Clock) -> None:
     metrics = {"clean/acc": 0.9, "gan/flip": 0.25, "robust/acc": float("nan")}
     table.trial_ended(replace(running(0, 4, **metrics), state="COMPLETE", values=(0.9, 0.25)))
     assert "clean/acc 0.90  gan/flip 0.25  best clean/acc 0.90, gan/flip 0.25 (trial 0)" in stream.getvalue()
+
+
+def test_what_is_kept_up_trial_by_trial_is_what_all_records_say(clock: Clock) -> None:
+    """A line tells the same whether a trial was seen from its start or read from the database."""
+    seen = LiveTable(ROBUST, 6, stream=io.StringIO(), clock=clock)
+    begun = [running(n, r, **{"probe/acc": 0.2}) for n, r in ((0, 0), (1, 3), (2, 1))]
+    for record in begun:
+        seen.trial_started(replace(record, round=0, metrics={}))
+        seen.trial_reported(record)
+    last = [complete(0, 0.4), replace(begun[1], state="FAIL", failure="lost"), replace(begun[2], state="WAITING")]
+    seen.trial_ended(last[0])
+    seen.trial_ended(last[1])
+    seen.trial_paused(last[2])
+    read = LiveTable(ROBUST, 6, last, stream=io.StringIO(), clock=clock)
+    told = "best robust/acc 0.40 (trial 0)  2/6 done"
+    assert read.progress() == told
+    clock.now += 9
+    assert seen.progress() == f"{told}  ~15 s left"  # nine of its rounds are over, 3 + 3 · 4 are left
+    assert [column.header for column in seen.table().columns] == [column.header for column in read.table().columns]
+    assert [list(column.cells) for column in seen.table().columns] == [list(c.cells) for c in read.table().columns]

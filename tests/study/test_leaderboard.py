@@ -1,8 +1,21 @@
 """Ranks, fronts and what a difference is worth; every expected number worked out by hand."""
 
 import math
+import random
+from dataclasses import replace
 
-from study.leaderboard import Goal, best, goals, main_budget, rank, scores, short_names, summary
+from study.leaderboard import (
+    Goal,
+    Standing,
+    best,
+    goals,
+    main_budget,
+    rank,
+    scores,
+    short_names,
+    since_improvement,
+    summary,
+)
 from study.records import State, TrialRecord
 
 ROBUST = [Goal("robust/acc", "max")]
@@ -124,3 +137,69 @@ def test_objectives_of_a_stored_spec() -> None:
         Goal("a/acc", "max"), Goal("b/acc", "min"),
     ]  # fmt: skip
     assert goals({}) == []
+
+
+def ended(*trials: tuple[float, ...] | str | None, budgets: str = "") -> list[TrialRecord]:
+    """Trials that ended one after the other: with these scores, PRUNED (None) or in another state."""
+    return [
+        TrialRecord(
+            number=number,
+            state=one if isinstance(one, str) else "PRUNED" if one is None else "COMPLETE",  # type: ignore[arg-type]
+            values=one if isinstance(one, tuple) else (),
+            budget=budgets[number] if budgets else "a",
+            ended=1000 + number,
+        )
+        for number, one in enumerate(trials)
+    ]
+
+
+def test_finished_trials_since_the_best() -> None:
+    assert since_improvement([], ROBUST) == 0
+    assert since_improvement(ended((0.3,)), ROBUST) == 0
+    assert since_improvement(ended((0.3,), (0.2,), (0.3,)), ROBUST) == 2  # as good is not better
+    assert since_improvement(ended((0.3,), (0.2,), (0.4,)), ROBUST) == 0
+    assert since_improvement(ended((0.3,), (0.4,), None, (0.1,)), ROBUST) == 2  # pruned ones count: they were no better
+    assert since_improvement(ended((0.3,), "FAIL", "RUNNING", (0.1,)), ROBUST) == 1
+    assert since_improvement(ended(None, None, "FAIL"), ROBUST) == 0  # there is no best yet
+    assert since_improvement(ended(None, (0.3,), None), ROBUST) == 1
+    assert since_improvement(ended((0.3,), (0.2,), (0.4,)), [Goal("gan/acc", "min")]) == 1
+    assert since_improvement(ended((math.inf,), (0.2,), (0.1,)), ROBUST) == 1
+
+
+def test_trials_count_in_the_order_in_which_they_ended() -> None:
+    first, second, third = ended((0.3,), (0.5,), (0.4,))
+    late = TrialRecord(**{**vars(first), "ended": 2000})
+    assert since_improvement([late, second, third], ROBUST) == 2  # 0.5, 0.4, 0.3
+    assert since_improvement([first, second, third], ROBUST) == 1  # 0.3, 0.5, 0.4
+
+
+def test_with_two_objectives_a_new_compromise_is_better() -> None:
+    one, other, worse, equal, top = (0.9, 0.1), (0.1, 0.9), (0.1, 0.8), (0.9, 0.1), (0.9, 0.9)
+    assert since_improvement(ended(one, other), BOTH) == 0
+    assert since_improvement(ended(one, other, worse, equal), BOTH) == 2
+    assert since_improvement(ended(one, other, worse, equal, top), BOTH) == 0
+    assert since_improvement(ended(one, top, other, worse), BOTH) == 2  # what the top one beats is no longer asked
+    mixed = [Goal("clean/acc", "max"), Goal("robust/flip", "min")]
+    assert since_improvement(ended((0.5, 0.5), (0.5, 0.6), (0.4, 0.4)), mixed) == 0
+    assert since_improvement(ended((0.5, 0.5), (0.5, 0.6), (0.4, 0.5)), mixed) == 2
+
+
+def test_a_trial_of_another_budget_is_never_the_better_one() -> None:
+    assert since_improvement(ended((0.3,), (0.9,), (0.4,), (0.5,), budgets="abaa"), ROBUST) == 0
+    assert since_improvement(ended((0.3,), (0.9,), (0.2,), (0.1,), budgets="abaa"), ROBUST) == 3
+
+
+def test_standing_says_what_the_ranking_says_after_every_trial() -> None:
+    """Against `best` and a count over all, on trials whose order, ties, budgets and news are drawn at random."""
+    draw = random.Random(7)
+    states: list[State] = ["COMPLETE", "COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING"]
+    for objectives in (ROBUST, BOTH, [Goal("robust/acc", "min"), Goal("clean/acc", "max")]):
+        standing, known = Standing(objectives), {}
+        for number in [*draw.sample(range(60), 60), *draw.choices(range(60), k=60)]:
+            robust, clean = draw.choice([0.1, 0.2, 0.3, math.nan]), draw.choice([0.7, 0.8, 0.9])
+            record = trial(number, robust, clean, state=draw.choice(states), budget=draw.choice("ab"))
+            known[number] = replace(record, values=())
+            standing.keep(known[number])
+            assert standing.best == best(known.values(), objectives)
+            assert standing.finished == sum(one.finished for one in known.values())
+            assert standing.states["PRUNED"] == sum(one.state == "PRUNED" for one in known.values())

@@ -1,18 +1,34 @@
 """Draws depend on (seed, trial number, history) alone, and baselines outside the space do no harm."""
 
+import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from study.ledger import Ledger
-from study.sampling import Suggestions, as_point, make_pruner, next_overrides, preview, to_optuna
+from study.sampling import (
+    BEST_KEPT,
+    LimitedHistory,
+    Suggestions,
+    as_point,
+    make_pruner,
+    next_overrides,
+    preview,
+    to_optuna,
+)
 from study.space import Choice, IntLogUniform, IntUniform, LogUniform, Quantised, Uniform
 from study.spec import StudySpec
 
 SpecMaker = Callable[..., StudySpec]
+NOTHING: dict[str, Any] = {
+    "overrides": {}, "config": {}, "rounds": 4, "baseline": False, "params": {}, "distributions": {},
+}  # fmt: skip
 SAMPLERS = ["tpe", "gp", "nsga2", "random", "sobol"]
 
 
@@ -48,6 +64,58 @@ def test_a_new_driver_draws_what_the_old_one_would_have(
         rest: list = []
         play(spec, resumed, range(cut, 9), rest)
         assert [entry[0] for entry in rest] == [entry[0] for entry in whole[cut:]]
+
+
+def limited(size: int, directions: list[str], told: list[tuple[int, TrialState, list[float] | None]]) -> list[int]:
+    """Numbers of the trials that a sampler sees, of trials that end as `told`, in that order."""
+    study = optuna.create_study(storage=LimitedHistory(size), directions=directions)
+    trials = [study.ask() for _ in told]
+    for number, state, values in told:
+        if state == TrialState.PRUNED:
+            trials[number].report(number / 1000, 1)
+        study.tell(trials[number], values, state)
+    states = (TrialState.COMPLETE, TrialState.PRUNED)
+    return [trial.number for trial in study.get_trials(deepcopy=False, states=states)]
+
+
+def test_a_limited_history_holds_the_best_and_the_newest_whatever_ended_first() -> None:
+    """Of 100 trials the even ones are complete and the older the better; those of 4n + 1 were pruned, 4n + 3 failed."""
+    kinds = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE, TrialState.FAIL)
+    ends = [(n, kinds[n % 4], [1 - n / 100] if n % 2 == 0 else None) for n in range(100)]
+    best = list(range(0, 2 * BEST_KEPT, 2))
+    newest = [n for n in range(100) if n % 4 != 3 and n not in best][-15:]
+    shuffled = random.Random(7).sample(ends, 100)
+    for told in (ends, ends[::-1], shuffled):
+        assert limited(BEST_KEPT + 15, ["maximize"], told) == sorted([*best, *newest])
+    assert limited(75, ["maximize"], shuffled) == [n for n in range(100) if n % 4 != 3]
+
+
+def test_a_limited_history_of_two_objectives_holds_what_none_beats() -> None:
+    """Trials 3 and 5 are beaten by none; with the two newest others they are what is seen."""
+    points = [[0.1, 0.1], [0.2, 0.2], [0.3, 0.3], [0.9, 0.4], [0.5, 0.3], [0.4, 0.9], [0.1, 0.2], [0.2, 0.1]]
+    ends = [(n, TrialState.COMPLETE, point) for n, point in enumerate(points)]
+    for told in (ends, ends[::-1]):
+        assert limited(4, ["maximize", "maximize"], told) == [3, 5, 6, 7]
+
+
+def test_a_history_that_is_not_full_changes_no_draw_and_a_full_one_survives_a_new_driver(
+    tiny_spec: SpecMaker, ledger_with: Callable[..., Ledger]
+) -> None:
+    draws = []
+    for history in (50, 80):
+        whole: list = []
+        spec = tiny_spec(sampler={"name": "tpe", "history": history}, limits={"trials": 70}, baselines=[])
+        play(spec, Suggestions(spec), range(70), whole)
+        draws.append([overrides for overrides, _, _ in whole])
+    assert draws[0][:51] == draws[1][:51]
+    assert draws[0] != draws[1]
+    spec = tiny_spec(sampler={"name": "tpe", "history": 50}, limits={"trials": 70}, baselines=[])
+    cut = [({**overrides}, False, -abs(overrides["model.train_eps"] - 0.1)) for overrides in draws[0][:60]]
+    resumed = Suggestions(spec)
+    resumed.restore(ledger_with(spec, cut).frozen_trials())
+    rest: list = []
+    play(spec, resumed, range(60, 70), rest)
+    assert [overrides for overrides, _, _ in rest] == draws[0][60:]
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -103,6 +171,43 @@ def test_point_outside_the_space_is_no_point(tiny_spec: SpecMaker) -> None:
 )
 def test_pruners_are_optunas(options: dict, kind: str) -> None:
     assert type(make_pruner(options, 4)).__name__ == kind
+
+
+@pytest.mark.parametrize("name", ["median", "successive_halving", "hyperband"])
+def test_a_pruner_decides_the_same_from_memory_as_from_the_database(
+    name: str, tiny_spec: SpecMaker, tmp_path: Path
+) -> None:
+    """Two drivers play the same trials, four side by side; only the holder of a lease keeps them in memory."""
+    spec = tiny_spec(pruner={"name": name})
+    decisions = []
+    for holds_lease in (True, False):
+        pruner = make_pruner(spec.pruner_options(), 4)
+        ledger = Ledger.open_or_create(spec, f"sqlite:///{tmp_path}/{holds_lease}.db", pruner)
+        if holds_lease:
+            ledger.acquire()
+        asked = []
+        for first in range(0, 16, 4):
+            numbers = [ledger.add(**NOTHING) for _ in range(first, first + 4)]
+            for round_ in (1, 2, 3):
+                for number in list(numbers):
+                    ledger.report(number, round_, (number * 7 % 16) * round_ / 48)
+                    ledger.progress(number, {"round": round_, "metrics": {"a/b": 1.0}, "checkpoint": f"r{round_}"})
+                    asked.append((number, round_, ledger.should_prune(number)))
+                    if asked[-1][2]:
+                        ledger.finish(number, TrialState.PRUNED)
+                        numbers.remove(number)
+                for number in numbers[:1]:
+                    ledger.interrupt(number)
+                assert [ledger.record(record.number) for record in ledger.records()] == ledger.records()
+                for number in numbers[:1]:
+                    ledger.resume(number)
+            for number in numbers:
+                ledger.finish(number, TrialState.COMPLETE, [number / 16])
+        decisions.append((asked, [replace(record, ended=0) for record in ledger.records()]))
+        assert [ledger.record(record.number) for record in ledger.records()] == ledger.records()
+        ledger.release()
+    assert decisions[0] == decisions[1]
+    assert {pruned for _, _, pruned in decisions[0][0]} == {True, False}
 
 
 @pytest.fixture

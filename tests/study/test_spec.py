@@ -76,7 +76,7 @@ def test_options_go_to_optuna_under_its_own_names(tmp_path: Path) -> None:
     spec = load_spec(
         write(tmp_path, sampler={"name": "tpe", "startup_trials": 4}, pruner={"name": "median", "warmup_rounds": 2})
     )
-    assert spec.sampler_options() == {"name": "tpe", "n_startup_trials": 4, "multivariate": False}
+    assert spec.sampler_options() == {"name": "tpe", "n_startup_trials": 4, "multivariate": False, "history": 200}
     assert spec.pruner_options() == {"name": "median", "startup_trials": 5, "warmup_rounds": 2}
 
 

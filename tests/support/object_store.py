@@ -1,5 +1,6 @@
 """A server of the S3 protocol on loopback, in this process, with outages on demand."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -10,6 +11,7 @@ import pytest
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
 KEY, SECRET = "key-of-the-store", "s3cret-of-the-store"
 REFUSAL = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 

@@ -4,9 +4,11 @@ import atexit
 import os
 import random
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -27,13 +29,16 @@ WAIT = 60
 
 
 class Postgres:
-    """A server whose data, log and settings lie in `folder`. Databases belong to `user`, who is no superuser."""
+    """A server with its log in `folder`. Databases belong to `user`, who is no superuser.
+
+    Its data lie elsewhere: whenever a session of pytest starts, it closes those of every other to other users.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.user, self.password = "tester", f"pw-{secrets.token_hex(12)}"
         self.host, self.port = "127.0.0.1", _free_port()
         self.log = folder / "postgres.log"
-        self._folder, self._data = folder, folder / "data"
+        self._data = Path(tempfile.mkdtemp(prefix="postgres-")) / "data"
         self.superuser, self.superuser_password = "postgres", f"pw-{secrets.token_hex(12)}"
         self._databases: set[str] = set()
         self._process: subprocess.Popen[bytes] | None = None
@@ -76,8 +81,6 @@ class Postgres:
             return
         settings = [word for setting in SETTINGS for word in ("-c", setting)]
         command = [PROGRAMS / "postgres", "-D", self._data, "-p", str(self.port), *settings]
-        # pytest closes its folders to other users again whenever a session starts.
-        _open_folders(self._data)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, **self._as_user())
         deadline = time.monotonic() + WAIT
@@ -92,9 +95,10 @@ class Postgres:
                 time.sleep(0.05)
 
     def close(self) -> None:
-        """Stops the server; its files stay."""
+        """Stops the server and deletes its data."""
         atexit.unregister(self.close)
         self.stop()
+        shutil.rmtree(self._data.parent, ignore_errors=True)
 
     def __enter__(self) -> "Postgres":
         return self
@@ -140,9 +144,9 @@ class Postgres:
         """How to start one of its programs: not as root, and without settings that are meant for clients."""
         env = {name: text for name, text in os.environ.items() if not name.startswith("PG")}
         if os.geteuid() != 0:
-            return {"cwd": self._folder, "env": env}
+            return {"cwd": self._data.parent, "env": env}
         entry = utils.ensure_user_exists(SYSTEM_USER)
-        return {"cwd": self._folder, "env": env, "user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+        return {"cwd": self._data.parent, "env": env, "user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
 
     def _connect(self) -> "psycopg.Connection[Any]":
         return psycopg.connect(

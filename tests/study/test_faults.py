@@ -1,0 +1,313 @@
+"""Faults made for real, and what must hold after each: the budgeted trials, none running, none twice, the same best.
+
+Drivers, workers, servers and disks here are real; a fault ends, stops or fills them. `FAULT_TABLE=file` collects what
+each one cost.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fault_study import TRIALS, FaultStudy, Outcome, note
+from object_store import ObjectStore
+from postgres import Postgres
+
+RANDOM = {"sampler": {"name": "random"}}
+
+
+def undisturbed(folder: Path, changes: dict[str, Any]) -> Outcome:
+    """The same study without a fault."""
+    study = FaultStudy(folder, changes=changes)
+    assert study.finish(ROUND_SECONDS="0") == 0, study.output
+    outcome = study.check(study.outcome().best)
+    assert sum(outcome.repeated.values()) == 0
+    return outcome
+
+
+@pytest.fixture(scope="module")
+def best(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, float]:
+    """The best trial, drawn by TPE, and its score."""
+    return undisturbed(tmp_path_factory.mktemp("tpe"), {}).best
+
+
+@pytest.fixture(scope="module")
+def at_random(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """Drawn at random, so that a trial which fails changes no other."""
+    return undisturbed(tmp_path_factory.mktemp("random"), RANDOM)
+
+
+class Clock:
+    """How long it takes from a fault until a round is completed that was not before."""
+
+    def __init__(self, study: FaultStudy) -> None:
+        self._study, self._begin, self._known = study, time.monotonic(), set(study.rounds())
+
+    def until_new_round(self, driver: "subprocess.Popen[str]") -> float:
+        done = {(number, round_) for number, round_, _, _ in self._known}
+        self._study.until(lambda: any((n, r) not in done for n, r, _, _ in self._study.rounds()), driver)
+        return time.monotonic() - self._begin
+
+
+def kill_driver(driver: "subprocess.Popen[str]") -> None:
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+
+
+@pytest.mark.slow
+def test_a_driver_killed_ten_times_at_random_moments(tmp_path: Path, best: tuple[int, float]) -> None:
+    study = FaultStudy(tmp_path)
+    moments = random.Random(20261124)
+    kills, slowest = 0, 0.0
+    while kills < 10:
+        driver = study.start()
+        clock = Clock(study)
+        slowest = max(slowest, clock.until_new_round(driver))
+        # Anything from the round's record over the next one's middle to the trial's end.
+        time.sleep(moments.uniform(0, 0.45))
+        if driver.poll() is not None:
+            break
+        kill_driver(driver)
+        kills += 1
+    assert kills == 10
+    assert study.finish() == 0, study.output
+    note("driver SIGKILLed ten times", study.check(best), slowest)
+
+
+@pytest.mark.parametrize(
+    ("fault", "name"),
+    [
+        ("told:1", "driver SIGKILLed between the tell to the database and MLflow"),
+        ("stored:1:2", "driver SIGKILLed between a checkpoint and its record"),
+        pytest.param(
+            "stored:2:4",
+            "driver SIGKILLed between a trial's last checkpoint and its record",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_driver_killed_between_two_writes(tmp_path: Path, best: tuple[int, float], fault: str, name: str) -> None:
+    study = FaultStudy(tmp_path)
+    assert study.finish(DRIVER_FAULT=fault) == -signal.SIGKILL
+    driver = study.start()
+    seconds = Clock(study).until_new_round(driver)
+    assert study.wait(driver) == 0, study.output
+    left = study.check(best)
+    assert sum(left.repeated.values()) == (0 if fault == "told:1" else 1)
+    note(name, left, seconds)
+
+
+def test_a_worker_that_is_killed(tmp_path: Path, best: tuple[int, float]) -> None:
+    study = FaultStudy(tmp_path)
+    driver = study.start()
+    study.until_round(6, driver)
+    number, _, pid, _ = study.rounds()[-1]
+    os.kill(pid, signal.SIGKILL)
+    seconds = Clock(study).until_new_round(driver)
+    assert study.wait(driver) == 0, study.output
+    left = study.check(best)
+    (attempt,) = left.records[number].attempts
+    assert "died" in attempt.reason
+    assert not attempt.lost
+    note("worker SIGKILLed", left, seconds)
+
+
+@pytest.mark.slow
+def test_two_drivers_on_one_study(tmp_path: Path, best: tuple[int, float]) -> None:
+    """They start at one moment on a database that neither has made."""
+    study = FaultStudy(tmp_path)
+    drivers = [study.start(), study.start()]
+    codes = sorted(study.wait(driver) for driver in drivers)
+    assert codes == [0, 2], study.output
+    assert "is being run by process" in study.output
+    note("two drivers at once", study.check(best), 0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offset", [3600, -3600])
+def test_a_clock_that_jumps(tmp_path: Path, best: tuple[int, float], offset: int) -> None:
+    """The clock of whoever looks at the lease is an hour wrong: the running driver is not taken for dead."""
+    study = FaultStudy(tmp_path)
+    driver = study.start(ROUND_SECONDS="3")
+    study.until_round(1, driver)
+    assert study.finish("--takeover", CLOCK_OFFSET=str(offset)) == 2
+    assert f"is being run by process {driver.pid}" in study.output
+    # Started again with the wrong clock, it goes on with what the right one wrote.
+    kill_driver(driver)
+    driver = study.start(CLOCK_OFFSET=str(offset))
+    seconds = Clock(study).until_new_round(driver)
+    assert study.wait(driver) == 0, study.output
+    note(f"clock jumps by {offset} s", study.check(best), seconds)
+
+
+def test_ctrl_c_lets_the_round_end(tmp_path: Path, best: tuple[int, float]) -> None:
+    """As a terminal does it: every process of the group gets the signal."""
+    study = FaultStudy(tmp_path)
+    driver = study.start(ROUND_SECONDS="1.5")
+    study.until_round(2, driver)
+    os.killpg(driver.pid, signal.SIGINT)
+    clock = Clock(study)
+    seconds = clock.until_new_round(driver)
+    assert study.wait(driver) == 130, study.output
+    assert "go on from their checkpoints with the same command" in study.output
+    waiting = [record for record in study.records() if not record.finished]
+    assert [record.state for record in waiting] == ["WAITING"]
+    done = [round_ for number, round_, _, _ in study.rounds() if number == waiting[0].number]
+    assert waiting[0].round == max(done)
+    assert study.finish() == 0, study.output
+    left = study.check(best)
+    assert sum(left.repeated.values()) == 0
+    note("Ctrl-C", left, seconds)
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, best: tuple[int, float]) -> None:
+    study = FaultStudy(tmp_path)
+    driver = study.start(ROUND_SECONDS="30")
+    study.until(lambda: "trial 0  started" in study.output, driver)
+    os.killpg(driver.pid, signal.SIGINT)
+    study.until(lambda: "Ctrl-C again" in study.output, driver)
+    os.killpg(driver.pid, signal.SIGINT)
+    assert study.wait(driver) == 130, study.output
+    assert [record.state for record in study.records()] == ["WAITING"]
+    assert study.rounds() == []
+    assert study.finish() == 0, study.output
+    note("Ctrl-C twice", study.check(best), 0.0)
+
+
+def test_sigterm_as_a_spot_interruption(tmp_path: Path, best: tuple[int, float]) -> None:
+    study = FaultStudy(tmp_path)
+    driver = study.start(ROUND_SECONDS="1")
+    study.until_round(2, driver)
+    driver.send_signal(signal.SIGTERM)
+    assert study.wait(driver) == 130, study.output
+    assert "SIGTERM" in study.output
+    assert [record.state for record in study.records() if not record.finished] == ["WAITING"]
+    driver = study.start()
+    seconds = Clock(study).until_new_round(driver)
+    assert study.wait(driver) == 0, study.output
+    left = study.check(best)
+    assert sum(left.repeated.values()) == 0
+    note("SIGTERM", left, seconds)
+
+
+@pytest.mark.parametrize(
+    ("kind", "state", "words"),
+    [
+        pytest.param("raise", "FAIL", "RuntimeError: the data are cursed", marks=pytest.mark.slow),
+        pytest.param("raise_once", "COMPLETE", "", marks=pytest.mark.slow),
+        pytest.param("nan", "FAIL", "without a finite robust/acc", marks=pytest.mark.slow),
+        pytest.param("hang", "FAIL", "longer than limits.round_minutes = 0.05", marks=pytest.mark.slow),
+        ("hang_once", "COMPLETE", ""),
+    ],
+)
+def test_a_trial_that_goes_wrong(tmp_path: Path, at_random: Outcome, kind: str, state: str, words: str) -> None:
+    best = at_random.best
+    number = next(record.number for record in at_random.records[1:] if record.number != best[0])
+    limits = {"trials": TRIALS, "failures": 1, "concurrent": 1, "round_minutes": 0.05}
+    study = FaultStudy(tmp_path, changes={**RANDOM, "limits": limits})
+    begin = time.monotonic()
+    assert study.finish(TRIAL_FAULT=f"{kind}:{number}", ROUND_SECONDS="0.05") == 0, study.output
+    left = study.check(best, {number: words} if state == "FAIL" else {})
+    attempts = {"raise": 3, "raise_once": 1, "nan": 0, "hang": 3, "hang_once": 1}[kind]
+    assert len(left.records[number].attempts) == attempts
+    assert {attempt.round for attempt in left.records[number].attempts} <= {2}
+    note(f"a trial: {kind}", left, time.monotonic() - begin)
+
+
+# Stores that are away
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    with Postgres(tmp_path_factory.mktemp("postgres")) as running:
+        yield running
+
+
+@pytest.fixture
+def store() -> Iterator[ObjectStore]:
+    with ObjectStore() as running:
+        yield running
+
+
+@pytest.fixture
+def pause() -> Callable[[float], None]:
+    """How long an outage lasts is what the test is about."""
+    return time.sleep
+
+
+@pytest.mark.slow
+def test_postgresql_stopped_for_twenty_seconds(
+    tmp_path: Path, best: tuple[int, float], postgres: Postgres, pause: Callable[[float], None]
+) -> None:
+    """Both the study's database and MLflow's."""
+    names = {"ARDMVC_STUDY_DB": postgres.url("outage"), "MLFLOW_TRACKING_URI": postgres.url("outage_mlflow")}
+    study = FaultStudy(tmp_path, environment=names)
+    driver = study.start()
+    study.until_round(6, driver)
+    postgres.stop()
+    pause(20)
+    postgres.start()
+    seconds = Clock(study).until_new_round(driver)
+    assert study.wait(driver) == 0, study.output
+    left = study.check(best)
+    assert "the study database does not answer" in study.output
+    assert "the study database answers again" in study.output
+    assert sum(left.repeated.values()) == 0
+    note("PostgreSQL stopped for 20 s", left, seconds)
+
+
+@pytest.mark.slow
+def test_storage_that_refuses_writes_for_a_while(
+    tmp_path: Path, best: tuple[int, float], store: ObjectStore, pause: Callable[[float], None]
+) -> None:
+    study = FaultStudy(tmp_path, environment=store.environment, storage="s3://studies/outage")
+    driver = study.start()
+    study.until_round(6, driver)
+    store.refuses_writes = True
+    study.until(lambda: store.refused > 0, driver)
+    pause(10)
+    known = len(study.rounds())
+    store.refuses_writes = False
+    seconds = Clock(study).until_new_round(driver)
+    assert study.wait(driver) == 0, study.output
+    left = study.check(best)
+    assert known <= 8  # nothing counted as done while nothing could be stored
+    assert sum(left.repeated.values()) == 0
+    assert "for its storage" in study.output
+    folders = {key.split("/")[3] for key in store.listing("outage/tiny/trial_00005") if key.endswith("manifest.json")}
+    assert sorted(name[:12] for name in folders) == ["round_000003", "round_000004"]
+    note("S3 refuses writes for 10 s", left, seconds)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full(tmp_path: Path, best: tuple[int, float], pause: Callable[[float], None]) -> None:
+    """Checkpoints, the study's database and MLflow's lie on it."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)]
+    if (made := subprocess.run(mount, capture_output=True, check=False)).returncode:
+        pytest.skip(f"no file system can be mounted here: {made.stderr.decode().strip()}")
+    try:
+        names = {
+            "ARDMVC_STUDY_DB": f"sqlite:///{disk}/studies.db",
+            "MLFLOW_TRACKING_URI": f"sqlite:///{disk}/mlflow.db",
+        }
+        study = FaultStudy(tmp_path / "study", environment=names, storage=str(disk))
+        driver = study.start()
+        study.until_round(6, driver)
+        filler = disk / "filler"
+        with pytest.raises(OSError, match="No space left"):
+            filler.write_bytes(b"0" * (32 << 20))
+        pause(6)
+        filler.unlink()
+        seconds = Clock(study).until_new_round(driver)
+        assert study.wait(driver) == 0, study.output
+        note("disk full for 6 s", study.check(best), seconds)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
