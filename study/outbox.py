@@ -49,11 +49,12 @@ class Parcel:
         return self.record.number
 
     def followed_by(self, newer: "Parcel") -> "Parcel":
-        """Both as one parcel."""
+        """Both as one parcel; a round that both tell, because its trial was given out again, is told once."""
+        told = {point[0] for point in self.points}
         return Parcel(
             record=newer.record,
             time=newer.time,
-            points=self.points + newer.points,
+            points=self.points + [point for point in newer.points if point[0] not in told],
             started=self.started or newer.started,
             ended=newer.ended or (self.ended and not newer.started),
             stored=self.stored and newer.stored,

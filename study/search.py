@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import cloudpickle
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.tune import Callback
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -66,9 +66,10 @@ def _reason(trial: RayTrial) -> tuple[str, bool]:
     cause = getattr(error, "cause", None) or error
     lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(cause)).splitlines() if line.strip()]
     gone = isinstance(cause, RayActorError)
+    cut_off = isinstance(cause, ActorUnavailableError)  # the machine went, or the way to it, before Ray knew which
     # Of an actor that died while it was made, Ray tells the whole traceback; its last line is the reason.
     text = lines[-1] if gone and lines else " ".join(lines)
-    return f"{type(cause).__name__}: {text}", gone and bool(LOST.search(" ".join(lines)))
+    return f"{type(cause).__name__}: {text}", cut_off or (gone and bool(LOST.search(" ".join(lines))))
 
 
 class OptunaPruning(FIFOScheduler):

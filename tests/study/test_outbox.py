@@ -64,6 +64,20 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "LONGEST_PAUSE", 0.02)
 
 
+def test_a_round_told_again_after_a_new_start_is_kept_once() -> None:
+    """A trial that lost its worker starts again with its rounds so far, which may not be sent yet."""
+    box = Outbox()
+    for one in (parcel(3, started=True), parcel(3, 1), parcel(3, 2)):
+        box.put(one)
+    history = [(1, 1001, {"clean/acc": 0.5}), (2, 1002, {"clean/acc": 0.5})]
+    again = Parcel(record=TrialRecord(number=3, state="RUNNING", round=2), time=1003, points=history, started=True)
+    box.put(again)
+    box.put(parcel(3, 3))
+    merged = box.take()
+    assert merged is not None
+    assert [point[0] for point in merged.points] == [1, 2, 3]
+
+
 def test_news_of_one_trial_become_one_parcel_in_order() -> None:
     box = Outbox()
     box.put(parcel(0, started=True))
