@@ -7,7 +7,9 @@ each one cost.
 import os
 import random
 import signal
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +19,9 @@ import pytest
 from fault_study import TRIALS, FaultStudy, Outcome, note
 from object_store import ObjectStore
 from postgres import Postgres
+
+from study.addresses import make_sqlite
+from study.tracking import check_reachable, default_uri
 
 RANDOM = {"sampler": {"name": "random"}}
 
@@ -48,9 +53,13 @@ class Clock:
     def __init__(self, study: FaultStudy) -> None:
         self._study, self._begin, self._known = study, time.monotonic(), set(study.rounds())
 
-    def until_new_round(self, driver: "subprocess.Popen[str]") -> float:
+    def until_new_round(self, driver: "subprocess.Popen[str]", *, new_worker: bool = False) -> float:
+        """Args: new_worker: what workers of before the fault still write does not count."""
         done = {(number, round_) for number, round_, _, _ in self._known}
-        self._study.until(lambda: any((n, r) not in done for n, r, _, _ in self._study.rounds()), driver)
+        before = {pid for _, _, pid, _ in self._known} if new_worker else set()
+        self._study.until(
+            lambda: any((n, r) not in done and pid not in before for n, r, pid, _ in self._study.rounds()), driver
+        )
         return time.monotonic() - self._begin
 
 
@@ -67,7 +76,7 @@ def test_a_driver_killed_ten_times_at_random_moments(tmp_path: Path, best: tuple
     while kills < 10:
         driver = study.start()
         clock = Clock(study)
-        slowest = max(slowest, clock.until_new_round(driver))
+        slowest = max(slowest, clock.until_new_round(driver, new_worker=True))
         # Anything from the round's record over the next one's middle to the trial's end.
         time.sleep(moments.uniform(0, 0.45))
         if driver.poll() is not None:
@@ -95,7 +104,7 @@ def test_a_driver_killed_between_two_writes(tmp_path: Path, best: tuple[int, flo
     study = FaultStudy(tmp_path)
     assert study.finish(DRIVER_FAULT=fault) == -signal.SIGKILL
     driver = study.start()
-    seconds = Clock(study).until_new_round(driver)
+    seconds = Clock(study).until_new_round(driver, new_worker=True)
     assert study.wait(driver) == 0, study.output
     left = study.check(best)
     assert sum(left.repeated.values()) == (0 if fault == "told:1" else 1)
@@ -108,7 +117,7 @@ def test_a_worker_that_is_killed(tmp_path: Path, best: tuple[int, float]) -> Non
     study.until_round(6, driver)
     number, _, pid, _ = study.rounds()[-1]
     os.kill(pid, signal.SIGKILL)
-    seconds = Clock(study).until_new_round(driver)
+    seconds = Clock(study).until_new_round(driver, new_worker=True)
     assert study.wait(driver) == 0, study.output
     left = study.check(best)
     (attempt,) = left.records[number].attempts
@@ -140,7 +149,7 @@ def test_a_clock_that_jumps(tmp_path: Path, best: tuple[int, float], offset: int
     # Started again with the wrong clock, it goes on with what the right one wrote.
     kill_driver(driver)
     driver = study.start(CLOCK_OFFSET=str(offset))
-    seconds = Clock(study).until_new_round(driver)
+    seconds = Clock(study).until_new_round(driver, new_worker=True)
     assert study.wait(driver) == 0, study.output
     note(f"clock jumps by {offset} s", study.check(best), seconds)
 
@@ -189,7 +198,7 @@ def test_sigterm_as_a_spot_interruption(tmp_path: Path, best: tuple[int, float])
     assert "SIGTERM" in study.output
     assert [record.state for record in study.records() if not record.finished] == ["WAITING"]
     driver = study.start()
-    seconds = Clock(study).until_new_round(driver)
+    seconds = Clock(study).until_new_round(driver, new_worker=True)
     assert study.wait(driver) == 0, study.output
     left = study.check(best)
     assert sum(left.repeated.values()) == 0
@@ -260,6 +269,69 @@ def test_postgresql_stopped_for_twenty_seconds(
     assert "the study database answers again" in study.output
     assert sum(left.repeated.values()) == 0
     note("PostgreSQL stopped for 20 s", left, seconds)
+
+
+class TrackingServer:
+    """`mlflow server` on a port of its own, which can go and come back."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self._port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        options = ["--host", "127.0.0.1", "--port", str(self._port), "--workers", "1"]
+        stores = ["--backend-store-uri", default_uri(str(self._folder))]
+        stores += ["--artifacts-destination", str(self._folder / "files")]
+        quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        command = [sys.executable, "-m", "mlflow", "server", *options, *stores]
+        with (self._folder / "server.log").open("a") as log:
+            self._process = subprocess.Popen(
+                command, env={**os.environ, **quiet}, stdout=log, stderr=log, start_new_session=True
+            )
+        deadline = time.monotonic() + 120
+        while check_reachable(self.url) is not None:
+            assert time.monotonic() < deadline, (self._folder / "server.log").read_text()[-3000:]
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture
+def tracking(tmp_path: Path) -> Iterator[TrackingServer]:
+    folder = tmp_path / "tracking"
+    make_sqlite(folder / "mlflow.db")
+    server = TrackingServer(folder)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.mark.slow
+def test_the_tracking_server_stopped_for_half_a_minute(
+    tmp_path: Path, best: tuple[int, float], tracking: TrackingServer, pause: Callable[[float], None]
+) -> None:
+    study = FaultStudy(tmp_path / "study", environment={"MLFLOW_TRACKING_URI": tracking.url})
+    driver = study.start(ROUND_SECONDS="2.5")
+    study.until_round(6, driver)
+    tracking.stop()
+    before = len(study.rounds())
+    pause(30)
+    during = len(study.rounds()) - before
+    tracking.start()
+    study.until(lambda: "answers again" in study.output, driver)
+    assert study.wait(driver) == 0, study.output
+    left = study.check(best)
+    assert during >= 5  # nothing waited for it
+    assert sum(left.repeated.values()) == 0
+    note("MLflow server stopped for 30 s", left, 0.0)
 
 
 @pytest.mark.slow
