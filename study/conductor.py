@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 3
 """How often in a row a trial may lose its worker without a new round before it has failed."""
 LOST_ATTEMPTS = 10
-"""The same where the worker's machine was lost each time: that is no fault of the trial."""
+"""The same where a machine or a storage was lost each time: that is no fault of the trial."""
 CONTROL_SECONDS = 2.0
 """How often the driver looks whether it is asked to pause or stop."""
 TICK_SECONDS = 1.0
@@ -95,7 +95,7 @@ class Conductor:
         self._heard: dict[int, float] = {}
         """When an open trial was last heard of, by the driver's monotonic clock."""
         self._reasons: dict[int, tuple[str, bool]] = {}
-        """Why a trial's worker ended, and whether its machine was lost."""
+        """Why a trial's worker ended, and whether that was no fault of the trial."""
         self._failures: dict[int, str] = {}
         """What a trial itself said of why it cannot go on."""
         self._pruned: set[int] = set()
@@ -223,7 +223,6 @@ class Conductor:
         else:
             return "wait" if self._numbers else "finished"  # an open trial may lose its worker and come back
         self._numbers[trial_id] = number
-        self._heard[number] = time.monotonic()
         record = self._ledger.record(number)
         self._tell("trial_started", record)
         places = [place for place in (record.checkpoint, *record.fallbacks) if place]
@@ -260,6 +259,10 @@ class Conductor:
         return number, config
 
     # Hearing of trials
+
+    def placed(self, number: int) -> None:
+        """The trial has a worker, for which it may have waited long."""
+        self._heard[number] = time.monotonic()
 
     @_kept
     def reported(self, number: int, result: Mapping[str, Any]) -> None:
@@ -308,7 +311,7 @@ class Conductor:
         return False
 
     def failing(self, number: int, reason: str, *, lost: bool) -> None:
-        """Remembers why a trial's worker ended, and whether because its machine was lost."""
+        """Remembers why a trial's worker ended, and whether because a machine or a storage was lost."""
         limit = self._round_seconds
         if limit and not lost and time.monotonic() - self._heard.get(number, math.inf) >= limit:
             minutes = self._spec.limits.round_minutes

@@ -17,7 +17,7 @@ class Attempt:
     """When, in ms since the epoch."""
     reason: str
     lost: bool = False
-    """Whether the worker's machine was lost, which is no fault of the trial."""
+    """Whether the worker's machine or the storage was lost, which is no fault of the trial."""
 
 
 @dataclass(frozen=True, kw_only=True)

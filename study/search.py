@@ -17,6 +17,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from study.conductor import Conductor
+from trainables.checkpoints import StorageAway
 
 
 class OptunaSearcher(Searcher):
@@ -58,7 +59,7 @@ LOST = re.compile(r"node (was|has been) (terminated|dead|died|drained|preempted)
 
 def _reason(trial: RayTrial) -> tuple[str, bool]:
     """What ended the trial's worker, in a line: the exception it raised, or what Ray says of a worker that is gone; and
-    whether its machine was lost."""
+    whether that was the fault of a machine or a storage that was lost, and not the trial's."""
     try:
         error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
     except Exception as problem:  # an exception of a class that this process cannot load
@@ -69,7 +70,8 @@ def _reason(trial: RayTrial) -> tuple[str, bool]:
     cut_off = isinstance(cause, ActorUnavailableError)  # the machine went, or the way to it, before Ray knew which
     # Of an actor that died while it was made, Ray tells the whole traceback; its last line is the reason.
     text = lines[-1] if gone and lines else " ".join(lines)
-    return f"{type(cause).__name__}: {text}", cut_off or (gone and bool(LOST.search(" ".join(lines))))
+    blameless = cut_off or isinstance(cause, StorageAway)
+    return f"{type(cause).__name__}: {text}", blameless or (gone and bool(LOST.search(" ".join(lines))))
 
 
 class OptunaPruning(FIFOScheduler):
@@ -107,10 +109,14 @@ class OptunaPruning(FIFOScheduler):
 
 
 class Relay(Callback):
-    """Passes on what only callbacks are told: last rounds, and the passing of time."""
+    """Passes on what only callbacks are told: starts, last rounds, and the passing of time."""
 
     def __init__(self, conductor: Conductor) -> None:
         self._conductor: Conductor | None = conductor
+
+    def on_trial_start(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
+        if self._conductor:
+            self._conductor.placed(trial.config["number"])
 
     def on_trial_result(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: dict[str, Any], **info: Any

@@ -29,6 +29,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
 BLOCK = 1 << 20
 
 
+class StorageAway(OSError):
+    """The storage did not work for longer than it is waited for: no fault of the trial."""
+
+
 class NoCheckpoint(Exception):
     """The folder holds no whole checkpoint; the message says what is wrong with it."""
 
@@ -66,7 +70,7 @@ class Checkpoints:
         """Stores what `write` puts into the folder it is given, and deletes all but the newest KEPT checkpoints.
 
         Returns: the checkpoint's place, a local path or a URI.
-        Raises: OSError if the storage did not work for `patience` seconds.
+        Raises: StorageAway if the storage did not work for `patience` seconds.
         """
         with tempfile.TemporaryDirectory(prefix="checkpoint-") as draft:
             self._patiently(lambda: _written(write, Path(draft)), f"cannot write a draft to {draft}")
@@ -83,7 +87,7 @@ class Checkpoints:
 
         Args: candidates: places of recorded checkpoints, newest first.
         Returns: the place that was loaded, None if none is whole; and a sentence for each that was not.
-        Raises: OSError if the storage did not work for `patience` seconds; what `load` raises.
+        Raises: StorageAway if the storage did not work for `patience` seconds; what `load` raises.
         """
         faults: list[str] = []
         found = None
@@ -122,7 +126,7 @@ class Checkpoints:
                 left = begin + self._patience - time.monotonic()
                 reason = f"{what}: {error}"
                 if left <= 0:
-                    raise OSError(f"{reason} (tried for {self._patience:g} s)") from error
+                    raise StorageAway(f"{reason} (tried for {self._patience:g} s)") from error
                 time.sleep(min(pause, left))
                 pause = min(2 * pause, LONGEST_PAUSE)
                 continue

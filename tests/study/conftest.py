@@ -1,12 +1,14 @@
 """Fixtures of the study tests."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_studies
+from object_store import ObjectStore
+from postgres import Postgres
 from tiny_studies import study_dict
 
 from study.spec import StudySpec
@@ -27,3 +29,17 @@ def tiny_study(tmp_path: Path) -> Callable[..., dict[str, Any]]:
 def tiny_spec(tmp_path: Path) -> Callable[..., StudySpec]:
     """The same, checked."""
     return lambda **changes: StudySpec.model_validate(study_dict(tmp_path, **changes))
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A real PostgreSQL."""
+    with Postgres(tmp_path_factory.mktemp("postgres")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[ObjectStore]:
+    """A real server of the S3 protocol."""
+    with ObjectStore() as running:
+        yield running

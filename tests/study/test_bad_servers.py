@@ -1,7 +1,7 @@
 """Servers and storage that a study cannot use: exit 2, one message, no trial, no password in it."""
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,18 +13,6 @@ from study.ledger import Ledger, LedgerError
 from study.sweep import main
 
 Refused = Callable[..., str]
-
-
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    with Postgres(tmp_path_factory.mktemp("postgres")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[ObjectStore]:
-    with ObjectStore() as running:
-        yield running
 
 
 @pytest.fixture

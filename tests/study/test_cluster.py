@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +21,6 @@ from study.ledger import Ledger, study_url
 from study.records import TrialRecord
 
 LIMITS = {"trials": 6, "failures": 0, "concurrent": 3}
-
-
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    with Postgres(tmp_path_factory.mktemp("postgres")) as running:
-        yield running
-
-
-@pytest.fixture
-def store() -> Iterator[ObjectStore]:
-    with ObjectStore() as running:
-        yield running
 
 
 def comparable(record: TrialRecord) -> tuple[object, ...]:

@@ -232,18 +232,6 @@ def test_a_trial_that_goes_wrong(tmp_path: Path, at_random: Outcome, kind: str, 
 # Stores that are away
 
 
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    with Postgres(tmp_path_factory.mktemp("postgres")) as running:
-        yield running
-
-
-@pytest.fixture
-def store() -> Iterator[ObjectStore]:
-    with ObjectStore() as running:
-        yield running
-
-
 @pytest.fixture
 def pause() -> Callable[[float], None]:
     """How long an outage lasts is what the test is about."""

@@ -6,7 +6,6 @@ before each. `ROUND_SECONDS` is how long a round takes; while `ROUND_LOG.hold` e
 `TRIAL_FAULT` is `kind:number`: what goes wrong in that trial's third round.
 """
 
-import json
 import math
 import os
 import time
@@ -14,46 +13,32 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from staged_trainables import Staged, StagedTrial
 
-from trainables.trainable import TrialTrainable
 from trainables.trial import Report
 
-ROUNDS = 4
 
+class CountedTrial(StagedTrial):
+    """Its score rises by rounds to what the parameters are worth."""
 
-class CountedTrial:
-    """Reports a score that rises by rounds to what the parameters are worth."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, number: int, config: dict[str, Any]) -> None:
         model = config["model"]
         weight, eps = model["adversarial_weight"], model["train_eps"]
-        self.goal = 0.9 - 0.1 * abs(math.log10(weight) - 0.3) - abs(eps - 0.15) if weight else 0.5
-        self.round = 0
+        worth = 0.9 - 0.1 * abs(math.log10(weight) - 0.3) - abs(eps - 0.15) if weight else 0.5
+        super().__init__(number, worth)
 
     def run_round(self) -> Report:
         time.sleep(float(os.environ.get("ROUND_SECONDS", "0.2")))
         while os.path.exists(f"{os.environ['ROUND_LOG']}.hold"):
             time.sleep(0.02)
-        self.round += 1
-        score = self.goal * self.round / ROUNDS
-        last = self.round == ROUNDS
-        report: Report = {"clean/acc": 1.0, "probe/acc": score, "round": self.round, "rounds": ROUNDS, "done": last}
-        return {**report, "robust/acc": score} if last else report
-
-    def save(self, folder: Path) -> None:
-        (folder / "state.json").write_text(json.dumps({"round": self.round}))
-
-    def load(self, folder: Path) -> None:
-        self.round = json.loads((folder / "state.json").read_text())["round"]
+        return super().run_round()
 
 
-class Counted(TrialTrainable):
-    def setup(self, config: dict[str, Any]) -> None:
-        self.number = config["number"]
-        super().setup(config)
+class Counted(Staged):
+    """Runs such a trial and keeps the log."""
 
     def build(self, config: dict[str, Any]) -> CountedTrial:
-        return CountedTrial(config)
+        return CountedTrial(self.number, config)
 
     def step(self) -> Report:
         assert isinstance(self.trial, CountedTrial)

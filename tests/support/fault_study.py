@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from counted_trainables import ROUNDS
+from staged_trainables import ROUNDS
 from tiny_studies import ROOT, study_dict
 
 from study.ledger import Ledger, LedgerError, study_url

@@ -8,7 +8,7 @@ import pytest
 from object_store import ObjectStore
 
 from trainables import checkpoints
-from trainables.checkpoints import Checkpoints, NoCheckpoint, download, locate, read_file, storage_fault
+from trainables.checkpoints import Checkpoints, NoCheckpoint, StorageAway, download, locate, read_file, storage_fault
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_a_store_that_stays_away_is_named_in_the_end(
     store.install(monkeypatch)
     store.refuses_writes = True
     try:
-        with pytest.raises(OSError, match=r"cannot write s3://studies/.*\(tried for 0.1 s\)"):
+        with pytest.raises(StorageAway, match=r"cannot write s3://studies/.*\(tried for 0.1 s\)"):
             Checkpoints(f"s3://studies/{tmp_path.name}/never", patience=0.1).save(1, writer("one"))
     finally:
         store.refuses_writes = False
