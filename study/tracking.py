@@ -403,7 +403,8 @@ class MLflowTracker:
 
     def trial_ended(self, record: TrialRecord) -> None:
         self._remember(record)
-        self._courier.put(Parcel(record=record, time=_now(), ended=True))
+        # With all its rounds: the last ones may be those of a driver that was killed before it could tell them.
+        self._courier.put(Parcel(record=record, time=_now(), points=list(record.history), ended=True))
 
     def tick(self) -> None:
         """Nothing: the thread keeps its own time."""

@@ -243,6 +243,24 @@ def test_reconcile_makes_and_ends_what_the_database_knows(uri: str, open_tracker
     assert seen.parent().data.metrics["trials/complete"] == 2
 
 
+def test_a_trial_that_ended_under_a_killed_driver_gets_all_its_rounds(
+    uri: str, open_tracker: Callable[..., MLflowTracker]
+) -> None:
+    """Killed after the record of the last round and before the last word: rounds 2 and 3 were never told."""
+    first = open_tracker()
+    first.trial_started(running(0))
+    first.trial_reported(running(0, 1, **{"clean/acc": 0.1}))
+    first.close()
+    history = tuple((round_, 1000 * round_, {"clean/acc": round_ / 10}) for round_ in (1, 2, 3))
+    second = open_tracker()
+    second.reconcile([replace(running(0, 3), history=history)])
+    second.trial_ended(replace(complete(0), metrics={"clean/acc": 0.3, "robust/acc": 0.5}, history=history))
+    second.close()
+    seen = Seen(uri)
+    assert sorted(seen.history(0, "clean/acc")) == [(1, 0.1), (2, 0.2), (3, 0.3)]
+    assert seen.history(0, "robust/acc") == [(3, 0.5)]
+
+
 def test_a_killed_driver_leaves_nothing_twice(uri: str, open_tracker: Callable[..., MLflowTracker]) -> None:
     script = f"""
 import sys, threading
