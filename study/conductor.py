@@ -89,6 +89,8 @@ class Conductor:
         self._suggestions = suggestions
         self._observers = observers
         self._folder = folder
+        self._mark = ledger.uid[:8]
+        """Keeps studies of one name, in two databases, apart on one storage."""
         used = ledger.seconds
         self._deadline = time.monotonic() + spec.limits.hours * 3600 - used if spec.limits.hours else math.inf
         self._numbers: dict[str, int] = {}
@@ -229,7 +231,7 @@ class Conductor:
         return {
             "number": number,
             "config": json.dumps(config),
-            "folder": below(self._folder, f"trial_{number:05d}"),
+            "folder": below(self._folder, f"trial_{number:05d}-{self._mark}"),
             "resume": places[:KEPT],
             "threads": max(1, int(self._spec.resources.cpu)),
             "patience": 60 * self._spec.limits.outage_minutes,
@@ -303,12 +305,18 @@ class Conductor:
         if self.halting or self.error:
             self._parked.add(number)
             return True
-        if self._spec.pruner.name == "none" or self._ledger.record(number).baseline:
-            return False
-        if self._ledger.should_prune(number):
-            self._pruned.add(number)
+        try:
+            pruned = (
+                self._spec.pruner.name != "none"
+                and not self._ledger.record(number).baseline
+                and self._ledger.should_prune(number)
+            )
+        except Exception as error:  # kept for `tick`, like that of every callback
+            self.error = error
             return True
-        return False
+        if pruned:
+            self._pruned.add(number)
+        return pruned
 
     def failing(self, number: int, reason: str, *, lost: bool) -> None:
         """Remembers why a trial's worker ended, and whether because a machine or a storage was lost."""
@@ -336,6 +344,7 @@ class Conductor:
             self._give_back(number)
         self._parked.discard(number)
         self._stored.pop(number, None)
+        self._heard.pop(number, None)
         del self._numbers[trial_id]
 
     def _give_back(self, number: int) -> None:
@@ -394,6 +403,7 @@ class Conductor:
             raise LeaseLost(f"study {self._spec.name!r} was taken over by another driver")
         now = time.monotonic()
         if now > self._stop_by:
+            self.interrupt()  # first of all: Ray takes its time to end workers, and the machine may not
             raise StopNow(self.stopping)
         if now - self._last_tick < TICK_SECONDS:
             return

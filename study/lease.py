@@ -52,7 +52,8 @@ class Lease:
         self.lost = threading.Event()
         """Set once another driver has taken the study over."""
         self._holder = ""
-        self._heard = self._beaten = time.monotonic()
+        self._heard, self._beaten = _awake(), time.monotonic()
+        self._beating = threading.Lock()
         self._stop = threading.Event()
 
     def acquire(self, *, takeover: bool = False, stale_seconds: float = STALE_SECONDS) -> None:
@@ -60,7 +61,10 @@ class Lease:
 
         Raises: LeaseHeld naming the holder if it is alive, or may be.
         """
-        _TABLE.create(self._engine, checkfirst=True)
+        try:
+            _TABLE.create(self._engine, checkfirst=True)
+        except sa.exc.DBAPIError:  # another driver was quicker, or there is no database, which the next line finds
+            self._row()
         holder = {
             "id": uuid.uuid4().hex,
             "host": socket.gethostname(),
@@ -81,7 +85,7 @@ class Lease:
             if taken:
                 break
         self._holder = mine
-        self._heard = self._beaten = time.monotonic()
+        self._heard, self._beaten = _awake(), time.monotonic()
         threading.Thread(target=self._keep_alive, name="lease", daemon=True).start()
 
     def release(self) -> None:
@@ -99,7 +103,7 @@ class Lease:
 
         A driver that was stopped, and woken after another has taken over, must not write what it had in hand.
         """
-        if self._holder and time.monotonic() - self._heard > FENCE_SECONDS and not self._beat():
+        if self._holder and _awake() - self._heard > FENCE_SECONDS and not self._beat():
             self.lost.set()
         return not self.lost.is_set()
 
@@ -158,10 +162,11 @@ class Lease:
         return bool(done.rowcount)
 
     def _beat(self) -> bool:
-        now = time.monotonic()
-        passed = max(0.0, now - self._beaten)
-        kept = self._write(beat=_TABLE.c.beat + 1, heartbeat=time.time(), seconds=_TABLE.c.seconds + passed)
-        self._heard, self._beaten = time.monotonic(), now
+        with self._beating:
+            now = time.monotonic()
+            passed = max(0.0, now - self._beaten)
+            kept = self._write(beat=_TABLE.c.beat + 1, heartbeat=time.time(), seconds=_TABLE.c.seconds + passed)
+            self._heard, self._beaten = _awake(), now
         return kept
 
     def _keep_alive(self) -> None:
@@ -179,7 +184,7 @@ class Lease:
         """Raises: LeaseHeld unless the holder may be replaced."""
         holder = json.loads(row["holder"])
         who = f"process {holder['pid']} on {holder['host']}"
-        if holder.get("place") == _place():  # not dead, so it is seen to live
+        if _place() and holder.get("place") == _place():  # not dead, so it is seen to live
             raise LeaseHeld(f"study {self._name!r} is being run by {who}; wait for it or stop it first")
         age = time.time() - row["heartbeat"]
         if not takeover:
@@ -206,6 +211,11 @@ def _moves(read: Callable[[], Mapping[str, Any] | None], before: Mapping[str, An
     return False
 
 
+def _awake() -> float:
+    """Seconds of a clock that goes on while the machine sleeps, where there is one."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
 def _place() -> str:
     """Where process ids mean the same: machine, its start, and the process namespace; empty where unknown."""
     try:
@@ -216,9 +226,11 @@ def _place() -> str:
 
 
 def _process_start(pid: int) -> str:
-    """When the process began, in the kernel's ticks, so that a reused pid is told apart; empty where unknown."""
+    """When the process began, in the kernel's ticks, so that a reused pid is told apart; empty where unknown, `dead`
+    for one that has ended and that its parent has not asked about yet."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+        facts = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return "dead" if facts[0] == "Z" else facts[19]
     except (OSError, IndexError):
         return ""
 
@@ -232,6 +244,6 @@ def _is_dead(holder: Mapping[str, Any]) -> bool:
     except ProcessLookupError:
         return True
     except PermissionError:
-        return False
+        pass  # somebody else's process; whether it is the same one is seen below
     started = _process_start(holder["pid"])
     return bool(started and holder.get("started") and started != holder["started"])

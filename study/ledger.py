@@ -31,10 +31,14 @@ logger = logging.getLogger(__name__)
 ROUND = "round:"
 """Prefix of the attributes that hold a trial's rounds; the number follows."""
 SCHEMA_ATTEMPTS = 10
+SCHEMA_RACES = ("already exists", "duplicate key", "unique constraint", "database is locked")
+"""What databases say to one of several processes that make the tables at once."""
 ATTEMPT = "attempt:"
 """Prefix of the attributes that hold a trial's failed attempts; the index follows."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
 """Seconds between attempts while the database does not answer; doubled each time."""
+FAILOVER = ("25006",)
+"""What PostgreSQL says while another server takes over: it may only be read for now."""
 SQLITE_OUTAGES = ("locked", "disk is full", "disk I/O error", "unable to open")
 """What sqlite says when trying later may work."""
 
@@ -75,9 +79,6 @@ def open_storage(url: str, *, create: bool) -> optuna.storages.BaseStorage:
         except OSError as error:
             raise LedgerError(f"cannot make the folder of the study database {file}: {error.strerror}") from error
     try:
-        if parsed.get_backend_name() == "sqlite":
-            with closing(sqlite3.connect(str(parsed.database), timeout=30)) as database:
-                database.execute("PRAGMA journal_mode=WAL")  # kept in the file; making the tables is quicker with it
         storage = _make_storage(url, parsed)
     except ImportError as error:
         missing = getattr(error.__cause__, "name", None) or parsed.drivername
@@ -97,19 +98,30 @@ def _make_storage(url: str, parsed: sqlalchemy.engine.URL) -> optuna.storages.RD
     """Opens the database; of several processes that make its tables at once, all but one have to try again."""
     for left in range(SCHEMA_ATTEMPTS - 1, -1, -1):
         try:
+            if parsed.get_backend_name() == "sqlite":
+                with closing(sqlite3.connect(str(parsed.database), timeout=30)) as database:
+                    database.execute(
+                        "PRAGMA journal_mode=WAL"
+                    )  # kept in the file; makes the tables sooner
             # A connection that a restarted server has dropped is replaced before it is used.
             options = {"connect_args": _connect_args(parsed), "pool_pre_ping": True}
             return optuna.storages.RDBStorage(url, engine_kwargs=options)
         except Exception as error:
             text = f"{error} {error.__cause__}".lower()
-            if not left or not any(words in text for words in ("already exists", "duplicate key", "unique constraint")):
+            if not left or not any(words in text for words in SCHEMA_RACES):
                 raise
             time.sleep(0.5)
     raise AssertionError("unreachable")
 
 
 def _connect_args(url: sqlalchemy.engine.URL) -> dict[str, Any]:
-    return {"timeout": 30} if url.get_backend_name() == "sqlite" else {"connect_timeout": 5}
+    if url.get_backend_name() == "sqlite":
+        return {"timeout": 30}
+    if url.get_backend_name() != "postgresql":
+        return {"connect_timeout": 5}
+    # A server that is gone without a word is noticed in seconds and not after the kernel's quarter of an hour.
+    alive = {"keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000}
+    return {"connect_timeout": 5, **alive}
 
 
 def _quick_commits(engine: sqlalchemy.engine.Engine) -> None:
@@ -135,6 +147,8 @@ def is_outage(error: BaseException) -> bool:
         return False
     if isinstance(cause.orig, sqlite3.Error):
         return any(words in str(cause.orig) for words in SQLITE_OUTAGES)
+    if getattr(cause.orig, "sqlstate", None) in FAILOVER:
+        return True
     return cause.connection_invalidated or isinstance(
         cause, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError
     )
@@ -376,7 +390,10 @@ class Ledger:
     @_patient
     def progress(self, number: int, progress: Mapping[str, Any]) -> None:
         """A round with its checkpoint, in one write: {"round", "time", "metrics", "checkpoint", "seconds", …}."""
-        self._set_attribute(number, f"{ROUND}{progress['round']:06d}", dict(progress))
+        rounds = _rounds(self._frozen(number).user_attrs)
+        # A trial that had to start anew writes its rounds over the old ones: the newest is not the highest.
+        order = 1 + max((_order(one) for one in rounds), default=0)
+        self._set_attribute(number, f"{ROUND}{progress['round']:06d}", {**progress, "order": order})
 
     @_patient
     def attempt_failed(self, number: int, index: int, attempt: Attempt) -> None:
@@ -497,9 +514,20 @@ class _Known:
                 break
 
 
+def _rounds(attrs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A trial's rounds, in order; those of a run before it started anew are left out where it has not come so far."""
+    rounds = [attrs[name] for name in sorted(attrs) if name.startswith(ROUND)]
+    newest = max(rounds, key=_order, default=None)
+    return [one for one in rounds if newest is not None and one["round"] <= newest["round"]]
+
+
+def _order(progress: Mapping[str, Any]) -> int:
+    return int(progress.get("order", progress["round"]))
+
+
 def _record(trial: FrozenTrial) -> TrialRecord:
     attrs = trial.user_attrs
-    rounds = [attrs[name] for name in sorted(attrs) if name.startswith(ROUND)]
+    rounds = _rounds(attrs)
     progress = rounds[-1] if rounds else {}
     return TrialRecord(
         number=trial.number,

@@ -49,8 +49,9 @@ QUIET = {
 }
 OF_WORKERS = ("RAY_CHDIR_TO_TRIAL_DIR", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO")
 """What of QUIET the workers of a running cluster must be told; those of a local one inherit it."""
-SPOT_GRACE = 25.0
-"""Seconds that open rounds get after SIGTERM: a machine that is taken away gives half a minute at least."""
+SPOT_GRACE = 15.0
+"""Seconds that open rounds get after SIGTERM: a machine that is taken away gives half a minute at least, and the end in
+order needs some of it."""
 SHIPPED = ("ardmvc_core", "trainables", "study", "search_spaces")
 NOT_SHIPPED = ["__pycache__", "*.pyc", "*.ipynb", ".git", "runs", "mlruns", "clusters"]
 
@@ -92,10 +93,10 @@ def run_study(
     if address:
         connect(address, spec)
     spec, ledger, old = _open(spec, storage, takeover=takeover, warm_start=warm_start)
-    records = ledger.records()
     conductor: Conductor | None = None
     tracker = display = None
     try:
+        records = ledger.records()
         ledger.adopt(spec)
         artifacts = None if spec.storage.remote else below(storage, "mlartifacts")
         tracker = MLflowTracker(
@@ -117,7 +118,9 @@ def run_study(
         if not lost:
             tracker.begin_close()
         code, note = _verdict(spec, conductor, waiting, lost)
-        if show_results:
+        if lost:
+            _say(note)
+        elif show_results:
             _say(note)
             show_results(ledger.records())
         else:
@@ -190,6 +193,12 @@ def _open(
         ledger.acquire(takeover=takeover)
     except LedgerError as error:
         raise StudyRefused(str(error)) from error
+    except Exception as error:
+        if is_outage(error):
+            raise StudyRefused(
+                f"the study database does not answer: {redact(str(error.__cause__ or error))}"
+            ) from error
+        raise
     ledger.patience = 60 * spec.limits.outage_minutes
     if ledger.control == "stop":
         ledger.set_control("")  # it was meant for the driver before
@@ -289,9 +298,9 @@ def _fit(spec: StudySpec, conductor: Conductor, trainable: type | None) -> None:
     except (LeaseLost, StopNow):
         return
     except Exception as error:
-        if conductor.error is None:
-            raise
-        problem = conductor.error
+        problem = conductor.error or error
+        if isinstance(problem, LeaseLost):
+            return
         reason = redact(f"{type(problem).__name__}: {problem}")
         raise StudyBroken(f"the driver stopped: {reason}") from error
 

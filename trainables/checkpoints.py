@@ -6,9 +6,12 @@ kill, a full disk or a broken transfer is told from a whole one. Folders carry a
 is believed dead and still writes cannot touch what its successor wrote.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import logging
+import shutil
 import tempfile
 import time
 import uuid
@@ -26,7 +29,8 @@ KEPT = 2
 """Checkpoints of a trial that are kept: the newest, and one to fall back to."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
 """Seconds between attempts while the storage does not work; doubled each time."""
-BLOCK = 1 << 20
+BLOCK = ROOM = 1 << 20
+"""Bytes that are copied at once; bytes below which a disk counts as full."""
 
 
 class StorageAway(OSError):
@@ -65,6 +69,8 @@ class Checkpoints:
         self._patience = patience
         self._known: list[str] = []
         """Checkpoints that this writer may delete: those it was given and those it wrote, oldest first."""
+        self._left: set[str] = set()
+        """What earlier attempts had left when this writer began; what is there later is not its to clear."""
 
     def save(self, round_: int, write: Callable[[Path], None]) -> str:
         """Stores what `write` puts into the folder it is given, and deletes all but the newest KEPT checkpoints.
@@ -72,27 +78,36 @@ class Checkpoints:
         Returns: the checkpoint's place, a local path or a URI.
         Raises: StorageAway if the storage did not work for `patience` seconds.
         """
-        with tempfile.TemporaryDirectory(prefix="checkpoint-") as draft:
-            self._patiently(lambda: _written(write, Path(draft)), f"cannot write a draft to {draft}")
-            place = below(self.folder, f"round_{round_:06d}-{uuid.uuid4().hex[:8]}")
-            self._patiently(lambda: upload(Path(draft), place), f"cannot write {place}")
+        place = below(self.folder, f"round_{round_:06d}-{uuid.uuid4().hex[:8]}")
+        self._patiently(partial(_store, write, place), f"cannot write {place}")
         self._known.append(place)
         for old in self._known[:-KEPT]:
             _delete(old)
         self._known = self._known[-KEPT:]
         return place
 
-    def restore(self, candidates: Sequence[str], load: Callable[[Path], None]) -> tuple[str | None, list[str]]:
-        """Hands the newest whole checkpoint to `load`, and clears the trial's folder of what no candidate names.
+    def look(self) -> None:
+        """Remembers what earlier attempts have left; called first of all, before anything that takes long."""
+        try:
+            system, path = locate(self.folder)
+            found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+            self._left = {info.base_name for info in found if info.type == fs.FileType.Directory}
+        except OSError as error:
+            logger.debug("cannot list %s: %s", self.folder, error)
 
-        Args: candidates: places of recorded checkpoints, newest first.
+    def restore(self, candidates: Sequence[str], load: Callable[[Path], None]) -> tuple[str | None, list[str]]:
+        """Hands the newest whole checkpoint to `load`, and deletes what `look` has seen and no candidate names.
+
+        Args: candidates: places of recorded checkpoints, newest first; one that is not there is looked for by its name
+            in this folder, to where a storage may have moved.
         Returns: the place that was loaded, None if none is whole; and a sentence for each that was not.
         Raises: StorageAway if the storage did not work for `patience` seconds; what `load` raises.
         """
         faults: list[str] = []
         found = None
         self._known = []
-        for index, place in enumerate(candidates):
+        for index, recorded in enumerate(candidates):
+            place = self._place_of(recorded)
             with tempfile.TemporaryDirectory(prefix="checkpoint-") as local:
                 try:
                     self._patiently(partial(download, place, Path(local)), f"cannot read {place}")
@@ -101,21 +116,20 @@ class Checkpoints:
                     continue
                 load(Path(local))
                 found = place
-                self._known = list(reversed(candidates[index:]))
+                self._known = [self._place_of(one) for one in reversed(candidates[index:])]
+                self._clear()
                 break
-        self._clear()
         return found, faults
 
+    def _place_of(self, recorded: str) -> str:
+        moved = below(self.folder, recorded.rstrip("/").rsplit("/", 1)[-1])
+        return moved if moved.rsplit("/", 1)[-1] in self._left else recorded
+
     def _clear(self) -> None:
-        """Deletes what earlier attempts left and nobody recorded; a storage that fails here is tried by the next."""
+        """Deletes what earlier attempts left and nobody recorded."""
         named = {place.rstrip("/").rsplit("/", 1)[-1] for place in self._known}
-        try:
-            system, path = locate(self.folder)
-            for info in system.get_file_info(fs.FileSelector(path, allow_not_found=True)):
-                if info.type == fs.FileType.Directory and info.base_name not in named:
-                    system.delete_dir(info.path)
-        except OSError as error:
-            logger.debug("cannot clear %s: %s", self.folder, error)
+        for name in self._left - named:
+            _delete(below(self.folder, name))
 
     def _patiently(self, action: Callable[[], None], what: str) -> None:
         begin, pause, reason = time.monotonic(), FIRST_PAUSE, ""
@@ -135,11 +149,17 @@ class Checkpoints:
             return
 
 
-def _written(write: Callable[[Path], None], draft: Path) -> None:
-    """Lets the trial write its files; an attempt that failed half way leaves nothing behind."""
-    for left in draft.iterdir():
-        left.unlink()
-    write(draft)
+def _store(write: Callable[[Path], None], place: str) -> None:
+    """Lets the trial write its files into a draft and uploads them; an attempt that fails leaves no draft behind."""
+    with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
+        draft = Path(folder)
+        try:
+            write(draft)
+        except RuntimeError as error:  # torch's word for a disk that is full
+            if shutil.disk_usage(draft).free < ROOM:
+                raise OSError(errno.ENOSPC, f"No space left for a draft in {draft.parent}") from error
+            raise
+        upload(draft, place)
 
 
 def upload(source: Path, place: str) -> None:
@@ -199,7 +219,8 @@ def _delete(place: str) -> None:
     """Deletes a checkpoint, its manifest first; what cannot be deleted stays, and costs room only."""
     try:
         system, path = locate(place)
-        system.delete_file(f"{path}/{MANIFEST}")
+        with contextlib.suppress(FileNotFoundError):
+            system.delete_file(f"{path}/{MANIFEST}")
         system.delete_dir(path)
     except OSError as error:
         logger.debug("cannot delete %s: %s", place, error)

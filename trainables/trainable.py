@@ -48,17 +48,23 @@ class TrialTrainable(tune.Trainable):
         self.trial = None  # an actor that is used again must not hold two trials in memory
         self._round_seconds = float(config["round_seconds"])
         self._checkpoints = Checkpoints(config["folder"], patience=config["patience"])
+        if config["resume"]:
+            self._checkpoints.look()
         with time_limit(self._round_seconds):
             provide_parts({key: partial(ray.get, reference) for key, reference in (data or {}).items()})
             self.trial = self.build(json.loads(config["config"]))
-        self._notes = self._checkpoints.restore(config["resume"], self.trial.load)[1]
+        # Waiting for a storage is allowed for; one that hangs in place of failing is not.
+        self._storage_seconds = self._round_seconds and self._round_seconds + 2 * config["patience"]
+        with time_limit(self._storage_seconds):
+            self._notes = self._checkpoints.restore(config["resume"], self.trial.load)[1]
 
     def step(self) -> Report:
         assert self.trial is not None
         with time_limit(self._round_seconds):
             report = self.trial.run_round()
         if "failure" not in report:
-            report["checkpoint"] = self._checkpoints.save(report["round"], self.trial.save)
+            with time_limit(self._storage_seconds):
+                report["checkpoint"] = self._checkpoints.save(report["round"], self.trial.save)
         notes = [*self._notes, *self._checkpoints.waited]
         self._notes, self._checkpoints.waited = [], []
         return {**report, "notes": json.dumps(notes)} if notes else report

@@ -46,6 +46,21 @@ def test_finish_is_idempotent_and_keeps_the_first_state(tiny_spec: SpecMaker) ->
     assert record.history == ((1, 5, {"probe/acc": 0.2}), (4, 9, {"robust/acc": 0.5}))
 
 
+def test_a_trial_that_started_anew_is_where_it_is_now(tiny_spec: SpecMaker) -> None:
+    """Its checkpoints were lost: rounds of the run before count no more, until they are done again."""
+    ledger = open_ledger(tiny_spec())
+    number = add(ledger)
+    facts = {"metrics": {}, "seconds": 1.0}
+    for round_ in (1, 2, 3):
+        ledger.progress(number, {"round": round_, "time": round_, "checkpoint": f"/old/{round_}", **facts})
+    assert (ledger.record(number).checkpoint, ledger.record(number).fallbacks) == ("/old/3", ("/old/2", "/old/1"))
+    for round_ in (1, 2):
+        ledger.progress(number, {"round": round_, "time": 9, "checkpoint": f"/new/{round_}", **facts})
+    record = Ledger.open_existing("tiny", study_url(Path(tiny_spec().storage.path))).record(number)
+    assert (record.round, record.checkpoint, record.fallbacks) == (2, "/new/2", ("/new/1",))
+    assert [round_ for round_, _, _ in record.history] == [1, 2]
+
+
 def test_failed_trial_keeps_its_reason(tiny_spec: SpecMaker) -> None:
     ledger = open_ledger(tiny_spec())
     ledger.finish(add(ledger), TrialState.FAIL, (), "loss ddc1 is nan in stage train, epoch 2")

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from staged_trainables import ROUNDS, Accidents, BreaksDatabase, Staged
+from staged_trainables import ROUNDS, Accidents, BreaksDatabase, Staged, TakesLease
 from tiny_studies import ROOT, run_sweep, study_dict, sweep_command, write_study
 
+from study import lease
 from study.ledger import Ledger, study_url
 from study.records import TrialRecord
 from study.runner import StudyBroken, StudyRefused, run_study
@@ -172,6 +173,18 @@ def test_a_database_that_breaks_stops_the_driver_and_loses_nothing(
     assert (record.state, record.round) == ("RUNNING", 1)
     assert run_study(spec, trainable=Staged) == 0
     assert [record.state for record in records_of(spec)] == ["COMPLETE", "COMPLETE"]
+
+
+def test_a_driver_that_was_taken_over_stops_and_leaves_the_study_to_the_other(
+    tiny_spec: SpecMaker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = tiny_spec(limits={"trials": 2, "failures": 0, "concurrent": 1})
+    monkeypatch.setattr(lease, "FENCE_SECONDS", 0.0)  # as after a long sleep: it asks before it writes
+    monkeypatch.setenv("BREAK_DATABASE", str(Path(spec.storage.path) / "studies.db"))
+    assert run_study(spec, trainable=TakesLease) == 130
+    assert "was taken over by another driver; this one has stopped" in capsys.readouterr().err
+    (record,) = records_of(spec)
+    assert (record.state, record.round) == ("RUNNING", 1)
 
 
 def test_hours_that_are_used_up_leave_the_rest_for_later(

@@ -70,6 +70,17 @@ class Accidents(Staged):
         return known
 
 
+class TakesLease(Staged):
+    """Makes another driver the holder of the study in the second round."""
+
+    def step(self) -> Report:
+        assert isinstance(self.trial, StagedTrial)
+        if self.trial.round == 1:
+            with closing(sqlite3.connect(os.environ["BREAK_DATABASE"], timeout=30)) as connection, connection:
+                connection.execute("UPDATE ardmvc_leases SET holder = '{}'")
+        return super().step()
+
+
 class BreaksDatabase(Staged):
     """Takes a table of the study's database away in the second round."""
 

@@ -34,6 +34,13 @@ def writer(text: str) -> Callable[[Path], None]:
     return write
 
 
+def resuming(place: str) -> Checkpoints:
+    """As a worker does it that goes on with a trial."""
+    found = Checkpoints(place)
+    found.look()
+    return found
+
+
 def content(loaded: list[bytes]) -> Callable[[Path], None]:
     return lambda folder: loaded.append((folder / "state.pt").read_bytes()[:3])
 
@@ -77,7 +84,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before(
     older, newest = trial.save(1, writer("old")), trial.save(2, writer("new"))
     rewrite(newest, name, change)
     loaded: list[bytes] = []
-    again = Checkpoints(place)
+    again = resuming(place)
     found, faults = again.restore([newest, older], content(loaded))
     assert (found, loaded) == (older, [b"old"])
     assert len(faults) == 1
@@ -113,9 +120,40 @@ def test_what_nobody_recorded_is_cleared_when_the_trial_goes_on(place: str) -> N
     """A worker that was believed dead wrote a round that the database never heard of."""
     recorded = Checkpoints(place).save(1, writer("one"))
     unrecorded = Checkpoints(place).save(2, writer("two"))
-    Checkpoints(place).restore([recorded], content([]))
+    resuming(place).restore([recorded], content([]))
     assert read_file(unrecorded, "state.pt") is None
     assert read_file(recorded, "state.pt") is not None
+
+
+def test_a_late_worker_clears_nothing_of_its_successor(place: str) -> None:
+    """It was cut off while it waited for its start, and wakes when another has gone on with the trial."""
+    recorded = Checkpoints(place).save(1, writer("one"))
+    late = resuming(place)
+    successor = resuming(place)
+    successor.restore([recorded], content([]))
+    newer = [successor.save(round_, writer(f"r{round_} ")) for round_ in (2, 3)]
+    late.restore([recorded], content([]))
+    late.save(2, writer("late"))
+    loaded: list[bytes] = []
+    assert Checkpoints(place).restore([newer[1]], content(loaded)) == (newer[1], [])
+    assert loaded == [b"r3 "]
+
+
+def test_where_nothing_could_be_loaded_nothing_is_deleted(place: str) -> None:
+    """The folder may be that of a study whose database was lost."""
+    other = Checkpoints(place).save(4, writer("old"))
+    assert resuming(place).restore([f"{place}/round_000002-gone"], content([]))[0] is None
+    resuming(place).restore([], content([]))
+    assert read_file(other, "state.pt") == b"old" * 1000
+
+
+def test_a_storage_that_has_moved_is_found(tmp_path: Path) -> None:
+    recorded = Checkpoints(str(tmp_path / "here" / "trial")).save(2, writer("two"))
+    (tmp_path / "here").rename(tmp_path / "there")
+    loaded: list[bytes] = []
+    found, faults = resuming(str(tmp_path / "there" / "trial")).restore([recorded], content(loaded))
+    assert found == recorded.replace("/here/", "/there/")
+    assert (loaded, faults) == ([b"two"], [])
 
 
 def test_two_writers_do_not_touch_each_other(place: str) -> None:
