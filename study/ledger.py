@@ -100,9 +100,7 @@ def _make_storage(url: str, parsed: sqlalchemy.engine.URL) -> optuna.storages.RD
         try:
             if parsed.get_backend_name() == "sqlite":
                 with closing(sqlite3.connect(str(parsed.database), timeout=30)) as database:
-                    database.execute(
-                        "PRAGMA journal_mode=WAL"
-                    )  # kept in the file; makes the tables sooner
+                    database.execute("PRAGMA journal_mode=WAL")  # kept in the file; makes the tables sooner
             # A connection that a restarted server has dropped is replaced before it is used.
             options = {"connect_args": _connect_args(parsed), "pool_pre_ping": True}
             return optuna.storages.RDBStorage(url, engine_kwargs=options)
