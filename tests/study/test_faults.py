@@ -91,7 +91,7 @@ def test_a_driver_killed_ten_times_at_random_moments(tmp_path: Path, best: tuple
 @pytest.mark.parametrize(
     ("fault", "name"),
     [
-        ("told:1", "driver SIGKILLed between the tell to the database and MLflow"),
+        pytest.param("told:1", "driver SIGKILLed between the tell to the database and MLflow", marks=pytest.mark.slow),
         ("stored:1:2", "driver SIGKILLed between a checkpoint and its record"),
         pytest.param(
             "stored:2:4",
@@ -189,6 +189,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, best: tuple[int, float]) 
     note("Ctrl-C twice", study.check(best), 0.0)
 
 
+@pytest.mark.slow
 def test_sigterm_as_a_spot_interruption(tmp_path: Path, best: tuple[int, float]) -> None:
     study = FaultStudy(tmp_path)
     driver = study.start(ROUND_SECONDS="1")
@@ -205,27 +206,37 @@ def test_sigterm_as_a_spot_interruption(tmp_path: Path, best: tuple[int, float])
     note("SIGTERM", left, seconds)
 
 
+@pytest.mark.parametrize("kind", [pytest.param("raise_once", marks=pytest.mark.slow), "hang_once"])
+def test_a_trial_that_goes_wrong_once(tmp_path: Path, best: tuple[int, float], kind: str) -> None:
+    limits = {"trials": TRIALS, "failures": 0, "concurrent": 1, "round_minutes": 0.05}
+    study = FaultStudy(tmp_path, changes={"limits": limits})
+    begin = time.monotonic()
+    assert study.finish(TRIAL_FAULT=f"{kind}:1", ROUND_SECONDS="0.05") == 0, study.output
+    left = study.check(best)
+    assert [attempt.round for attempt in left.records[1].attempts] == [2]
+    note(f"a trial: {kind}", left, time.monotonic() - begin)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "state", "words"),
+    ("kind", "words", "attempts"),
     [
-        pytest.param("raise", "FAIL", "RuntimeError: the data are cursed", marks=pytest.mark.slow),
-        pytest.param("raise_once", "COMPLETE", "", marks=pytest.mark.slow),
-        pytest.param("nan", "FAIL", "without a finite robust/acc", marks=pytest.mark.slow),
-        pytest.param("hang", "FAIL", "longer than limits.round_minutes = 0.05", marks=pytest.mark.slow),
-        ("hang_once", "COMPLETE", ""),
+        ("raise", "RuntimeError: the data are cursed", 3),
+        ("nan", "without a finite robust/acc", 0),
+        ("hang", "longer than limits.round_minutes = 0.05", 3),
     ],
 )
-def test_a_trial_that_goes_wrong(tmp_path: Path, at_random: Outcome, kind: str, state: str, words: str) -> None:
+def test_a_trial_that_goes_wrong_always(
+    tmp_path: Path, at_random: Outcome, kind: str, words: str, attempts: int
+) -> None:
     best = at_random.best
     number = next(record.number for record in at_random.records[1:] if record.number != best[0])
     limits = {"trials": TRIALS, "failures": 1, "concurrent": 1, "round_minutes": 0.05}
     study = FaultStudy(tmp_path, changes={**RANDOM, "limits": limits})
     begin = time.monotonic()
     assert study.finish(TRIAL_FAULT=f"{kind}:{number}", ROUND_SECONDS="0.05") == 0, study.output
-    left = study.check(best, {number: words} if state == "FAIL" else {})
-    attempts = {"raise": 3, "raise_once": 1, "nan": 0, "hang": 3, "hang_once": 1}[kind]
-    assert len(left.records[number].attempts) == attempts
-    assert {attempt.round for attempt in left.records[number].attempts} <= {2}
+    left = study.check(best, {number: words})
+    assert [attempt.round for attempt in left.records[number].attempts] == [2] * attempts
     note(f"a trial: {kind}", left, time.monotonic() - begin)
 
 
