@@ -193,7 +193,9 @@ def test_a_node_whose_raylet_is_killed_in_mid_trial(tmp_path: Path, monkeypatch:
         for _ in range(2):
             cluster.add(cpus=1)
         driver = study.start("--address", cluster.address)
-        study.until(lambda: len({node for *_, node in study.rounds()}) == 2 and len(study.rounds()) > 5, driver)
+        study.until(lambda: len({node for *_, node in study.rounds()}) == 2, driver)
+        known = len(study.rounds())
+        study.until(lambda: len(study.rounds()) > known and study.rounds()[-1][1] < 3, driver)  # in mid-trial
         number, _, _, node = study.rounds()[-1]
         cluster.kill_raylet(cluster.nodes()[node])
         begin = time.monotonic()

@@ -318,7 +318,7 @@ def test_the_tracking_server_stopped_for_half_a_minute(
     tmp_path: Path, best: tuple[int, float], tracking: TrackingServer, pause: Callable[[float], None]
 ) -> None:
     study = FaultStudy(tmp_path / "study", environment={"MLFLOW_TRACKING_URI": tracking.url})
-    driver = study.start(ROUND_SECONDS="2.5")
+    driver = study.start(ROUND_SECONDS="5")
     study.until_round(6, driver)
     tracking.stop()
     before = len(study.rounds())
