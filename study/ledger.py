@@ -429,13 +429,6 @@ class Ledger:
         if self._frozen(number).state == TrialState.WAITING:
             self._set_state(number, TrialState.RUNNING)
 
-    @_patient
-    def next_session(self) -> int:
-        """Counts the drivers that this study has had; scratch folders carry the count."""
-        session = int(self._study.user_attrs.get("sessions", 0)) + 1
-        self._study.set_user_attr("sessions", session)
-        return session
-
     # Steering from outside
 
     @property

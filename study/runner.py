@@ -109,7 +109,6 @@ def run_study(
                 connect(None, spec)
             folder = below(storage, spec.name)
             conductor = Conductor(spec, ledger, Suggestions(spec, old), [display, tracker], folder=folder)
-            ledger.next_session()
             _fit(spec, conductor, trainable)
         lost = ledger.lost
         waiting = conductor.interrupt() if conductor and not lost else []
