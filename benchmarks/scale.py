@@ -192,7 +192,6 @@ def open_study(
     table = LiveTable(spec.objectives, spec.limits.trials, records, stream=stream)
     observers: list[Any] = [table, *([tracker] if tracker else []), windows]
     conductor = Conductor(spec, ledger, Suggestions(spec), observers, folder=str(Path(spec.storage.path) / spec.name))
-    ledger.next_session()
     windows.tracker = tracker
     windows.count(ledger._storage._backend.engine)
     return ledger, conductor, tracker, table
