@@ -16,7 +16,7 @@ sweep: .venv/.stamp
 	$(BIN)/python -m study.sweep $(STUDY)
 
 test: lint
-	$(BIN)/python -m pytest -m 'not slow and not gpu and not browser'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu and not browser'
 
 lint: .venv/.stamp
 	$(BIN)/ruff check .

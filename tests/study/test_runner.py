@@ -132,6 +132,7 @@ def test_a_trial_killed_after_its_last_checkpoint_is_not_run_again(tiny_spec: Sp
     assert record.history == ((ROUNDS, 1, {"robust/acc": 0.7}),)
 
 
+@pytest.mark.slow  # test_faults has the same interruption, and counts what is left
 def test_ctrl_c_leaves_the_open_trial_waiting_and_exits_with_130(tmp_path: Path) -> None:
     file = write_study(tmp_path, study_dict(tmp_path))
     process = subprocess.Popen(
