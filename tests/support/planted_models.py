@@ -1,0 +1,48 @@
+"""Models whose behaviour under attack is known by hand."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ardmvc_core.types import ModelOutput
+
+
+class LinearModel(nn.Module):
+    """K linear scores of the concatenated views: the exact L∞ distance of a sample to another cluster is known."""
+
+    def __init__(self, weight, bias=None, scale=1.0):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(torch.zeros(len(weight)) if bias is None else bias)
+        self.scale = scale
+
+    def forward(self, views):
+        latents = tuple(view.flatten(1) for view in views)
+        logits = self.scale * F.linear(torch.cat(latents, 1), self.weight, self.bias)
+        return ModelOutput(view_latents=latents, consensus=logits, logits=logits, assignments=logits.softmax(1))
+
+    @torch.no_grad()
+    def distance(self, views, eps_per_view=None):
+        """(B,) smallest r at which moves of r · ε_v in view v reach another cluster; ε_v = 1 gives an L∞ radius.
+
+        For a linear score w_j − w_own the largest rise in the ball is r · Σ_v ε_v |w_j − w_own|_1; bounds of valid
+        inputs are not looked at.
+        """
+        eps = eps_per_view or (1.0,) * len(views)
+        x = torch.cat([view.flatten(1) for view in views], 1)
+        reach = torch.cat([torch.full_like(view.flatten(1)[0], e) for view, e in zip(views, eps, strict=True)])
+        scores = F.linear(x, self.weight, self.bias)
+        own = scores.argmax(1)
+        gap = scores.gather(1, own[:, None]) - scores
+        norm = ((self.weight[None] - self.weight[own][:, None]).abs() * reach).sum(2)
+        norm.scatter_(1, own[:, None], 1.0)
+        return (gap / norm).scatter(1, own[:, None], torch.inf).min(1).values
+
+
+def planted(n=64, sizes=(3, 5), n_clusters=2, seed=0):
+    """A random LinearModel and clean views well inside the bounds: V × (n, D_v)."""
+    stream = torch.Generator().manual_seed(seed)
+    weight = torch.randn(n_clusters, sum(sizes), generator=stream)
+    model = LinearModel(weight, bias=-weight.sum(1) / 2)
+    views = tuple(0.3 + 0.4 * torch.rand(n, size, generator=stream) for size in sizes)
+    return model, views
