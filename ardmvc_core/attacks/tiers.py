@@ -1,0 +1,196 @@
+"""Which attacks a tier of the suite runs, in which order, and what they cost at most.
+
+probe: every round of a trial; tune: every finished trial; standard: the published number; plus: the winner, or
+whatever left a doubt. A tier is data: equal tiers are equal attacks.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from ardmvc_core.attacks.batch_objectives import contrast, ddc, mix
+from ardmvc_core.attacks.sample_objectives import (
+    SampleObjective,
+    ce,
+    centroid_margin,
+    com,
+    con,
+    features,
+    targeted_dlr,
+    targeted_margin,
+)
+
+Tier = Literal["probe", "tune", "standard", "plus"]
+TIERS: tuple[Tier, ...] = get_args(Tier)
+MOST_TARGETS = 9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ascend:
+    """APGD on one objective per sample, from `restarts` random starts."""
+
+    key: str
+    objective: SampleObjective
+    steps: int
+    restarts: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class AscendTogether:
+    """APGD on one objective per batch of `batch_size` samples."""
+
+    key: str
+    objective: SampleObjective
+    steps: int
+    batch_size: int = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """Search without gradients: `square` sees logits, `rays` only assignments."""
+
+    key: str
+    kind: Literal["square", "rays"]
+    queries: int
+    most_samples: int | None = None
+    """At most so many survivors are attacked; None: all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """Points made on other models, tried on this one."""
+
+    key: str
+    surrogates: int
+    steps: int = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """A network that makes perturbations, fitted on the attacker's data."""
+
+    key: str
+    recipe: Literal["official", "tanh_margin"]
+    seeds: int = 1
+
+
+Step = Ascend | AscendTogether | Query | Transfer | Generate
+
+
+def noise_draws(tier: Tier) -> int:
+    """Draws of each kind of noise: half of the forward passes that the tier spends on noise."""
+    return {"probe": 2, "tune": 5, "standard": 10, "plus": 100}[check_tier(tier)]
+
+
+def plan(tier: Tier, n_clusters: int, *, centroid_head: bool = False) -> tuple[Step, ...]:
+    """The attacks of a tier in the order in which they run.
+
+    Args:   n_clusters: K ≥ 2; targeted attacks go for at most min(K − 1, 9) runners-up. centroid_head: the logits are
+            read from centroids, so that the margin between centroids is the margin itself and is left out.
+    Raises: ValueError for an unknown tier or fewer than two clusters.
+    """
+    check_tier(tier)
+    if not n_clusters >= 2:
+        raise ValueError(f"n_clusters must be ≥ 2, got {n_clusters}")
+    targets = min(n_clusters - 1, MOST_TARGETS)
+    if tier == "probe":
+        return (_ce(20), *_targeted(1, 20))
+    if tier == "tune":
+        return (_ce(50), *_targeted(min(3, targets), 50), _features(50))
+    if tier == "standard":
+        return (
+            _ce(100),
+            *_targeted(targets, 100),
+            _features(100),
+            *(() if centroid_head else (_centroid(100),)),
+            Query(key="square", kind="square", queries=5000),
+            Transfer(key="transfer", surrogates=2),
+            Generate(key="gan_official", recipe="official"),
+            Generate(key="generator", recipe="tanh_margin"),
+            Query(key="rays", kind="rays", queries=10_000, most_samples=200),
+            *_together(100),
+        )
+    return (
+        Ascend(key="apgd_ce", objective=ce, steps=200, restarts=5),
+        *_targeted(targets, 100),
+        *(_targeted_dlr(targets, 100) if n_clusters >= 4 else ()),
+        Ascend(key="apgd_com", objective=com, steps=100, restarts=3),
+        Ascend(key="apgd_con", objective=con, steps=100, restarts=3),
+        Ascend(key="apgd_features", objective=features(), steps=100, restarts=3),
+        *(() if centroid_head else (Ascend(key="apgd_centroid", objective=centroid_margin, steps=100, restarts=3),)),
+        Query(key="square", kind="square", queries=20_000),
+        Transfer(key="transfer", surrogates=5),
+        Generate(key="gan_official", recipe="official", seeds=3),
+        Generate(key="generator", recipe="tanh_margin", seeds=3),
+        Query(key="rays", kind="rays", queries=40_000, most_samples=500),
+        *_together(100),
+        *_together(256),
+    )
+
+
+def passes_per_sample(step: Step) -> int:
+    """Passes through the target for a sample that survives all of the step, fitting of generators not counted."""
+    match step:
+        case Ascend():
+            return step.restarts * (step.steps + 1)
+        case AscendTogether():
+            return step.steps + 1
+        case Query():
+            return step.queries
+        case Transfer():
+            return 2 * step.surrogates
+        case Generate():
+            return step.seeds
+
+
+def check_tier(tier: str) -> Tier:
+    """The tier itself. Raises: ValueError for one that is not known."""
+    if tier not in TIERS:
+        raise ValueError(f"tier must be one of {', '.join(TIERS)}, got {tier!r}")
+    return tier
+
+
+def _ce(steps: int) -> Ascend:
+    return Ascend(key="apgd_ce", objective=ce, steps=steps)
+
+
+def _features(steps: int) -> Ascend:
+    return Ascend(key="apgd_features", objective=features(), steps=steps)
+
+
+def _centroid(steps: int) -> Ascend:
+    return Ascend(key="apgd_centroid", objective=centroid_margin, steps=steps)
+
+
+def _targeted(targets: int, steps: int) -> tuple[Ascend, ...]:
+    ranks = range(1, targets + 1)
+    return tuple(Ascend(key=f"apgd_target_{rank}", objective=targeted_margin(rank), steps=steps) for rank in ranks)
+
+
+def _targeted_dlr(targets: int, steps: int) -> tuple[Ascend, ...]:
+    ranks = range(1, targets + 1)
+    return tuple(Ascend(key=f"apgd_dlr_{rank}", objective=targeted_dlr(rank), steps=steps) for rank in ranks)
+
+
+def _together(batch_size: int) -> tuple[AscendTogether, ...]:
+    suffix = "" if batch_size == 100 else f"_{batch_size}"
+    objectives = {"contrast": contrast, "ddc": ddc, "mix": mix}
+    return tuple(
+        AscendTogether(key=f"batch_{name}{suffix}", objective=objective, steps=100, batch_size=batch_size)
+        for name, objective in objectives.items()
+    )
+
+
+__all__ = [
+    "TIERS",
+    "Ascend",
+    "AscendTogether",
+    "Generate",
+    "Query",
+    "Step",
+    "Tier",
+    "Transfer",
+    "check_tier",
+    "noise_draws",
+    "passes_per_sample",
+    "plan",
+]
