@@ -1,0 +1,229 @@
+"""How sure a number is: over the samples of one trained model, over training seeds, and after picking the best of many.
+
+Samples and seeds are two sources of doubt and are never mixed: Wilson and bootstrap intervals are for one model on its
+samples, t-intervals and paired differences for one value per training seed.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray = NDArray[np.float64]
+
+ROUNDING = 1e-12
+"""Relative size below which two numbers differ by rounding only."""
+_BATCH = 128
+"""Resamples drawn at once; bounds memory at about 2 KB per sample."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and the two-sided confidence interval around it, in the unit of the value."""
+
+    value: float
+    low: float
+    high: float
+    level: float
+    """Share of repeated experiments whose interval should hold the truth, in (0, 1)."""
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """First minus second, over runs that share seed and samples."""
+
+    difference: Interval
+    """Mean difference with its t-interval."""
+    p_value: float
+    """Two-sided paired t-test of no difference, in [0, 1]."""
+
+
+def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
+    """Interval of a proportion over samples: accuracy under a fixed map, flip rate, robust accuracy.
+
+    Args:   successes: in 0..n. n: number of samples, ≥ 1. level: in (0, 1).
+    Returns: the share and its bounds, fractions in [0, 1].
+    Raises: ValueError if an argument leaves its range; TypeError if a count is no integer.
+    Source: Wilson 1927, without continuity correction.
+    """
+    _check_level(level)
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"successes must be in 0..n and n ≥ 1, got {successes} of {n}")
+    # Imported where it is needed: SciPy takes seconds, and bad input is answered without it.
+    from scipy.stats import binomtest
+
+    bounds = binomtest(successes, n).proportion_ci(level, method="wilson")
+    return Interval(successes / n, float(bounds.low), float(bounds.high), level)
+
+
+def bootstrap_interval(
+    statistic: Callable[..., float],
+    arrays: Sequence[NDArray[Any]],
+    *,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int,
+) -> Interval:
+    """BCa bootstrap interval of a score that is no mean over samples, such as NMI or ARI.
+
+    Where BCa is undefined (no leave-one-out value differs, or all resamples lie on one side of the value) the bounds
+    are percentiles. Bounds are widened to hold the value, and have zero width if all resamples agree.
+
+    Not to be trusted near chance, where resampling shows neither the spread nor the bias: of 50 nominal 95 % intervals
+    (500 samples, 5 clusters) 18 for ARI and none for NMI held a true 0, but 44 to 48 held a true 0.09 to 0.64.
+
+    Args:   statistic: gets the arrays, each with the same drawn samples (N of them, N − 1 when one is left out), and
+        returns one finite number that does not depend on their order. arrays: each (N,), N ≥ 2. resamples: ≥ 1.
+        level: in (0, 1). seed: ≥ 0.
+    Raises: ValueError if an argument leaves its range or a resample gives no finite number.
+    Source: Efron 1987 (bias-corrected and accelerated).
+    """
+    _check_level(level)
+    columns = [np.asarray(array) for array in arrays]
+    if not columns or any(column.ndim != 1 for column in columns) or len({len(column) for column in columns}) != 1:
+        raise ValueError(f"arrays must be vectors of one length, got shapes {[column.shape for column in columns]}")
+    n = len(columns[0])
+    if n < 2:
+        raise ValueError(f"arrays must hold at least 2 samples, got {n}")
+    if resamples < 1:
+        raise ValueError(f"resamples must be ≥ 1, got {resamples}")
+    from scipy import stats
+
+    kinds = np.unique([np.unique(column, return_inverse=True)[1] for column in columns], axis=1, return_inverse=True)[1]
+    kinds = kinds.reshape(n)
+    without: dict[int, float] = {}
+
+    def evaluate(rows: NDArray[np.int64]) -> float:
+        found = float(statistic(*(column[rows] for column in columns)))
+        if not np.isfinite(found):
+            raise ValueError(f"statistic must be finite on every resample, got {found}")
+        return found
+
+    def at(rows: NDArray[np.int64]) -> float:
+        if len(rows) == n:
+            return evaluate(rows)
+        # Equal samples give one leave-one-out value: with labels and clusters that is at most K² instead of N.
+        left_out = int(kinds.sum() - kinds[rows].sum())
+        if left_out not in without:
+            without[left_out] = evaluate(rows)
+        return without[left_out]
+
+    rows = np.arange(n)
+    value = evaluate(rows)
+    bootstrap = partial(stats.bootstrap, (rows,), at, vectorized=False, confidence_level=level, batch=_BATCH)
+    # `random_state` and not `rng`: the older name is the one that all SciPy versions we allow know.
+    drawn = bootstrap(n_resamples=resamples, method="percentile", random_state=np.random.default_rng(seed))
+    spread = drawn.bootstrap_distribution
+    if np.ptp(spread) <= ROUNDING * abs(value):
+        return Interval(value, value, value, level)
+    bounds = drawn.confidence_interval
+    if spread.min() <= value <= spread.max():
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            # 0/0 where no leave-one-out value differs; the NaN is answered below.
+            warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+            accelerated = bootstrap(n_resamples=0, method="BCa", bootstrap_result=drawn).confidence_interval
+        if np.isfinite(accelerated).all():
+            bounds = accelerated
+    return Interval(value, min(value, float(bounds.low)), max(value, float(bounds.high)), level)
+
+
+def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
+    """Mean over training seeds with Student's interval; zero width if all seeds agree.
+
+    Args:   values: (S,), one finite number per seed, S ≥ 2. level: in (0, 1).
+    Raises: ValueError if an argument leaves its range: one seed says nothing about the spread.
+    """
+    _check_level(level)
+    numbers = _vector(values, "values")
+    from scipy.stats import t
+
+    half_width = t.ppf((1 + level) / 2, len(numbers) - 1) * np.std(numbers, ddof=1) / np.sqrt(len(numbers))
+    mean = float(np.mean(numbers))
+    return Interval(mean, mean - float(half_width), mean + float(half_width), level)
+
+
+def paired_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> PairedDifference:
+    """How far a lies above b, each seed of a against the same seed of b.
+
+    Differences that are rounding only count as 0. If all are equal, p is 1 where they are 0 and 0 where not.
+
+    Args:   a, b: (S,), finite, S ≥ 2, in one order of seeds. level: of the interval, in (0, 1).
+    Raises: ValueError if an argument leaves its range or the two differ in length.
+    """
+    differences = _differences(a, b)
+    interval = t_interval(differences, level)
+    if np.ptp(differences) <= ROUNDING * np.abs(differences).max():
+        return PairedDifference(interval, 0.0 if differences.any() else 1.0)
+    from scipy.stats import ttest_1samp
+
+    return PairedDifference(interval, float(ttest_1samp(differences, 0.0).pvalue))
+
+
+def probability_of_improvement(a: ArrayLike, b: ArrayLike) -> float:
+    """Share of seeds on which a is higher than b, ties half; 0.5 is no difference.
+
+    Args:   as in `paired_difference`.
+    Raises: ValueError as `paired_difference`.
+    Source: Bouthillier et al. 2021, P(A > B) over paired runs (not over all S² combinations).
+    """
+    return float(np.mean((np.sign(_differences(a, b)) + 1) / 2))
+
+
+def holm(p_values: ArrayLike) -> FloatArray:
+    """p values corrected for having tested several hypotheses: at most α keeps the chance of any false claim at α.
+
+    Args:   p_values: (M,) in [0, 1].
+    Returns: (M,) in [0, 1], in the order given.
+    Raises: ValueError if a number is not in [0, 1].
+    Source: Holm 1979 (step-down).
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"p_values must be a vector of numbers in [0, 1], got {p_values!r}")
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return adjusted
+
+
+def expected_maximum_of(n: int) -> float:
+    """How many standard deviations the best of n equally good trials looks better than it is.
+
+    Args:   n: number of independent trials, ≥ 1.
+    Returns: mean of the largest of n standard normal numbers; 0 for n = 1.
+    Raises: ValueError if n < 1.
+    """
+    if n < 1:
+        raise ValueError(f"n must be ≥ 1, got {n}")
+    from scipy.integrate import quad
+    from scipy.special import log_ndtr
+
+    # E[X] = ∫₀ P(X > x) dx − ∫⁰ P(X < x) dx with P(X < x) = Φ(x)ⁿ; beyond 12 nothing is left for any n that can be run.
+    above = quad(lambda x: -np.expm1(n * log_ndtr(x)), 0, 12)[0]
+    below = quad(lambda x: np.exp(n * log_ndtr(x)), -12, 0)[0]
+    return float(above - below)
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level must be in (0, 1), got {level}")
+
+
+def _vector(values: ArrayLike, name: str) -> FloatArray:
+    numbers = np.asarray(values, dtype=np.float64)
+    if numbers.ndim != 1 or len(numbers) < 2 or not np.isfinite(numbers).all():
+        raise ValueError(f"{name} must be a vector of at least 2 finite numbers, got {values!r}")
+    return numbers
+
+
+def _differences(a: ArrayLike, b: ArrayLike) -> FloatArray:
+    first, second = _vector(a, "a"), _vector(b, "b")
+    if len(first) != len(second):
+        raise ValueError(f"a and b must have one common length, got {len(first)} and {len(second)}")
+    differences = first - second
+    size = max(np.abs(first).max(), np.abs(second).max())
+    return np.where(np.abs(differences) <= ROUNDING * size, 0.0, differences)
