@@ -21,6 +21,7 @@ from ardmvc_core.attacks.white_box import WhiteBoxConfig, prepare_white_box
 from ardmvc_core.checks import EvaluationError, assign, attacked_views, device_of, inference_target
 from ardmvc_core.data.dataset import MultiViewDataset
 from ardmvc_core.evaluation_budget import DEFAULT_EPS, EvalBudget
+from ardmvc_core.evaluation_suite import evaluate_suite
 from ardmvc_core.kmeans import KMeansHead, embeddings, published_clusters
 from ardmvc_core.metrics import clustering_scores, flip_rate
 from ardmvc_core.networks import bf16_encoders
@@ -78,15 +79,18 @@ def probe(model: nn.Module, data: MultiViewDataset, budget: EvalBudget) -> Evalu
 
 
 def evaluate_strict(model: nn.Module, data: MultiViewDataset, attacker_views: Views, budget: EvalBudget) -> Evaluation:
-    """The full evaluation: noise floor, every white-box objective, and the GAN at each of its ε.
+    """The full evaluation: the budget's tier of the suite; without one the noise floor, every white-box objective, and
+    the GAN at each of its ε.
 
     Args: model: left as it was found. data: the scored part. attacker_views: V × (M, *shape_v), M ≥ 2, what the GAN is
         fitted on; which part that is, is the caller's choice.
-    Returns: what `evaluate_attacks` gives for `pgd_<objective>`, `gan` and `gan_<ε>`, and `guard/gan_saturation`, the
-        share of the GAN's output values without gradient at the main ε.
+    Returns: with a tier, as `evaluate_suite`; else what `evaluate_attacks` gives for `pgd_<objective>`, `gan` and
+        `gan_<ε>`, and `guard/gan_saturation`, the share of the GAN's output values without gradient at the main ε.
     Raises: EvaluationError as `evaluate_attacks`.
     """
     budget, data = _prepared(model, data, budget)
+    if budget.tier is not None:
+        return evaluate_suite(model, data, attacker_views, budget).evaluation
     main = budget.attack_budget()
     attacks = []
     for objective in budget.objectives:
@@ -112,7 +116,7 @@ def _fitted_gans(model: nn.Module, attacker_views: Views, budget: EvalBudget) ->
     device = device_of(model, attacker_views)
     views = tuple(view.to(device) for view in attacker_views)
     main = budget.attack_budget()
-    budgets = [("gan", main), *((f"gan_{_short(eps)}", AttackBudget(eps=eps)) for eps in budget.gan_eps or ())]
+    budgets = [("gan", main), *((f"gan_{_short(eps)}", replace(main, eps=eps)) for eps in budget.gan_eps or ())]
     gans = []
     with inference_target(model) as verify:
         for name, attack_budget in budgets:

@@ -8,9 +8,12 @@ from typing import Any, Literal, get_args
 from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.gan import GANConfig, official_gan
 from ardmvc_core.attacks.objective import ObjectiveName
+from ardmvc_core.attacks.tiers import Tier, check_tier
 
 EVALUATION_VERSION = 1
 """Part of every budget's digest: raised whenever the same budget would give other numbers."""
+
+_LATER = ("tier", "attacked_views")
 
 DEFAULT_EPS: dict[str, tuple[float, tuple[float, ...]]] = {
     "noisy_digits": (0.10, (0.20,)),
@@ -54,6 +57,11 @@ class EvalBudget:
     attack_precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16` looks for perturbations through encoders in bfloat16, which is quicker; what is found is always scored in
     fp32."""
+    attacked_views: tuple[int, ...] | None = None
+    """Indices of the views that attacks of the strict protocol may move; None: all."""
+    tier: Tier | None = None
+    """What the strict protocol ends a trial with: a tier of the suite (`attacks.tiers`), or None for the white-box
+    objectives and the GAN above."""
     batch_size: int = 256
     """Samples that are attacked and scored at once in the strict protocol, ≥ 2."""
     seed: int = 7
@@ -77,6 +85,10 @@ class EvalBudget:
                 raise ValueError(f"{name} must be ≥ {bound}, got {getattr(self, name)}")
         if not 0 < self.step_ratio < float("inf"):
             raise ValueError(f"step_ratio must be > 0 and finite, got {self.step_ratio}")
+        if self.tier is not None:
+            check_tier(self.tier)
+            if self.attack_precision != "fp32":
+                raise ValueError(f"attack_precision must be fp32 with a tier, got {self.attack_precision!r}")
         known = get_args(ObjectiveName)
         if not self.objectives or len(set(self.objectives)) != len(self.objectives):
             raise ValueError(f"objectives must be distinct, at least one of {', '.join(known)}, got {self.objectives}")
@@ -97,6 +109,10 @@ class EvalBudget:
             eps=eps if self.eps is None else self.eps,
             gan_eps=tuple(e for e in further if e != self.eps) if self.gan_eps is None else self.gan_eps,
         )
+        if self.attacked_views is not None:
+            views = self.attacked_views
+            if not views or len(set(views)) != len(views) or not all(0 <= v < n_views for v in views):
+                raise ValueError(f"attacked_views must be distinct, each in 0..{n_views - 1}, got {views}")
         if isinstance(resolved.eps, tuple) and len(resolved.eps) != n_views:
             raise ValueError(f"eps must be one number or one per view ({n_views}), got {resolved.eps}")
         assert resolved.gan_eps is not None
@@ -111,14 +127,16 @@ class EvalBudget:
         """
         if self.eps is None or self.gan_eps is None:
             raise ValueError("digest must be of a resolved budget: call resolve(dataset_name, n_views) first")
-        text = json.dumps(_canonical({"version": EVALUATION_VERSION, **asdict(self)}), sort_keys=True)
+        # Where they are left out the numbers are those from before these fields were there, and so is the digest.
+        settings = {key: value for key, value in asdict(self).items() if key not in _LATER or value is not None}
+        text = json.dumps(_canonical({"version": EVALUATION_VERSION, **settings}), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def attack_budget(self) -> AttackBudget:
         """The main ε as a budget of attacks. Raises: ValueError if it is not resolved."""
         if self.eps is None:
             raise ValueError("attack_budget must be of a resolved budget: call resolve(dataset_name, n_views) first")
-        return AttackBudget(eps=self.eps)
+        return AttackBudget(eps=self.eps, attacked_views=self.attacked_views)
 
 
 def _canonical(value: Any) -> Any:

@@ -112,6 +112,26 @@ class ScoreCard:
             for score in ("nmi", "ari"):
                 self.values[f"robust/{score}"] = min(self.values[f"{name}/{score}"] for name in names)
 
+    def union(self, clusters: IntArray, moved: NDArray[np.bool_]) -> None:
+        """Worst case over a run of the suite, in which each sample is where the first attack that moved it put it.
+
+        Args: clusters: (N,), the clean cluster where no attack moved the sample. moved: (N,).
+        `nmi` and `ari` are those of that vector against the classes, `nmi_clean` and `ari_clean` against the clean
+        clusters; accuracy counts a sample as right if it is right on clean views and no attack moves it.
+        """
+        self.tables["clusters/robust"] = clusters
+        self.tables["confusion/clean_robust"] = confusion(self.clean, clusters, self.n_clusters, self.n_clusters)
+        self.tables["robust/flipped"] = moved
+        self.values["robust/flip"] = float(moved.mean())
+        self.values["robust/kappa"] = kappa(self.clean, moved, self.n_clusters)
+        agreement = fixed_map_scores(self.clean, clusters, np.arange(self.n_clusters))
+        self.values |= {"robust/nmi_clean": agreement.nmi, "robust/ari_clean": agreement.ari}
+        if self.labels is not None:
+            scores = fixed_map_scores(self.labels, clusters, self._map)
+            self.values["robust/acc"] = float(((self._map[self.clean] == self.labels) & ~moved).mean())
+            self.values |= {"robust/nmi": scores.nmi, "robust/ari": scores.ari}
+            self._class_table("robust", clusters)
+
     def examples(self, clean_views: Views, attacked: Views, clusters: IntArray) -> None:
         """Keeps pictures of at most 8 samples, flipped ones first."""
         rows = np.argsort(self.clean[: len(clusters)] == clusters, kind="stable")[:MAX_EXAMPLES]

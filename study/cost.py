@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ardmvc_core.attacks.gan import GANConfig
+from ardmvc_core.attacks.tiers import Ascend, AscendTogether, Tier, noise_draws, passes_per_sample, plan
 from ardmvc_core.evaluation_budget import EvalBudget
 from ardmvc_core.kmeans import CALIBRATION_BATCH
 from ardmvc_core.models import MODELS
@@ -43,10 +44,13 @@ class Cost:
         return self.training + self.evaluation
 
 
-def trial_cost(config: TrialConfig | AttackTrialConfig, budget: EvalBudget, sizes: Mapping[str, int]) -> Cost:
-    """Passes of one trial.
+def trial_cost(
+    config: TrialConfig | AttackTrialConfig, budget: EvalBudget, sizes: Mapping[str, int], n_clusters: int = 10
+) -> Cost:
+    """Passes of one trial; of a tier of the suite, those of samples that no attack moves.
 
-    Args: budget: the resolved evaluation. sizes: samples of each part, of both protocols where both run.
+    Args: budget: the resolved evaluation. sizes: samples of each part, of both protocols where both run. n_clusters: K,
+        read by tiers only, which aim at no more than nine clusters.
     """
     if isinstance(config, AttackTrialConfig):
         scored = _scored(budget, sizes["tune"])
@@ -64,7 +68,10 @@ def trial_cost(config: TrialConfig | AttackTrialConfig, budget: EvalBudget, size
             evaluation += _probe(budget, held_out) * (config.rounds - 1)
     if "strict" in protocols:
         evaluation += _probe(budget, sizes["tune"]) * (config.rounds - 1)
-        evaluation += _strict(budget, sizes["tune"], sizes["attacker"])
+        if budget.tier is None:
+            evaluation += _strict(budget, sizes[config.score_on], sizes["attacker"])
+        else:
+            evaluation += _suite(budget.tier, budget, _scored(budget, sizes[config.score_on]), n_clusters)
     return Cost(training, evaluation * config.repeats)
 
 
@@ -103,6 +110,20 @@ def _strict(budget: EvalBudget, size: int, attacker_size: int) -> Passes:
         total += Passes(steps + extra, steps) * (_split(scored, budget.batch_size) - left)
     total += _gan(budget.gan, attacker_size) * radii
     return total + _assign(scored, budget.batch_size) * (len(budget.objectives) + radii)
+
+
+def _suite(tier: Tier, budget: EvalBudget, scored: int, n_clusters: int) -> Passes:
+    """Fitting of generators is not counted."""
+    total = _assign(scored, budget.batch_size) * (1 + _NOISE_KINDS * noise_draws(tier))
+    for step in plan(tier, n_clusters):
+        passes, size = passes_per_sample(step), budget.batch_size
+        backward = 0
+        if isinstance(step, Ascend):
+            backward = step.restarts * step.steps
+        elif isinstance(step, AscendTogether):
+            backward, size = step.steps, step.batch_size
+        total += Passes(passes, backward) * _split(scored, size)
+    return total
 
 
 def _clean_and_noise(budget: EvalBudget, scored: int, radii: int) -> Passes:

@@ -48,7 +48,8 @@ def _cost(spec: StudySpec, overrides: dict[str, Any]) -> Cost:
     config = spec.trial_config(overrides)
     target = target_trial(spec) if isinstance(config, AttackTrialConfig) else config
     facts = data_facts(target.dataset, "strict" if isinstance(config, AttackTrialConfig) else target.protocol)
-    return trial_cost(config, config.evaluation.resolve(target.dataset.name, len(facts.view_shapes)), facts.sizes)
+    budget = config.evaluation.resolve(target.dataset.name, len(facts.view_shapes))
+    return trial_cost(config, budget, facts.sizes, facts.n_clusters)
 
 
 def _total(spec: StudySpec, trials: list[PlannedTrial]) -> Passes:

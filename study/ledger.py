@@ -441,6 +441,16 @@ class Ledger:
         """Asks the driver to "pause", "stop" or, with "", to run."""
         self._study.set_user_attr("control", wish)
 
+    @property
+    def score_uses(self) -> list[str]:
+        """Confirmations that have read the score part of this study's data, oldest first."""
+        return [str(use) for use in self._study.user_attrs.get("score_uses", [])]
+
+    def note_score_use(self, name: str) -> None:
+        """Notes a use of the score part before it is read; one that goes on counts once."""
+        if name not in self.score_uses:
+            self._study.set_user_attr("score_uses", [*self.score_uses, name])
+
     # Lease: one driver per study
 
     def acquire(self, *, takeover: bool = False) -> None:

@@ -6,7 +6,10 @@ _SCORES = ("acc", "nmi", "ari")
 _ATTACK = (*_SCORES, "flip", "acc_refit")
 _ROBUST = (*_SCORES, "flip", "kappa")
 
-LABEL_FREE = ("flip", "kappa")
+_AGREEMENT = ("nmi_clean", "ari_clean")
+_SELECT = ("utility", "pra", "pra_weighted", "stability", "entropy", "occupied", "feasible", "clean_loss")
+
+LABEL_FREE = ("flip", "kappa", *_AGREEMENT)
 """Last parts of metrics that need no labels."""
 
 
@@ -18,13 +21,25 @@ def known_metrics(config: TrialConfig | AttackTrialConfig) -> list[str]:
     if config.protocol == "official":
         return official
     names = [*official] if config.protocol == "both" else []
+    names += _group("select", _SELECT) if config.selection else []
     names += [*_group("robust", _ROBUST), *_group("clean", _SCORES)]
+    if config.evaluation.tier is not None:
+        # Attacks after the first run on survivors only, so they have no score of their own.
+        names += [*_group("robust", _AGREEMENT), *_group("apgd_ce", _ATTACK), "noise/flip"]
+        return [name for name in names if needs_no_labels(name)] if config.labels_locked else names
     for objective in config.evaluation.objectives:
         names += _group(f"pgd_{objective}", _ATTACK)
     names += _group("gan", _ATTACK)
     for eps in config.resolved_budget().gan_eps or ():
         names += _group(f"gan_{_short(eps)}", _ATTACK)
-    return [*names, "noise/flip"] if config.evaluation.noise_draws else names
+    names += ["noise/flip"] if config.evaluation.noise_draws else []
+    return [name for name in names if needs_no_labels(name)] if config.labels_locked else names
+
+
+def needs_no_labels(name: str) -> bool:
+    """Whether a metric can be computed on data without labels."""
+    group, _, score = name.partition("/")
+    return group == "select" or score in LABEL_FREE
 
 
 def objection(metric: str) -> str | None:

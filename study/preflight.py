@@ -11,7 +11,7 @@ import torch
 from ardmvc_core.data import DataError, DatasetConfig, Protocol, check_dataset
 from ardmvc_core.models import MODELS
 from ardmvc_core.types import ViewShapes
-from study.metric_names import LABEL_FREE
+from study.metric_names import LABEL_FREE, needs_no_labels
 from study.spec import StudySpec
 from trainables.config import TrialConfig, protocols_of
 from trainables.data_parts import cached_parts
@@ -112,7 +112,7 @@ def _model_faults(spec: StudySpec, config: TrialConfig) -> list[str]:
             f"dataset: has no labels, so no trial can report {objective.metric}; objectives without labels end in "
             + " or ".join(LABEL_FREE)
             for objective in spec.objectives
-            if objective.metric.rpartition("/")[2] not in LABEL_FREE
+            if not needs_no_labels(objective.metric)
         ]
     return faults
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 # Beside the objectives, where trials have them; everything else is in csv, parquet and json.
-COLUMNS = ("clean/acc", "robust/acc", "robust/flip", "gan/acc", "noise/flip")
+COLUMNS = ("select/pra", "select/utility", "clean/acc", "robust/acc", "robust/flip", "gan/acc", "noise/flip")
 FORMATS = ("table", "md", "csv", "parquet", "json", "html")
 
 
@@ -320,6 +320,12 @@ def _parser() -> argparse.ArgumentParser:
         "--storage", default="runs", metavar="DIR", help="the study's storage.path; default: %(default)s"
     )
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write the figures there as PNG")
+    parser.add_argument(
+        "--unblind",
+        action="store_true",
+        help="attacks every trial's model on the score part, reads the labels, and says how well criteria that need "
+        "none chose; for benchmark data, when nothing is left to choose",
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
@@ -356,7 +362,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise LedgerError("--format parquet needs --output FILE")
         ledger = Ledger.open_existing(given.name, storage_path=given.storage)
         records, spec = ledger.records(), ledger.spec
-        content = _render(given, ledger.name, records, spec)
+        if given.unblind:
+            from study.unblind import unblind
+
+            ledger.note_score_use("study.report --unblind")
+            content = unblind(ledger.name, records, given.storage).encode()
+        else:
+            content = _render(given, ledger.name, records, spec)
         if given.figures is not None:
             for key, figure in all_figures(records, goals(spec), spec.get("space", {})).items():
                 _write(given.figures / f"{key}.png", _png(figure))
@@ -364,7 +376,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _write(given.output, content)
         else:
             sys.stdout.write(content.decode())
-    except (LedgerError, OSError) as error:
+    except (LedgerError, OSError, ValueError) as error:
         if given.debug:
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -27,9 +27,10 @@ from study.sampling import Suggestions, make_pruner
 from study.saved_models import with_checkpoint
 from study.search import OptunaPruning, OptunaSearcher, Relay
 from study.spec import StudySpec
-from trainables.checkpoints import below, storage_fault
+from trainables.checkpoints import below, read_file, storage_fault, write_file
 from trainables.config import TrialConfig, protocols_of
-from trainables.data_parts import DataKey, cached_parts, forget_parts
+from trainables.data_parts import DataKey, cached_parts, forget_parts, without_labels
+from trainables.reference import REFERENCE_FILE, reference_file, reference_from
 from trainables.trial import saved_config
 
 QUIET = {
@@ -109,7 +110,7 @@ def run_study(
                 connect(None, spec)
             folder = below(storage, spec.name)
             conductor = Conductor(spec, ledger, Suggestions(spec, old), [display, tracker], folder=folder)
-            _fit(spec, conductor, trainable)
+            _fit(spec, conductor, trainable, folder)
         lost = ledger.lost
         waiting = conductor.interrupt() if conductor and not lost else []
         if display:
@@ -277,15 +278,17 @@ def _check_listens(address: str) -> None:
         raise StudyRefused(f"cannot join the Ray cluster at {address!r}: {error.strerror or error}") from error
 
 
-def _fit(spec: StudySpec, conductor: Conductor, trainable: type | None) -> None:
+def _fit(spec: StudySpec, conductor: Conductor, trainable: type | None, folder: str) -> None:
     from ray import tune
 
     from trainables.trainable import TRAINABLES
 
     _keep_keys_here()
-    runs = trainable or tune.with_parameters(TRAINABLES[spec.trainable], data=_data(spec))
     try:
         with _signals(conductor):
+            runs = trainable or tune.with_parameters(
+                TRAINABLES[spec.trainable], data=_data(spec), **_reference(spec, folder)
+            )
             again = True
             while again:
                 # Nothing that Ray writes there is ever read: a new driver starts from the database.
@@ -347,9 +350,32 @@ def _data(spec: StudySpec) -> dict[DataKey, Any]:
             config = spec.trial_config(overrides)
             assert isinstance(config, TrialConfig)
             keys |= dict.fromkeys((config.dataset, protocol) for protocol in protocols_of(config.protocol))
-    found = {key: ray.put(cached_parts(*key)) for key in keys}
+    config = spec.trial_config({})
+    locked = isinstance(config, TrialConfig) and config.labels_locked
+    found = {key: ray.put(without_labels(cached_parts(*key)) if locked else cached_parts(*key)) for key in keys}
     forget_parts()
     return found
+
+
+def _reference(spec: StudySpec, folder: str) -> dict[str, Any]:
+    """The partition that label-free scores are read against, from the study's folder or made there now; no argument
+    for a study without such scores."""
+    config = spec.trial_config({})
+    if not isinstance(config, TrialConfig) or config.selection is None:
+        return {}
+    stored = read_file(folder, REFERENCE_FILE)
+    if stored is None:
+        _say(f"training {config.selection.reference_runs} plain models for the reference partition …")
+        task = ray.remote(num_cpus=spec.resources.cpu, num_gpus=spec.resources.gpu, max_retries=3)(reference_file)
+        stored = ray.get(task.remote(config.model_dump_json(), spec.resources.cpu))
+        write_file(folder, REFERENCE_FILE, stored)
+    reference = reference_from(stored)
+    note = "" if reference.reliable else "; too little for criterion A: read the ranks of criterion B in study.report"
+    _say(
+        f"reference partition {reference.digest()}: {len(reference.kept)} plain models vote, "
+        f"their mean ARI is {reference.agreement:.2f}{note}"
+    )
+    return {"reference": stored}
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -205,6 +206,21 @@ def read_file(place: str, name: str) -> bytes | None:
     """One file of a checkpoint, None where it is missing. Raises: OSError if the storage does not answer."""
     system, path = locate(place)
     return _read(system, f"{path}/{name}")
+
+
+def write_file(place: str, name: str, content: bytes) -> None:
+    """Puts one small file into a folder, whole or not at all. Raises: OSError if the storage does not take it."""
+    system, path = locate(place)
+    if system.type_name == "local":
+        system.create_dir(path, recursive=True)
+        whole, half = f"{path}/{name}", f"{path}/{name}.{os.getpid()}.part"
+        with system.open_output_stream(half) as out:
+            out.write(content)
+        system.move(half, whole)
+        return
+    # An object store shows an object only once it is complete.
+    with system.open_output_stream(f"{path}/{name}") as out:
+        out.write(content)
 
 
 def _read(system: fs.FileSystem, path: str) -> bytes | None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -28,6 +29,20 @@ def protocols_of(protocol: Literal["strict", "official", "both"]) -> tuple[Proto
     return ("strict", "official") if protocol == "both" else (protocol,)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SelectionConfig:
+    """Scores without labels, against the vote of plain models."""
+
+    reference_runs: int = 6
+    """Plain models that are trained once a study, ≥ 2; the better half of those that do not collapse vote."""
+    lock_labels: bool = False
+    """Whether trials see no labels at all: then they report nothing that needs them, until `study.report --unblind`."""
+
+    def __post_init__(self) -> None:
+        if not self.reference_runs >= 2:
+            raise ValueError(f"reference_runs must be ≥ 2, got {self.reference_runs}")
+
+
 class TrialConfig(BaseModel):
     """A model trained on a data set, and how it is scored."""
 
@@ -36,6 +51,8 @@ class TrialConfig(BaseModel):
     not_searchable: ClassVar[Mapping[str, str]] = {
         "evaluation": _BUDGET,
         "protocol": _BUDGET,
+        "score_on": _BUDGET,
+        "selection": _BUDGET,
         "evaluate_every": "rounds of different length cannot be compared or pruned against each other",
         "seed": "a search over seeds selects luck; `repeats` averages over them",
         "repeats": "trials averaged over different numbers of seeds cannot be compared",
@@ -67,6 +84,22 @@ class TrialConfig(BaseModel):
     """`bf16` trains under autocast."""
     evaluation: EvalBudget = EvalBudget()
     """Attacks, ε, steps and samples of the scoring; frozen for the whole study."""
+    score_on: Literal["tune", "score"] = "tune"
+    """The part that the strict protocol ends with; `score` is kept for `study.confirm`, which counts its uses."""
+    selection: SelectionConfig | None = None
+    """Reports `select/…`, scores that need no labels; None: only those that do."""
+
+    @model_validator(mode="after")
+    def _check_selection(self) -> "TrialConfig":
+        if self.selection is not None and self.protocol == "official":
+            raise ValueError("selection needs the tuning part of `protocol: strict` or both, got official")
+        if self.labels_locked and self.protocol == "both":
+            raise ValueError(
+                "selection.lock_labels needs protocol strict: the official one scores with labels, got both"
+            )
+        if self.selection is not None and self.score_on == "score":
+            raise ValueError("selection must be made on the tuning part, and score_on is 'score'")
+        return self
 
     @model_validator(mode="after")
     def _check_budget(self) -> "TrialConfig":
@@ -76,15 +109,20 @@ class TrialConfig(BaseModel):
             raise ValueError(f"evaluation.{error}") from None
         return self
 
+    @property
+    def labels_locked(self) -> bool:
+        """Whether trials see no labels."""
+        return self.selection is not None and self.selection.lock_labels
+
     def resolved_budget(self, n_views: int | None = None) -> EvalBudget:
         """The evaluation with the data set's ε where none is given.
 
-        Args: n_views: None before the data are loaded; then one ε per view cannot be checked against them.
+        Args: n_views: None before the data are loaded; then what names single views cannot be checked against them.
         Raises: ValueError if it does not fit the data set.
         """
-        eps = self.evaluation.eps
+        eps, attacked = self.evaluation.eps, self.evaluation.attacked_views
         if n_views is None:
-            n_views = len(eps) if isinstance(eps, tuple) else 1
+            n_views = len(eps) if isinstance(eps, tuple) else 1 + max(attacked or (0,))
         return self.evaluation.resolve(self.dataset.name, n_views)
 
     @property

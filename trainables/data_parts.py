@@ -1,9 +1,11 @@
 """Data sets in parts, read once a process: from where the driver has put them, else from their files."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from ardmvc_core.data import Protocol, load_parts
 from ardmvc_core.data.dataset import DatasetConfig, Part
+from ardmvc_core.data.locked import locked
 
 Parts = dict[str, Part]
 DataKey = tuple[DatasetConfig, Protocol]
@@ -32,6 +34,11 @@ def cached_parts(config: DatasetConfig, protocol: Protocol) -> Parts:
         while len(_kept) > KEPT:
             _kept.pop(next(iter(_kept)))
     return _kept[key]
+
+
+def without_labels(parts: Parts) -> Parts:
+    """The parts as those get to see them who must choose without labels; labels are not touched."""
+    return {name: replace(part, data=locked(part.data)[0]) for name, part in parts.items()}
 
 
 def forget_parts() -> None:

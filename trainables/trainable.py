@@ -17,6 +17,7 @@ from trainables.attack_trial import AttackTrial
 from trainables.checkpoints import Checkpoints
 from trainables.config import AttackTrialConfig, TrialConfig
 from trainables.data_parts import DataKey, provide_parts
+from trainables.reference import provide_reference, reference_from
 from trainables.trial import Report, Trial
 
 
@@ -42,8 +43,12 @@ class TrialTrainable(tune.Trainable):
     def build(self, config: dict[str, Any]) -> RunsInRounds:
         raise TypeError(f"{type(self).__name__} must say how its trial is built")
 
-    def setup(self, config: dict[str, Any], data: Mapping[DataKey, Any] | None = None) -> None:
-        """Args: data: parts of data sets in Ray's object store, by what they are; others are read from their files."""
+    def setup(
+        self, config: dict[str, Any], data: Mapping[DataKey, Any] | None = None, reference: bytes | None = None
+    ) -> None:
+        """Args: data: parts of data sets in Ray's object store, by what they are; others are read from their files.
+        reference: the study's reference partition, as a file; None: the trial computes it if it needs one.
+        """
         torch.set_num_threads(config["threads"])
         self.trial = None  # an actor that is used again must not hold two trials in memory
         self._round_seconds = float(config["round_seconds"])
@@ -52,6 +57,7 @@ class TrialTrainable(tune.Trainable):
             self._checkpoints.look()
         with time_limit(self._round_seconds):
             provide_parts({key: partial(ray.get, reference) for key, reference in (data or {}).items()})
+            provide_reference(None if reference is None else partial(reference_from, reference))
             self.trial = self.build(json.loads(config["config"]))
         # Waiting for a storage is allowed for; one that hangs in place of failing is not.
         self._storage_seconds = self._round_seconds and self._round_seconds + 2 * config["patience"]

@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ from ardmvc_core.data.dataset import MultiViewDataset
 from ardmvc_core.evaluation import Evaluation, evaluate_official, evaluate_strict, probe
 from ardmvc_core.models import MODELS
 from ardmvc_core.seeding import derive_seed, seed_everything
+from ardmvc_core.selection import clean_clustering_loss, seed_agreement, select_scores
 from ardmvc_core.training import NonFiniteLoss, Trainer, calibrate
 from trainables.checkpoints import read_file
 from trainables.config import TrialConfig, protocols_of
-from trainables.data_parts import cached_parts
+from trainables.data_parts import cached_parts, without_labels
+from trainables.reference import study_reference
 
 Report = dict[str, Any]
 """Flat metrics, and beside them `round`, `rounds`, `seconds`, `budget`, `warnings` (a JSON list), `done`, and `failure`
@@ -66,6 +68,8 @@ class Trial:
         self.part_digests: dict[str, str] = {}
         for protocol in protocols_of(config.protocol):
             parts = cached_parts(config.dataset, protocol)
+            if config.labels_locked:
+                parts = without_labels(parts)  # nothing that a trial computes can read what it does not have
             self.parts[protocol] = {name: part.data.to(self.device) for name, part in parts.items()}
             prefix = f"{protocol}/" if config.protocol == "both" else ""
             self.part_digests |= {f"{prefix}{name}": part.digest for name, part in parts.items()}
@@ -82,6 +86,15 @@ class Trial:
             for seed in (derive_seed(config.seed, "repeat", repeat) for repeat in range(config.repeats))
         ]
         self.budget = config.evaluation.resolve(config.dataset.name, len(self.runs[0].trainer.views))
+        self.reference = study_reference(config) if config.selection else None
+
+    @property
+    def ruler(self) -> str:
+        """What trials must share to be compared: the budget's digest, and with it the reference and the part."""
+        marks = [self.budget.digest()]
+        marks += [self.reference.digest()[:8]] if self.reference else []
+        marks += ["score"] if self.config.score_on == "score" else []
+        return "-".join(marks)
 
     def _trainer(self, protocol: Protocol, seed: int) -> Trainer:
         config, train = self.config, self.parts[protocol]["train"]
@@ -122,13 +135,16 @@ class Trial:
         trained = time.monotonic()
         self.round += 1
         evaluations = [self._evaluate(run) for run in self.runs]
-        self._arrays = evaluations[0].arrays()
+        decisive = evaluations[: self.config.repeats]
+        self._arrays = {**evaluations[0].arrays(), **per_seed([found.metrics() for found in decisive])}
         self.warnings = sorted({warning for found in evaluations for warning in found.warnings})
         # Losses of the decisive protocol: over both, a spread would not be one over seeds.
         metrics = aggregate(losses[: self.config.repeats])
         for protocol in self.parts:
             pairs = zip(self.runs, evaluations, strict=True)
             metrics |= aggregate([found.metrics() for run, found in pairs if run.protocol == protocol])
+        if self.reference is not None and self.finished and len(decisive) > 1:
+            metrics["select/seed_agreement"] = seed_agreement([found.arrays()["clusters/clean"] for found in decisive])
         metrics["time/train_s"] = trained - begin
         metrics["time/evaluate_s"] = time.monotonic() - trained
         return self._report(metrics, begin)
@@ -150,12 +166,27 @@ class Trial:
             return evaluate(model, parts["attack"], self.budget)
         if not last:
             return probe(model, parts["tune"], self.budget)
-        return evaluate_strict(model, parts["tune"], parts["attacker"].views, self.budget)
+        scored = parts[self.config.score_on]
+        return self._selected(evaluate_strict(model, scored, parts["attacker"].views, self.budget), model, scored)
+
+    def _selected(self, found: Evaluation, model: nn.Module, scored: MultiViewDataset) -> Evaluation:
+        """With the scores that need no labels, where the trial has a reference."""
+        if self.reference is None:
+            return found
+        arrays = found.arrays()
+        clusters, flipped = arrays["clusters/clean"].astype(np.int64), arrays["robust/flipped"].astype(bool)
+        count = len(clusters)  # the budget may score the first so many only
+        reference = replace(
+            self.reference, clusters=self.reference.clusters[:count], weights=self.reference.weights[:count]
+        )
+        scores = select_scores(reference, clusters, flipped, scored.n_clusters)
+        scores["select/clean_loss"] = clean_clustering_loss(model, scored.views, self.config.batch_size)
+        return replace(found, values={**found.values, **scores})
 
     def _report(self, metrics: Mapping[str, float], begin: float) -> Report:
         self.seconds += time.monotonic() - begin
         report: Report = {**metrics, "round": self.round, "rounds": self.rounds, "seconds": self.seconds}
-        report |= {"budget": self.budget.digest(), "warnings": json.dumps(self.warnings), "done": self.finished}
+        report |= {"budget": self.ruler, "warnings": json.dumps(self.warnings), "done": self.finished}
         if self.failure:
             report["failure"] = self.failure
         return report
@@ -173,6 +204,7 @@ class Trial:
             "config": self.config.model_dump(mode="json"),
             "parts": self.part_digests,
             "budget": self.budget.digest(),
+            "reference": self.reference.digest() if self.reference else None,
         }
         (folder / CONFIG_FILE).write_text(json.dumps(facts, indent=1))
         np.savez_compressed(folder / ARRAYS_FILE, allow_pickle=False, **self._arrays)
@@ -183,7 +215,9 @@ class Trial:
         Raises: ValueError if the checkpoint is of another config.
         """
         facts = json.loads((folder / CONFIG_FILE).read_text())
-        if identity(facts["config"]) != identity(self.config.model_dump(mode="json")):
+        # Read as a config first: one that was written before a field was there has its default.
+        saved = TrialConfig.model_validate(facts["config"])
+        if identity(saved.model_dump(mode="json")) != identity(self.config.model_dump(mode="json")):
             raise ValueError(f"the checkpoint {folder} was written by a trial with another config")
         state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
         self.round, self.seconds, self.failure = state["round"], state["seconds"], state["failure"]
@@ -206,6 +240,12 @@ def aggregate(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
         if len(values) > 1 and not name.startswith("time/"):
             metrics[f"spread/{name}"] = statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
     return metrics
+
+
+def per_seed(runs: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
+    """`seeds/<metric>`: (R,) its value in each run, in their order; NaN where a run has none."""
+    names = dict.fromkeys(name for run in runs for name in run if not name.startswith("time/"))
+    return {f"seeds/{name}": np.array([run.get(name, math.nan) for run in runs]) for name in names}
 
 
 def load_model(checkpoint: str, device: torch.device, repeat: int = 0) -> tuple[nn.Module, TrialConfig]:

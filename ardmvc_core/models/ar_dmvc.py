@@ -5,8 +5,8 @@ Source: "Adversarially Robust Deep Multi-View Clustering", ICML 2024.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ class AdversarialConfig(ContrastConfig):
     """Gradient steps of the attack during training, ≥ 1."""
     train_step_ratio: float = 0.1
     """Step size of that attack as a share of `train_eps`, > 0."""
+    train_eps_warmup: int = 0
+    """Epochs over which the radius grows linearly up to `train_eps`, ≥ 0; 0: it is there from the start (paper)."""
     inner_objective: InnerObjective = "contrastive"
     """What the attack raises: the contrastive loss (paper), the cross-entropy to the clean assignments, or both."""
     inner_pairs: PairChoice = "all"
@@ -52,6 +54,8 @@ class AdversarialConfig(ContrastConfig):
             raise ValueError(f"train_steps must be ≥ 1, got {self.train_steps}")
         if not 0 < self.train_step_ratio < float("inf"):
             raise ValueError(f"train_step_ratio must be > 0 and finite, got {self.train_step_ratio}")
+        if not self.train_eps_warmup >= 0:
+            raise ValueError(f"train_eps_warmup must be ≥ 0, got {self.train_eps_warmup}")
         if self.inner_objective not in get_args(InnerObjective):
             allowed = ", ".join(get_args(InnerObjective))
             raise ValueError(f"inner_objective must be one of {allowed}, got {self.inner_objective!r}")
@@ -61,6 +65,12 @@ class AdversarialConfig(ContrastConfig):
     def budget(self) -> AttackBudget:
         """Threat model of the training attack."""
         return AttackBudget(eps=self.train_eps)
+
+    def at_epoch(self, epoch: int) -> Self:
+        """The config with the radius of one epoch, counted from 0; step sizes are shares of it and grow along."""
+        if epoch + 1 >= self.train_eps_warmup:
+            return self
+        return replace(self, train_eps=self.train_eps * (epoch + 1) / self.train_eps_warmup)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,14 +210,15 @@ def stages(config: ARDMVCConfig | ARDMVCAMConfig, epochs: int) -> tuple[Stage, .
         assert isinstance(model, FusedClustering)
         if not _is_attacked(config):
             return aligned_clustering_terms(config, model(views), model.fusion.weights)
-        start = random_start(views, config.budget(), step.generator)
+        now = config.at_epoch(step.epoch)
+        start = random_start(views, now.budget(), step.generator)
         if config.inner_objective == "contrastive":
             # Published order: attack, clean pass, attacked pass (it decides how the running statistics end up).
-            moved = attack_in_training(config, model, views, start)
+            moved = attack_in_training(now, model, views, start)
             clean = model(views)
         else:
             clean = model(views)
-            moved = attack_in_training(config, model, views, start, clean.assignments.detach())
+            moved = attack_in_training(now, model, views, start, clean.assignments.detach())
         return adversarial_terms(config, model, clean, model(moved))
 
     objective = Objective(

@@ -1,0 +1,213 @@
+"""What a confirmation found: means over fresh seeds, paired differences, and how much the search flattered."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ardmvc_core.intervals import (
+    Interval,
+    PairedDifference,
+    expected_maximum_of,
+    holm,
+    paired_difference,
+    probability_of_improvement,
+    t_interval,
+)
+from study.leaderboard import short_names
+from study.records import TrialRecord
+from study.spec import StudySpec
+from study.trial_figures import load_arrays
+from trainables.checkpoints import below
+
+METRICS = ("robust/acc", "clean/acc", "robust/flip", "robust/kappa")
+METRIC = "robust/acc"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finalist:
+    """One configuration, trained anew."""
+
+    trial: int
+    """Its number in the search."""
+    baseline: bool
+    overrides: Mapping[str, Any]
+    searched: float | None
+    """`robust/acc` of the search, on the tuning part with its own attacks."""
+    means: Mapping[str, Interval]
+    """By metric, over seeds."""
+    seeds: tuple[float, ...]
+    """`robust/acc` of each fresh seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A finalist against a baseline, on the same seeds and samples."""
+
+    trial: int
+    baseline: int
+    difference: PairedDifference
+    adjusted_p: float
+    """After Holm's correction over all comparisons with this baseline."""
+    improves: float
+    """Share of the seeds on which the finalist is better."""
+
+
+def finalists_of(chosen: Sequence[TrialRecord], found: Sequence[TrialRecord]) -> list[Finalist]:
+    """What each configuration scored; those whose training failed are left out.
+
+    Args: chosen: trials of the search, in the order of the confirmation's trials. found: the confirmation's trials.
+    """
+    by_number = {record.number: record for record in found}
+    result = []
+    for number, record in enumerate(chosen):
+        fresh = by_number.get(number)
+        if fresh is None or fresh.state != "COMPLETE":
+            continue
+        values = _per_seed(load_arrays(fresh.checkpoint))
+        result.append(
+            Finalist(
+                trial=record.number,
+                baseline=record.baseline,
+                overrides=record.overrides,
+                searched=record.metrics.get(METRIC),
+                means={name: t_interval(values[name]) for name in METRICS if name in values},
+                seeds=tuple(float(value) for value in values[METRIC]),
+            )
+        )
+    return result
+
+
+def _per_seed(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float64]]:
+    prefix = "seeds/"
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def comparisons(finalists: Sequence[Finalist]) -> list[Comparison]:
+    """Every finalist against every baseline, paired by seed."""
+    result = []
+    for baseline in [one for one in finalists if one.baseline]:
+        rivals = [one for one in finalists if not one.baseline]
+        differences = [paired_difference(one.seeds, baseline.seeds) for one in rivals]
+        adjusted = holm([difference.p_value for difference in differences])
+        for one, difference, p in zip(rivals, differences, adjusted, strict=True):
+            result.append(
+                Comparison(
+                    trial=one.trial,
+                    baseline=baseline.trial,
+                    difference=difference,
+                    adjusted_p=float(p),
+                    improves=probability_of_improvement(one.seeds, baseline.seeds),
+                )
+            )
+    return result
+
+
+def show_confirmation(
+    study: str,
+    spec: StudySpec,
+    chosen: Sequence[TrialRecord],
+    found: Sequence[TrialRecord],
+    *,
+    uses: int,
+    folder: Path,
+    searched_trials: int,
+) -> str:
+    """The confirmation as Markdown; also written to `confirm.md` and `confirm.json` in the folder."""
+    finalists = finalists_of(chosen, found)
+    compared = comparisons(finalists)
+    text = markdown(study, spec, finalists, compared, uses=uses, searched_trials=searched_trials)
+    target = Path(below(str(folder), ""))
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "confirm.md").write_text(text + "\n")
+    facts = {"finalists": [asdict(one) for one in finalists], "comparisons": [asdict(one) for one in compared]}
+    (target / "confirm.json").write_text(json.dumps({"study": study, "score_uses": uses, **facts}, indent=1))
+    return text
+
+
+def markdown(
+    study: str,
+    spec: StudySpec,
+    finalists: Sequence[Finalist],
+    compared: Sequence[Comparison],
+    *,
+    uses: int,
+    searched_trials: int,
+) -> str:
+    """Tables for people."""
+    trial = spec.trial
+    lines = [
+        f"# {study}, confirmed",
+        "",
+        f"{trial['repeats']} fresh seeds each; scored on the score part under tier `{trial['evaluation']['tier']}`; "
+        f"the score part of this study has been used {uses} time{'s' * (uses != 1)}. Mean and 95 % t-interval over "
+        "seeds.",
+        "",
+        *_table(finalists),
+        "",
+        *_differences(compared),
+        *_shrinkage(finalists, searched_trials),
+    ]
+    return "\n".join(lines).rstrip()
+
+
+def _table(finalists: Sequence[Finalist]) -> list[str]:
+    names = short_names(sorted({path for one in finalists for path in one.overrides}))
+    metrics = [name for name in METRICS if any(name in one.means for one in finalists)]
+    lines = [
+        f"| trial | {' | '.join(names.values())} | {' | '.join(metrics)} | {METRIC} in the search |",
+        "|" + " --- |" * (2 + len(names) + len(metrics)),
+    ]
+    for one in finalists:
+        settings = [_plain(one.overrides.get(path)) for path in names]
+        means = [_interval(one.means.get(name)) for name in metrics]
+        searched = "" if one.searched is None else f"{one.searched:.3f}"
+        title = f"{one.trial}{' (baseline)' * one.baseline}"
+        lines.append(f"| {title} | {' | '.join(settings)} | {' | '.join(means)} | {searched} |")
+    return lines
+
+
+def _differences(compared: Sequence[Comparison]) -> list[str]:
+    if not compared:
+        return []
+    lines = [
+        f"Paired differences of {METRIC} (same seeds, same samples), p values after Holm's correction:",
+        "",
+        "| trial | against | difference | p | better on |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for one in compared:
+        cells = [str(one.trial), str(one.baseline), _interval(one.difference.difference, sign=True)]
+        lines.append(f"| {' | '.join([*cells, f'{one.adjusted_p:.3f}', f'{one.improves:.0%} of the seeds'])} |")
+    return [*lines, ""]
+
+
+def _shrinkage(finalists: Sequence[Finalist], searched_trials: int) -> list[str]:
+    searched = [one for one in finalists if not one.baseline and one.searched is not None and METRIC in one.means]
+    if not searched:
+        return []
+    winner = max(searched, key=lambda one: one.searched or -math.inf)
+    assert winner.searched is not None
+    fresh = winner.means[METRIC].value
+    luck = expected_maximum_of(searched_trials) if searched_trials > 1 else 0.0
+    return [
+        f"The search's winner, trial {winner.trial}, had {winner.searched:.3f} there and has {fresh:.3f} here: "
+        f"{winner.searched - fresh:+.3f} of it was the search's luck and weaker attack. The best of {searched_trials} "
+        f"equally good trials looks better by about {luck:.1f} standard deviations of one trial."
+    ]
+
+
+def _interval(interval: Interval | None, sign: bool = False) -> str:
+    if interval is None:
+        return ""
+    form = "+.3f" if sign else ".3f"
+    return f"{interval.value:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+
+
+def _plain(value: Any) -> str:
+    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,196 @@
+"""Whether a study's label-free criterion chose well: `python -m study.report NAME --unblind`, once nothing is left to
+choose. Every trained model is attacked on the score part, and only then are labels read.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ardmvc_core.attacks.tiers import Tier
+from ardmvc_core.data.dataset import MultiViewDataset
+from ardmvc_core.evaluation_suite import evaluate_suite
+from ardmvc_core.kmeans import CALIBRATION_BATCH
+from ardmvc_core.selection import clean_clustering_loss, criterion_b, silhouette
+from ardmvc_core.validation import CriterionReport, validate_criterion
+from study.records import TrialRecord
+from trainables.checkpoints import below
+from trainables.config import TrialConfig
+from trainables.data_parts import cached_parts
+from trainables.trial import load_model, pick_device, saved_config
+
+TRUTH_FILE = "unblinded.json"
+TRUTH_TIER: Tier = "tune"
+LEAST_TRIALS = 4
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """One trial on the score part, with labels; means over its seeds."""
+
+    trial: int
+    robust_acc: float
+    clean_acc: float
+    clean_loss: float
+    """Clustering loss on the tuning part: what the lowest-loss rule reads."""
+    silhouette: float
+    """Of the trial's own clusters in its own consensus, on the tuning part."""
+
+
+def truths(
+    records: Sequence[TrialRecord], folder: Path, *, say: Say = lambda text: print(text, file=sys.stderr)
+) -> list[Truth]:
+    """Scores every complete trial that has a checkpoint; what was scored before is read from the study's folder.
+
+    Args: folder: of the study, on this machine.
+    """
+    file = folder / TRUTH_FILE
+    known = {int(key): value for key, value in _read(file).items()}
+    found = []
+    complete = [record for record in records if record.state == "COMPLETE" and record.checkpoint]
+    for place, record in enumerate(complete, 1):
+        kept = known.get(record.number)
+        if kept is None or kept["checkpoint"] != record.checkpoint:
+            say(f"unblinding trial {record.number} ({place} of {len(complete)}) …")
+            assert record.checkpoint is not None
+            known[record.number] = {"checkpoint": record.checkpoint, **_score(record.checkpoint, record.number)}
+            _store(file, known)
+        values = {key: value for key, value in known[record.number].items() if key != "checkpoint"}
+        found.append(Truth(**values))
+    return found
+
+
+def _score(checkpoint: str, number: int) -> dict[str, float]:
+    config: TrialConfig = saved_config(checkpoint)
+    device = pick_device("auto")
+    parts = cached_parts(config.dataset, "strict")
+    tune, score = parts["tune"].data.to(device), parts["score"].data.to(device)
+    budget = replace(config.evaluation, tier=TRUTH_TIER, attack_precision="fp32")
+    budget = budget.resolve(config.dataset.name, len(score.views))
+    rows = []
+    for repeat in range(config.repeats):
+        model, _ = load_model(checkpoint, device, repeat)
+        values = evaluate_suite(model, score, None, budget).evaluation.values
+        loss = clean_clustering_loss(model, tune.views, config.batch_size)
+        rows.append((values["robust/acc"], values["clean/acc"], loss, _own_silhouette(model, tune, budget.seed)))
+    robust, clean, loss, shape = np.array(rows).mean(axis=0).tolist()
+    return {"trial": number, "robust_acc": robust, "clean_acc": clean, "clean_loss": loss, "silhouette": shape}
+
+
+def _own_silhouette(model: Any, data: MultiViewDataset, seed: int) -> float:
+    from ardmvc_core.attacks.reference import clean_reference
+
+    clean = clean_reference(model, data.views, CALIBRATION_BATCH)
+    return silhouette(clean.consensus.cpu().numpy(), clean.clusters.cpu().numpy(), seed=seed)
+
+
+def criteria(records: Sequence[TrialRecord], found: Sequence[Truth]) -> dict[str, np.ndarray]:
+    """What each rule would have ranked by, higher is better: (M,) in the order of `found`."""
+    by_number = {record.number: record.metrics for record in records}
+    metrics = [by_number[truth.trial] for truth in found]
+
+    def column(name: str) -> np.ndarray:
+        return np.array([own.get(name, math.nan) for own in metrics])
+
+    loss = -np.array([truth.clean_loss for truth in found])
+    agreement = column("select/seed_agreement")
+    rules = {
+        "PRA (select/pra)": column("select/pra"),
+        "stability alone (1 − robust/flip)": 1 - column("robust/flip"),
+        "robust/kappa": column("robust/kappa"),
+        "utility (select/utility)": column("select/utility"),
+        "seed agreement": agreement,
+        "lowest clean clustering loss": loss,
+        "own silhouette": np.array([truth.silhouette for truth in found]),
+    }
+    kappa = rules["robust/kappa"]
+    if np.isfinite(kappa).any():
+        rules["criterion B (ranks of κ, seed agreement, loss)"] = criterion_b(kappa, agreement, -loss)
+    return {name: values for name, values in rules.items() if np.isfinite(values).any()}
+
+
+def page(name: str, records: Sequence[TrialRecord], found: Sequence[Truth], *, seed: int = 7) -> str:
+    """The validation as Markdown. Raises: ValueError for fewer than four scored trials."""
+    if len(found) < LEAST_TRIALS:
+        raise ValueError(f"a criterion is validated on at least {LEAST_TRIALS} complete trials, got {len(found)}")
+    robust = np.array([truth.robust_acc for truth in found])
+    clean = np.array([truth.clean_acc for truth in found])
+    by_number = {record.number: record for record in records}
+    feasible = np.array([by_number[truth.trial].metrics.get("select/feasible", 1.0) >= 0.5 for truth in found])
+    lines = [
+        f"# {name}, unblinded",
+        "",
+        f"{len(found)} complete trials, {int(feasible.sum())} feasible. Truth: worst-case ACC with the fixed map, on "
+        f"the score part, tier `{TRUTH_TIER}`; best {robust.max():.3f}, median {np.median(robust):.3f}, mean "
+        f"{robust.mean():.3f}. ρ is Spearman's, with 95 % BCa bootstrap intervals over trials.",
+        "",
+        "| criterion | ρ with robust ACC | with clean ACC | picks trial | its robust ACC | regret | of best − median |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    verdict = ""
+    for rule, values in criteria(records, found).items():
+        guarded = feasible if rule.startswith(("PRA", "criterion B")) and feasible.any() else None
+        report = validate_criterion(values, robust, feasible=guarded, seed=seed)
+        beside = validate_criterion(values, clean, seed=seed)
+        lines.append(_row(rule, report, beside, found, robust))
+        if rule.startswith("PRA"):
+            verdict = _verdict(report)
+    random_regret = float(robust.max() - robust.mean())
+    lines += [f"| a random trial (expected) | | | | {robust.mean():.3f} | {random_regret:.3f} | |", ""]
+    oracle = found[int(robust.argmax())]
+    lines += [
+        f"Tuning with labels would have picked trial {oracle.trial} with {oracle.robust_acc:.3f}. {verdict}".strip()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _row(
+    rule: str, report: CriterionReport, beside: CriterionReport, found: Sequence[Truth], robust: np.ndarray
+) -> str:
+    cells = [
+        rule,
+        f"{report.rho.value:+.2f} [{report.rho.low:+.2f}, {report.rho.high:+.2f}]",
+        f"{beside.rho.value:+.2f}",
+        str(found[report.picked].trial),
+        f"{robust[report.picked]:.3f}",
+        f"{report.regret:.3f}",
+        f"{report.normalised_regret:.2f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _verdict(report: CriterionReport) -> str:
+    if report.validated:
+        return "PRA passes on this data set (lower bound of ρ above 0.5, regret at most a quarter of best − median)."
+    return (
+        "PRA is not validated on this data set: it takes a lower bound of ρ above 0.5 "
+        f"(here {report.rho.low:.2f}) and a regret of at most a quarter of best − median (here "
+        f"{report.normalised_regret:.2f})."
+    )
+
+
+def unblind(name: str, records: Sequence[TrialRecord], storage: str) -> str:
+    """Scores what is not scored yet, and gives the page. Raises: ValueError as `page`."""
+    folder = Path(below(storage, name))
+    found = truths(records, folder)
+    text = page(name, records, found)
+    (folder / "unblinded.md").write_text(text)
+    return text
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    return dict(json.loads(file.read_text())) if file.exists() else {}
+
+
+def _store(file: Path, known: Mapping[int, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_suffix(".part")
+    draft.write_text(json.dumps(known, indent=1))
+    draft.replace(file)
