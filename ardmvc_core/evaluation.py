@@ -78,19 +78,25 @@ def probe(model: nn.Module, data: MultiViewDataset, budget: EvalBudget) -> Evalu
     return card.evaluation()
 
 
-def evaluate_strict(model: nn.Module, data: MultiViewDataset, attacker_views: Views, budget: EvalBudget) -> Evaluation:
+def evaluate_strict(
+    model: nn.Module,
+    data: MultiViewDataset,
+    attacker_views: Views,
+    budget: EvalBudget,
+    surrogates: Sequence[nn.Module] = (),
+) -> Evaluation:
     """The full evaluation: the budget's tier of the suite; without one the noise floor, every white-box objective, and
     the GAN at each of its ε.
 
     Args: model: left as it was found. data: the scored part. attacker_views: V × (M, *shape_v), M ≥ 2, what the GAN is
-        fitted on; which part that is, is the caller's choice.
+        fitted on; which part that is, is the caller's choice. surrogates: for the transfer attack of a tier.
     Returns: with a tier, as `evaluate_suite`; else what `evaluate_attacks` gives for `pgd_<objective>`, `gan` and
         `gan_<ε>`, and `guard/gan_saturation`, the share of the GAN's output values without gradient at the main ε.
     Raises: EvaluationError as `evaluate_attacks`.
     """
     budget, data = _prepared(model, data, budget)
     if budget.tier is not None:
-        return evaluate_suite(model, data, attacker_views, budget).evaluation
+        return evaluate_suite(model, data, attacker_views, budget, surrogates=surrogates).evaluation
     main = budget.attack_budget()
     attacks = []
     for objective in budget.objectives:

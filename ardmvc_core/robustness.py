@@ -37,6 +37,8 @@ ATTACK_SCORES = ("flip", "acc", "acc_refit", "nmi", "ari")
 """Scores of a single attack; only where it ran on every sample."""
 CURVE_TIER: Tier = "tune"
 """Tier of the ε curve and of subsets of views."""
+_CHECKS = 1500
+"""Passes of a sample that the checks take, about: the steps of C1, C3, C9 and C15, whatever the tier."""
 MOST_SUBSETS = 20
 """Subsets of one size beyond this number are drawn."""
 
@@ -207,6 +209,7 @@ def assess(
         entropy_reference=entropy_reference,
         dataset=data.name,
         labels_locked=labels_locked,
+        progress=share.of_checks,
     )
     whole = tuple(record.key for record in suite.result.records if bool(record.tested.all()) and not record.skipped)
     if progress is not None:
@@ -309,13 +312,15 @@ class _Shares:
         assert budget.tier is not None
         cost = {tier: sum(map(passes_per_sample, plan(tier, n_clusters))) for tier in (budget.tier, "tune")}
         self._suite, self._piece = cost[budget.tier], cost["tune"]
-        # The checks take about the steps of C1, C3, C9 and C15, whatever the tier.
-        self._total = self._suite + (n_eps + n_subsets) * self._piece + 1500
+        self._total = self._suite + (n_eps + n_subsets) * self._piece + _CHECKS
         self._behind, self._begun, self._progress = 0.0, False, progress
 
     def of_suite(self, what: str, share: float) -> None:
         self._behind = share * self._suite
         self._say(what or "curves")
+
+    def of_checks(self, share: float) -> None:
+        self._say("checks", share * _CHECKS)
 
     def next(self, what: str) -> None:
         if self._begun:
@@ -323,6 +328,6 @@ class _Shares:
         self._begun = True
         self._say(what)
 
-    def _say(self, what: str) -> None:
+    def _say(self, what: str, ahead: float = 0.0) -> None:
         if self._progress is not None:
-            self._progress(what, min(1.0, self._behind / self._total))
+            self._progress(what, min(1.0, (self._behind + ahead) / self._total))

@@ -40,6 +40,7 @@ SUPERVISED: Mapping[str, Mapping[float, float]] = {"noisy_mnist": {0.3: 0.928}}
 STEP_GRID = (5, 10, 20, 50, 100)
 """Steps of the step curve."""
 _UNIT_TESTS = 50
+_LEAST_UNIT_TESTS = 20
 _NEIGHBOURS = 999
 _CORNERS = 20
 
@@ -96,6 +97,7 @@ def run_checks(
     entropy_reference: float = 1.0,
     dataset: str = "",
     labels_locked: bool | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> SanityReport:
     """Runs every check on a finished run of the suite.
 
@@ -104,38 +106,34 @@ def run_checks(
         of each cluster on clean data, for the checks that need them. eps_curve: ε → flip rate (C2). subset_flips,
         subset_unions: flip rate of each attacked subset of views, and of the attacker's choice of m views (C18).
         entropy_reference: H_ref of C19, the normalised entropy of plain models' partitions; 1 is a balanced partition.
-        labels_locked: whether labels stayed unread so far (C20); None: there was no lock.
+        labels_locked: whether labels stayed unread so far (C20); None: there was no lock. progress: called with the
+        share that is done.
     """
     checker = _Checker(model, views, budget, result, seed, batch_size)
     training_modules = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     before = _digest(model)
+    parts: list[Callable[[], Sequence[CheckResult]]] = [
+        checker.steps,
+        lambda: [checker.radius(eps_curve)],
+        lambda: checker.unbounded(labels, mapping),
+        lambda: [checker.black_box(), checker.single_step(), checker.transfer()],
+        checker.noise,
+        lambda: [*checker.gradients(), checker.saturation()],
+        checker.curves,
+        lambda: [checker.numerics(), checker.determinism()],
+        lambda: [checker.coupling(training_modules, unchanged=_digest(model) == before), checker.feasibility()],
+        lambda: [checker.unit_test()],
+        lambda: [checker.restarts()],
+        lambda: [checker.diversity(), checker.plausible(labels, mapping, dataset)],
+        lambda: [checker.subsets(subset_flips, subset_unions), checker.collapse(entropy_reference)],
+    ]
+    checks: list[CheckResult] = []
     with inference_target(model):
-        checks = [
-            *checker.steps(),
-            checker.radius(eps_curve),
-            *checker.unbounded(labels, mapping),
-            checker.black_box(),
-            checker.single_step(),
-            checker.transfer(),
-            *checker.noise(),
-            *checker.gradients(),
-            checker.saturation(),
-            *checker.curves(),
-            checker.numerics(),
-            checker.determinism(),
-        ]
-        after = _digest(model)
-        checks += [
-            checker.coupling(training_modules, unchanged=before == after),
-            checker.feasibility(),
-            checker.unit_test(),
-            checker.restarts(),
-            checker.diversity(),
-            checker.plausible(labels, mapping, dataset),
-            checker.subsets(subset_flips, subset_unions),
-            checker.collapse(entropy_reference),
-            _lock(labels_locked),
-        ]
+        for number, part in enumerate(parts):
+            if progress is not None:
+                progress(number / len(parts))
+            checks += part()
+    checks.append(_lock(labels_locked))
     return SanityReport(checks=tuple(checks), step_curve=checker.step_curve)
 
 
@@ -454,8 +452,11 @@ class _Checker:
         planted, views = plant_readouts(
             self.model, tuple(view[:_UNIT_TESTS] for view in self.views), self.budget, self.seed
         )
-        if planted is None:
-            return _not_applicable("C14", title, "the representation does not separate any point of the sphere")
+        if planted is None or len(views[0]) < _LEAST_UNIT_TESTS:
+            count = 0 if planted is None else len(views[0])
+            return _not_applicable(
+                "C14", title, f"only {count} points could be planted, {_LEAST_UNIT_TESTS} are needed"
+            )
         clean = clean_reference(planted, views, len(views[0]))
         stream = generator(self.seed, "sanity", "unit test", device=views[0].device)
         run = apgd(planted, views, clean, margin, self.budget, steps=100, generator=stream, batch_size=len(views[0]))

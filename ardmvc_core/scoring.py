@@ -108,7 +108,7 @@ class ScoreCard:
         self.values["robust/flip"] = float(moved.mean())
         self.values["robust/kappa"] = kappa(self.clean, moved, self.n_clusters)
         if self.labels is not None:
-            self.values["robust/acc"] = float(((self._map[self.clean] == self.labels) & ~moved).mean())
+            self._worst_case(moved)
             for score in ("nmi", "ari"):
                 self.values[f"robust/{score}"] = min(self.values[f"{name}/{score}"] for name in names)
 
@@ -128,7 +128,7 @@ class ScoreCard:
         self.values |= {"robust/nmi_clean": agreement.nmi, "robust/ari_clean": agreement.ari}
         if self.labels is not None:
             scores = fixed_map_scores(self.labels, clusters, self._map)
-            self.values["robust/acc"] = float(((self._map[self.clean] == self.labels) & ~moved).mean())
+            self._worst_case(moved)
             self.values |= {"robust/nmi": scores.nmi, "robust/ari": scores.ari}
             self._class_table("robust", clusters)
 
@@ -156,6 +156,15 @@ class ScoreCard:
                 f"({', '.join(weak)}): weak attacks are no sign of a robust model"
             )
         return Evaluation(values, dict(self.tables), tuple(warnings))
+
+    def _worst_case(self, moved: NDArray[np.bool_]) -> None:
+        assert self.labels is not None
+        self.values["robust/acc"] = float(((self._map[self.clean] == self.labels) & ~moved).mean())
+        # What the number can be computed from again: classes and clean clusters of the samples that stayed.
+        n_classes = max(self.n_clusters, int(self.labels.max()) + 1)
+        table = np.zeros((n_classes, self.n_clusters), dtype=np.int64)
+        np.add.at(table, (self.labels[~moved], self.clean[~moved]), 1)
+        self.tables["confusion/class_kept"] = table
 
     def _class_table(self, name: str, clusters: IntArray) -> None:
         assert self.labels is not None

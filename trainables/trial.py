@@ -78,6 +78,7 @@ class Trial:
         self.failure: str | None = None
         self.warnings: list[str] = []
         self._arrays: dict[str, np.ndarray] = {}
+        self._trained_surrogates: tuple[nn.Module, ...] | None = None
         self.method = MODELS[config.model.name]
         seed_everything(derive_seed(config.seed, "global"))
         self.runs = [
@@ -167,7 +168,20 @@ class Trial:
         if not last:
             return probe(model, parts["tune"], self.budget)
         scored = parts[self.config.score_on]
-        return self._selected(evaluate_strict(model, scored, parts["attacker"].views, self.budget), model, scored)
+        found = evaluate_strict(
+            model, scored, parts["attacker"].views, self.budget, self._surrogates(parts["attacker"])
+        )
+        return self._selected(found, model, scored)
+
+    def _surrogates(self, attacker: MultiViewDataset) -> tuple[nn.Module, ...]:
+        """What the transfer attack makes its points on, where the tier has one; the same for every seed of a trial."""
+        from trainables.surrogates import COUNTS, train_surrogates  # builds models as trials do, with this module
+
+        count = COUNTS.get(self.budget.tier or "", 0)
+        if count and self._trained_surrogates is None:
+            trained = train_surrogates(self.config, attacker, count, seed=self.budget.seed)
+            self._trained_surrogates = tuple(one.model for one in trained if not one.failure)
+        return self._trained_surrogates or ()
 
     def _selected(self, found: Evaluation, model: nn.Module, scored: MultiViewDataset) -> Evaluation:
         """With the scores that need no labels, where the trial has a reference."""

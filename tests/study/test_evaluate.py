@@ -1,0 +1,516 @@
+"""One trained model evaluated by the command, without Ray: its files, their numbers, and what is refused beforehand."""
+
+import io
+import json
+import re
+import shutil
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+from optuna.trial import TrialState
+from tiny_studies import study_dict
+
+from ardmvc_core import robustness, sanity
+from ardmvc_core.attacks import suite
+from ardmvc_core.attacks.sample_objectives import ce
+from ardmvc_core.attacks.tiers import Ascend, Transfer
+from ardmvc_core.intervals import Interval, bootstrap_interval
+from ardmvc_core.recompute import map_from_confusion, scores_from_confusion
+from ardmvc_core.sanity import CheckResult, SanityReport
+from study import figures
+from study.addresses import default_uri, make_sqlite, sqlite_file
+from study.evaluate import _Lines, find_target, main
+from study.ledger import Ledger, LedgerError, study_url
+from study.robustness_report import FIGURES
+from study.source import SpecError
+from study.spec import StudySpec
+from trainables.config import TrialConfig
+from trainables.data_parts import cached_parts
+from trainables.surrogates import surrogate_configs, train_surrogates
+from trainables.trial import Trial
+
+SpecMaker = Callable[..., StudySpec]
+N = 8
+OK = SanityReport(
+    checks=(CheckResult(id="C1a", title="more steps are never weaker", value=0.0, verdict="PASS", detail="fine"),),
+    step_curve={},
+)
+
+
+@dataclass
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def evaluate(*arguments: str) -> Ended:
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main(arguments)
+    return Ended(code, out.getvalue(), err.getvalue())
+
+
+def tiny_config(folder: Path, **changes: Any) -> TrialConfig:
+    """The trial of the tiny studies, as a plain model in one round."""
+    trial = study_dict(folder)["trial"]
+    own = {"model": {"name": "comvc"}, "epochs": 15, "evaluate_every": 15, "seed": 3}
+    trial["evaluation"] = {"tier": "probe", "samples": 10, "probe_samples": 10, "probe_steps": 1}
+    return TrialConfig.model_validate({**trial, **own, **changes})
+
+
+def saved(trial: Trial, folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    trial.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained trial's checkpoint."""
+    folder = tmp_path_factory.mktemp("trial")
+    trial = Trial(tiny_config(folder))
+    trial.run_round()
+    return saved(trial, folder / "saved")
+
+
+def few_resamples(*args: Any, **kwargs: Any) -> Interval:
+    return bootstrap_interval(*args, **{**kwargs, "resamples": 10})
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No ε curve, few resamples, and checks that pass without work."""
+    monkeypatch.setitem(robustness.EPS_GRID, "noisy_digits", ())  # type: ignore[arg-type]
+    monkeypatch.setattr(robustness, "bootstrap_interval", few_resamples)
+    monkeypatch.setattr(robustness, "run_checks", lambda *args, **kwargs: OK)
+    monkeypatch.setattr(figures, "DPI", 40)
+
+
+# The whole report
+
+
+@dataclass
+class Report:
+    """What one run of the command left."""
+
+    ended: Ended
+    folder: Path
+    json: dict[str, Any]
+    markdown: str
+    arrays: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def report(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """Everything for real, on few samples and two ε."""
+    folder = tmp_path_factory.mktemp("report") / "there"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(robustness.EPS_GRID, "noisy_digits", (0.05, 0.3))  # type: ignore[arg-type]
+        patch.setattr(robustness, "bootstrap_interval", few_resamples)
+        patch.setattr(sanity, "STEP_GRID", (5, 10))
+        # Where nothing survives, checks are over soon.
+        settings = ("--tier", "tune", "--eps", "0.3", "--samples", str(N), "--everyone")
+        ended = evaluate(str(checkpoint), *settings, "--out", str(folder))
+    assert ended.code == 0, ended.err
+    with np.load(folder / "evaluation.npz") as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    return Report(
+        ended, folder, json.loads((folder / "report.json").read_text()), (folder / "report.md").read_text(), arrays
+    )
+
+
+def test_every_file_is_there_and_every_figure_is_shown(report: Report) -> None:
+    files = sorted(str(file.relative_to(report.folder)) for file in report.folder.rglob("*") if file.is_file())
+    drawn = [name for name in FIGURES if f"figures/{name}.png" in files]
+    assert files == sorted(["evaluation.npz", "report.json", "report.md", *(f"figures/{name}.png" for name in drawn)])
+    assert set(drawn) >= set(FIGURES) - {"pictures"}
+    for name in drawn:
+        assert f"](figures/{name}.png)" in report.markdown
+        assert (report.folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert f"written to {report.folder}/report.md" in report.ended.out
+
+
+def test_the_numbers_follow_from_the_stored_counts(report: Report) -> None:
+    metrics, tables = report.json["metrics"], {k: np.array(v) for k, v in report.json["confusion"].items()}
+    mapping = map_from_confusion(tables["class_clean"])
+    keys = [attack["key"] for attack in report.json["per_attack"]]
+    assert report.json["n"] == N
+    assert keys == ["apgd_ce", "apgd_target_1", "apgd_target_2", "apgd_features"]
+    for key in ("clean", *keys):
+        counts = tables[f"class_{key}"]
+        assert counts.sum() == N
+        assert metrics[f"{key}/acc"] == pytest.approx(scores_from_confusion(counts, mapping).acc)
+        assert metrics[f"{key}/ari"] == pytest.approx(scores_from_confusion(counts, mapping).ari)
+    for key in keys:
+        assert metrics[f"{key}/acc_refit"] == pytest.approx(scores_from_confusion(tables[f"class_{key}"]).acc)
+    for key in (*keys, "robust"):
+        assert metrics[f"{key}/flip"] == pytest.approx(1 - np.trace(tables[f"clean_{key}"]) / N)
+    assert sum(attack["new"] for attack in report.json["per_attack"]) == round(metrics["robust/flip"] * N)
+    clean, labels, moved = (report.arrays[name] for name in ("clusters/clean", "labels", "robust/flipped"))
+    assert report.json["headline"]["acc"] == pytest.approx(np.mean((mapping[clean] == labels) & ~moved))
+
+
+def test_the_report_says_what_was_evaluated(report: Report, checkpoint: Path) -> None:
+    facts = report.json["facts"]
+    stored = json.loads((checkpoint / "config.json").read_text())["parts"]
+    assert facts["reference"] == facts["checkpoint"] == str(checkpoint)
+    assert (facts["model"], facts["part"], facts["everyone"]) == ("comvc", "tune", True)
+    assert facts["parts"] == {"tune": stored["tune"], "attacker": stored["attacker"]}
+    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["forwards"] > facts["backwards"] > report.json["metrics"]["cost/backwards"]
+    assert report.json["budget_hash"] in report.markdown
+    assert report.json["budget_hash"] in report.ended.out
+    assert set(report.json["eps_curve"]) == {"0.05", "0.3"}
+    assert set(report.json["subsets"]) == {"0", "1"}
+
+
+def test_the_markdown_has_its_sections_in_order(report: Report) -> None:
+    sections = re.findall(r"^## (.+)$", report.markdown, flags=re.MULTILINE)
+    assert sections == [
+        "Clean and worst case",
+        "Noise floor",
+        "ε50",
+        "Erasability per view",
+        "Attacks",
+        "Subsets of views",
+        "Checks",
+        "Not run",
+        "Limits",
+        "Provenance",
+    ]
+    for number in range(1, 21):
+        assert re.search(rf"^\| C{number}[abc]? \|", report.markdown, flags=re.MULTILINE), number
+    widths = {line.count(" | ") for line in report.markdown.split("## Checks")[1].splitlines() if line[:3] == "| C"}
+    assert widths == {4}
+
+
+def test_the_page_shows_attacks_and_every_check_that_did_not_pass(report: Report) -> None:
+    lines = report.ended.out.splitlines()
+    headline = report.json["headline"]
+    assert lines[0] in report.markdown
+    assert ("not established" in lines[0]) is not headline["established"]
+    assert [line.split()[0] for line in lines if line.startswith("apgd_")] == [
+        attack["key"] for attack in report.json["per_attack"]
+    ]
+    assert [line.split()[1] for line in lines if line.startswith(("WARN", "FAIL"))] == [
+        check["id"] for check in report.json["checks"] if check["verdict"] in ("WARN", "FAIL")
+    ]
+    assert re.search(r"^\[\d\d:\d\d:\d\d\]   0%  apgd_ce$", report.ended.err, flags=re.MULTILINE)
+
+
+# The headline
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_failed_check_withholds_the_number(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = [str(checkpoint), "--tier", "probe", "--samples", "8", "--no-subsets", "--out", str(tmp_path / "a")]
+    good = evaluate(*arguments)
+    number = f"{json.loads((tmp_path / 'a' / 'report.json').read_text())['headline']['acc']:.3f}"
+    assert good.out.startswith(f"ACC under attack {number} [")
+    failed = [
+        replace(OK.checks[0], id="C4", verdict="FAIL"),
+        replace(OK.checks[0], id="C7a", verdict="WARN"),
+        replace(OK.checks[0], id="C12", verdict="FAIL"),
+    ]
+    bad_report = SanityReport(checks=tuple(failed), step_curve={})
+    monkeypatch.setattr(robustness, "run_checks", lambda *args, **kwargs: bad_report)
+    bad = evaluate(*arguments)
+    assert (good.code, bad.code) == (0, 0)
+    first = bad.out.splitlines()[0]
+    assert first.startswith("not established (checks C4, C12); clean ACC ")
+    assert first.endswith("; warnings: C7a")
+    assert "under attack" not in first
+    page = (tmp_path / "a" / "report.md").read_text()
+    assert f"**{first}**" in page
+    assert "| worst case (not established) |" in page
+    assert json.loads((tmp_path / "a" / "report.json").read_text())["headline"]["failed"] == ["C4", "C12"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_model_that_collapsed_has_no_headline(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collapsed = shutil.copytree(checkpoint, tmp_path / "collapsed")
+    state = torch.load(collapsed / "state.pt", weights_only=True)
+    model = state["trainers"][0]["model"]
+    for name in [name for name in model if name.startswith("head.")]:
+        model[name] = torch.zeros_like(model[name])
+    torch.save(state, collapsed / "state.pt")
+
+    def only_collapse(model: Any, views: Any, budget: Any, result: Any, **settings: Any) -> SanityReport:
+        checker = sanity._Checker(model, views, budget, result, settings["seed"], settings["batch_size"])
+        return SanityReport(checks=(checker.collapse(settings["entropy_reference"]),), step_curve={})
+
+    monkeypatch.setattr(robustness, "run_checks", only_collapse)
+    ended = evaluate(
+        str(collapsed), "--tier", "probe", "--samples", "4", "--no-subsets", "--json", "--out", str(tmp_path / "there")
+    )
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)
+    assert found["headline"]["failed"] == ["C19"]
+    assert "**not established (check C19); clean ACC " in (tmp_path / "there" / "report.md").read_text()
+    assert found["headline"]["kappa"] == 0
+    assert found["folder"] == str(tmp_path / "there")
+    assert not (tmp_path / "there" / "figures" / "pictures.png").exists()
+    assert "- the ε curve" in (tmp_path / "there" / "report.md").read_text()
+
+
+@pytest.mark.usefixtures("quick")
+def test_each_eps_has_a_report_of_its_own_and_figures_of_before_go(checkpoint: Path, tmp_path: Path) -> None:
+    old = tmp_path / "eps_0.2" / "figures" / "eps_curve.png"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    (old.parent / "mine.png").touch()
+    arguments = ("--tier", "probe", "--eps", "0.05,0.2", "--views", "1", "--samples", "4", "--part", "score", "--json")
+    ended = evaluate(str(checkpoint), *arguments, "--out", str(tmp_path))
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)
+    assert [one["budget"]["eps"] for one in found] == [0.05, 0.2]
+    assert [one["budget"]["attacked_views"] for one in found] == [[1], [1]]
+    assert [one["erasable"][0] for one in found] == [0, 0]
+    assert [Path(one["folder"]).name for one in found] == ["eps_0.05", "eps_0.2"]
+    assert (not old.exists(), (old.parent / "mine.png").exists()) == (True, True)
+    assert "the score part (" in ended.err
+
+
+@pytest.mark.usefixtures("quick")
+def test_without_out_it_lies_in_the_storage_by_name_and_budget(checkpoint: Path, tmp_path: Path) -> None:
+    ended = evaluate(
+        str(checkpoint), "--tier", "probe", "--samples", "4", "--json", "--storage", str(tmp_path / "runs")
+    )
+    found = json.loads(ended.out)
+    name = f"{checkpoint.parent.name}-{checkpoint.name}-{found['budget_hash']}"
+    assert found["folder"] == str(tmp_path / "runs" / "evaluations" / name)
+
+
+@pytest.mark.usefixtures("quick")
+def test_locked_labels_are_not_read(checkpoint: Path, tmp_path: Path) -> None:
+    locked = edited(checkpoint, tmp_path / "locked", selection={"lock_labels": True})
+    ended = evaluate(str(locked), "--tier", "probe", "--samples", "4", "--json", "--out", str(tmp_path / "there"))
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)
+    assert "clean/acc" not in found["metrics"]
+    assert "labels" not in np.load(tmp_path / "there" / "evaluation.npz").files
+    assert "**flip rate " in (tmp_path / "there" / "report.md").read_text()
+
+
+# Surrogates
+
+
+def test_surrogates_are_other_models_of_the_attackers_samples(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, epochs=1, model={"name": "simvc", "learning_rate": 0.01})
+    attacker = cached_parts(config.dataset, "strict")["attacker"].data
+    before = torch.get_rng_state()
+    found = train_surrogates(config, attacker, 3, seed=7)
+    assert torch.equal(before, torch.get_rng_state())
+    assert [one.method for one in found] == ["simvc", "comvc", "simvc"]
+    assert [one.model.learning_rate for one in surrogate_configs(config, 3, 7)] == [0.01, 1e-3, 1e-3]
+    assert len({config.seed, *(one.seed for one in found)}) == 4
+    assert not any(one.model.training or one.failure for one in found)
+    again = train_surrogates(config, attacker, 1, seed=7)[0]
+    logits = [one.model(attacker.views).logits for one in (found[0], again)]
+    assert torch.equal(*logits)
+
+
+@pytest.mark.usefixtures("quick")
+def test_surrogates_reach_the_transfer_attack(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = (Ascend(key="apgd_ce", objective=ce, steps=1), Transfer(key="transfer", surrogates=2, steps=1))
+    monkeypatch.setattr(suite, "plan", lambda *args, **kwargs: short)
+    brief = edited(checkpoint, tmp_path / "brief", epochs=1, evaluate_every=1)
+    arguments = ("--tier", "probe", "--samples", "4", "--no-subsets", "--out", str(tmp_path / "there"))
+    found = json.loads(evaluate(str(brief), *arguments, "--surrogates", "2", "--json").out)
+    assert [one["method"] for one in found["facts"]["surrogates"]] == ["comvc", "comvc"]
+    assert all(0 <= one["agreement"] <= 1 for one in found["facts"]["surrogates"])
+    assert [(one["key"], one["skipped"]) for one in found["per_attack"]] == [("apgd_ce", ""), ("transfer", "")]
+    without = evaluate(str(brief), *arguments)
+    assert re.search(r"^transfer +skipped: no surrogate models were given$", without.out, flags=re.MULTILINE)
+    assert "- attack `transfer`: no surrogate models were given" in (tmp_path / "there" / "report.md").read_text()
+
+
+# Progress
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then() -> None:
+    clock = iter([0.0, 0.0, 0.0, 4.0, 10.0, 10.0, 10.0])  # begin; first, its estimate; second; third, estimate, text
+    stream = io.StringIO()
+    lines = _Lines(stream, lambda: next(clock))
+    for what, share in (("first", 0.0), ("second", 0.1), ("third", 0.2)):
+        lines(what, share)
+    shown = [line.split("]  ")[1].split() for line in stream.getvalue().splitlines()]
+    assert shown == [["0%", "first"], ["20%", "third", "~40", "s", "left"]]
+
+
+# What is refused
+
+
+def edited(source: Path, folder: Path, **changes: Any) -> Path:
+    """A copy of a checkpoint whose trial has another config."""
+    shutil.copytree(source, folder)
+    facts = json.loads((folder / "config.json").read_text())
+    facts["config"] |= changes
+    (folder / "config.json").write_text(json.dumps(facts))
+    return folder
+
+
+@pytest.fixture
+def refused(tmp_path: Path) -> Callable[..., str]:
+    """Runs a command that must be refused, and says why it was."""
+
+    def run(model: Path | str, *arguments: str) -> str:
+        out = tmp_path / "never"
+        ended = evaluate(str(model), *arguments, "--out", str(out), "--storage", str(tmp_path / "nowhere"))
+        assert (ended.code, ended.out) == (2, "")
+        assert not out.exists()
+        assert not (tmp_path / "nowhere").exists()
+        assert len(ended.err.splitlines()) == 1, ended.err
+        return ended.err.strip()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--eps", "0"], "--eps: must be in (0, 1] because views are in [0, 1]; got 0.0 (8/255 is 0.031)"),
+        (["--eps", "0.1,8"], "--eps: must be in (0, 1] because views are in [0, 1]; got 8.0 (8/255 is 0.031)"),
+        (["--eps", "nan"], "--eps: must be in (0, 1] because views are in [0, 1]; got nan (8/255 is 0.031)"),
+        (["--eps", "0.1,0.1"], "--eps: must be distinct, got 0.1, 0.1"),
+        (["--eps", "8/255"], "--eps: must be numbers such as 0.05,0.1, got '8/255'"),
+        (["--tier", "strong"], "--tier: tier must be one of probe, tune, standard, plus, got 'strong'"),
+        (["--views", "0,2"], "--views: must be distinct, each in 0..1, got (0, 2)"),
+        (["--views", "-1"], "--views: must be distinct, each in 0..1, got (-1,)"),
+        (["--views", "one"], "--views: must be numbers such as 0,1, got 'one'"),
+        (["--part", "train"], "--part: must be one of tune, score, got 'train'"),
+        (["--samples", "1"], "--samples: must be ≥ 2, got 1"),
+        (["--surrogates", "-1"], "--surrogates: must be ≥ 0, got -1"),
+        (["--repeat", "1"], "--repeat: must be in 0..0, the trial's models, got 1"),
+    ],
+)
+def test_bad_flags(arguments: list[str], message: str, checkpoint: Path, refused: Callable[..., str]) -> None:
+    assert refused(checkpoint, *arguments) == message
+
+
+def test_what_is_no_checkpoint(checkpoint: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    assert refused(tmp_path) == f"{tmp_path} holds no saved model (no config.json); give a trial's checkpoint"
+    attack = edited(checkpoint, tmp_path / "attack", checkpoint="x")
+    assert "holds no config of a model trial" in refused(attack)
+    official = edited(checkpoint, tmp_path / "official", protocol="official")
+    assert "needs a model that was trained on the strict parts (protocol strict or both)" in refused(official)
+    other = edited(checkpoint, tmp_path / "other", dataset={"name": "noisy_digits", "samples": 100})
+    assert "the part train of its data is not the one that is found here" in refused(other)
+    broken = edited(checkpoint, tmp_path / "broken")
+    (broken / "state.pt").write_bytes(b"torn")
+    assert refused(broken).startswith(f"{broken} holds no model of its own config: ")
+    (broken / "state.pt").unlink()
+    assert refused(broken) == f"{broken} holds no saved model: state.pt is missing"
+
+
+def test_weights_that_are_not_finite(checkpoint: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    folder = edited(checkpoint, tmp_path / "nan")
+    state = torch.load(folder / "state.pt", weights_only=True)
+    next(iter(state["trainers"][0]["model"].values())).fill_(torch.nan)
+    torch.save(state, folder / "state.pt")
+    assert refused(folder) == f"{folder}: its weights are not finite"
+
+
+def test_a_k_means_head_without_stored_centroids(tmp_path: Path, refused: Callable[..., str]) -> None:
+    folder = saved(Trial(tiny_config(tmp_path, model={"name": "multi_vae"})), tmp_path / "fresh")
+    why = f"{folder} cannot be attacked: its k-means head has no stored centroids"
+    assert refused(folder) == f"{why} (they were never fitted: its trial ended too early)"
+    state = torch.load(folder / "state.pt", weights_only=True)
+    del state["trainers"][0]["model"]["head.centroids"]
+    torch.save(state, folder / "state.pt")
+    assert refused(folder) == why
+
+
+def test_a_place_that_cannot_be_written_to(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ended = evaluate(str(checkpoint), "--out", str(tmp_path / "file" / "below"))
+    assert ended.code == 2
+    assert ended.err.strip().endswith(f"{tmp_path / 'file'} is not a folder")
+
+
+# References
+
+
+@pytest.fixture
+def ledger(tiny_spec: SpecMaker, checkpoint: Path) -> Ledger:
+    """A study whose trial 1 is complete and has a saved model."""
+    spec = tiny_spec()
+    ledger = Ledger.open_or_create(spec, study_url(spec.storage.path), None)
+    for number in range(2):
+        config = spec.trial_config(dict(spec.baselines[0])).model_dump(mode="json")
+        ledger.add(overrides={}, config=config, rounds=1, baseline=False, params={}, distributions={})
+        progress = {"round": 1, "time": 1, "metrics": {}, "checkpoint": str(checkpoint) if number else None}
+        ledger.progress(number, progress)
+    ledger.finish(1, TrialState.COMPLETE, (0.5,))
+    return ledger
+
+
+def test_models_of_a_study(ledger: Ledger, tiny_spec: SpecMaker, checkpoint: Path) -> None:
+    storage = tiny_spec().storage.path
+    for reference in ("study:tiny", "study:tiny/1"):
+        found = find_target(reference, storage)
+        assert (found.reference, found.checkpoint) == (reference, str(checkpoint))
+    assert find_target("study:tiny/1", storage).name == "tiny-1"
+    assert find_target(f"{checkpoint}/state.pt", storage).checkpoint == str(checkpoint)
+    for reference, message in (
+        ("study:other", "there is no study 'other'; known: tiny"),
+        ("study:tiny/7", "study 'tiny' has no trial '7'; it has 0, 1"),
+        ("study:tiny/0", "no complete trial with a saved model yet"),
+    ):
+        ended = evaluate(reference, "--storage", storage)
+        assert ended.code == 2
+        assert message in ended.err
+
+
+def test_runs_and_registered_models(ledger: Ledger, tiny_spec: SpecMaker, checkpoint: Path) -> None:
+    storage = tiny_spec().storage.path
+    with pytest.raises(SpecError, match="there is no MLflow database at"):
+        find_target("runs:/1", storage)
+    uri = default_uri(storage)
+    file = sqlite_file(uri)
+    assert file is not None
+    assert not file.exists()
+    make_sqlite(file)
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.create_experiment("tiny", artifact_location=str(file.parent / "mlartifacts"))
+
+    def run(**tags: str) -> str:
+        return str(client.create_run(experiment, tags=tags).info.run_id)
+
+    own = {"study": "tiny", "study_id": ledger.uid}
+    trial, parent = run(role="trial", trial_number="1", **own), run(role="study", **own)
+    for reference in (trial, f"runs:/{trial}", f"runs:/{parent}"):
+        assert find_target(reference, storage).checkpoint == str(checkpoint)
+    assert find_target(trial, storage).name == "tiny-1"
+    client.create_registered_model("net")
+    for source in (str(checkpoint), checkpoint.as_uri(), f"runs:/{trial}/model", str(checkpoint.parent)):
+        client.create_model_version("net", source=source)
+    for version in (1, 2):
+        found = find_target(f"models:/net/{version}", storage)
+        assert (found.checkpoint, found.name) == (str(checkpoint), f"net-{version}")
+    for reference, message in (
+        (run(), "is of no study: it has no tags study and trial_number"),
+        (run(role="trial", trial_number="1", study="tiny", study_id="x"), "is of another study 'tiny'"),
+        (run(role="trial", trial_number="9", **own), "study 'tiny' has no trial '9'"),
+        ("0" * 32, "not found"),
+        ("models:/net/3", "its source must be the folder of a checkpoint"),
+        ("models:/net/4", "holds no saved model"),
+        ("models:/net/9", "not found"),
+        ("models:/net/best", "must be runs:/ID or models:/NAME/VERSION, with a number as version"),
+    ):
+        with pytest.raises((SpecError, LedgerError), match=re.escape(message)):
+            find_target(reference, storage)
