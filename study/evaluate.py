@@ -112,6 +112,12 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--everyone", action="store_true", help="each attack on every sample, to compare attacks")
     result.add_argument("--no-subsets", action="store_true", help="leaves subsets of views out")
     result.add_argument(
+        "--certify",
+        type=float,
+        metavar="SIGMA",
+        help="also what smoothing with noise of that standard deviation guarantees, and votes of views",
+    )
+    result.add_argument(
         "--storage", default="runs", metavar="DIR", help="the study's storage.path; default: %(default)s"
     )
     result.add_argument("--json", action="store_true", dest="json_output", help="the report as JSON on stdout")
@@ -188,6 +194,8 @@ def _check_flags(given: argparse.Namespace) -> None:
         number = getattr(given, flag)
         if number is not None and number < bound:
             faults.append(f"--{flag}: must be ≥ {bound}, got {number}")
+    if given.certify is not None and not 0 < given.certify < float("inf"):
+        faults.append(f"--certify: must be > 0 and finite, got {given.certify}")
     if faults:
         raise SpecError(faults)
 
@@ -492,6 +500,7 @@ def _assess(
 ) -> "tuple[Any, Facts]":
     from ardmvc_core.attacks.suite import counted_passes
     from ardmvc_core.robustness import assess
+    from study.certificates import certify
     from study.robustness_report import Facts
 
     scored, attacker = request.parts[given.part], request.parts["attacker"]
@@ -508,6 +517,17 @@ def _assess(
             labels_locked=True if request.locked else None,
             progress=progress,
         )
+        certificates = None
+        if given.certify is not None:
+            progress("certificates", 1.0)
+            certificates = certify(
+                request.model,
+                found.suite.data,
+                attacker.data.to(request.device).views,
+                budget.attack_budget(),
+                sigma=given.certify,
+                seed=budget.seed,
+            )
     seconds = time.monotonic() - begin
     used = {given.part: scored.digest, "attacker": attacker.digest}
     facts = Facts(
@@ -527,6 +547,7 @@ def _assess(
         seconds=seconds,
         forwards=passes.forwards,
         backwards=passes.backwards,
+        certificates=certificates,
     )
     return found, facts
 

@@ -24,6 +24,7 @@ from ardmvc_core.attacks.tiers import plan
 from ardmvc_core.intervals import Interval
 from ardmvc_core.robustness import ATTACK_SCORES, CURVE_TIER, Assessment
 from ardmvc_core.sanity import STEP_GRID, CheckResult
+from study.certificates import Certificates, section
 from study.figures import BLUE, GREEN, GREY, INK, ORANGE, RED, add_legend, new_figure, style
 
 FIGURES = ("eps_curve", "step_curve", "union_growth", "attack_scores", "pictures")
@@ -91,6 +92,7 @@ class Facts:
     """Passes of a sample through the target, of the whole report: attacks, curves, subsets and checks."""
     backwards: int
     """Of these, passes that were differentiated."""
+    certificates: Certificates | None = None
 
 
 def headline(found: Assessment) -> str:
@@ -135,6 +137,7 @@ def markdown(found: Assessment, facts: Facts, figures: Sequence[str] = ()) -> st
         _attacks(found, facts, figures),
         _subsets(found),
         _checks(found, figures),
+        "" if facts.certificates is None else section(facts.certificates, _table),
         _not_run(found, facts),
         _limits(found, facts),
         _provenance(found, facts),

@@ -307,6 +307,34 @@ def test_locked_labels_are_not_read(checkpoint: Path, tmp_path: Path) -> None:
 # Surrogates
 
 
+@pytest.mark.usefixtures("quick")
+def test_certificates_are_part_of_the_report(checkpoint: Path, tmp_path: Path) -> None:
+    settings = (
+        "--tier",
+        "probe",
+        "--samples",
+        "10",
+        "--no-subsets",
+        "--certify",
+        "0.1",
+        "--out",
+        str(tmp_path / "there"),
+    )
+    assert evaluate(str(checkpoint), *settings).code == 0
+    stored = json.loads((tmp_path / "there" / "report.json").read_text())["facts"]["certificates"]
+    kept, right = stored["kept"], stored["accuracy"]
+    assert stored["n"] == 10
+    assert kept == sorted(kept, reverse=True)
+    assert all(acc <= share for acc, share in zip(right, kept, strict=True))
+    assert stored["broken"] == 0
+    # 1,000 draws bound the radius by 2.46 σ: with σ = 0.1 on 2 × 64 values no L∞ ball of 0.1 (11.3 σ) is certified.
+    assert stored["average_radius"] <= 2.47
+    assert stored["linf"] == 0.0
+    # One of two views is never outvoted.
+    assert stored["views"] == [0.0]
+    assert "## Certificates" in (tmp_path / "there" / "report.md").read_text()
+
+
 def test_surrogates_are_other_models_of_the_attackers_samples(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, epochs=1, model={"name": "simvc", "learning_rate": 0.01})
     attacker = cached_parts(config.dataset, "strict")["attacker"].data
@@ -393,6 +421,7 @@ def refused(tmp_path: Path) -> Callable[..., str]:
         (["--views", "-1"], "--views: must be distinct, each in 0..1, got (-1,)"),
         (["--views", "one"], "--views: must be numbers such as 0,1, got 'one'"),
         (["--part", "train"], "--part: must be one of tune, score, got 'train'"),
+        (["--certify", "0"], "--certify: must be > 0 and finite, got 0.0"),
         (["--samples", "1"], "--samples: must be ≥ 2, got 1"),
         (["--surrogates", "-1"], "--surrogates: must be ≥ 0, got -1"),
         (["--repeat", "1"], "--repeat: must be in 0..0, the trial's models, got 1"),
