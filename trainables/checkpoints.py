@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -96,13 +97,20 @@ class Checkpoints:
         except OSError as error:
             logger.debug("cannot list %s: %s", self.folder, error)
 
-    def restore(self, candidates: Sequence[str], load: Callable[[Path], None]) -> tuple[str | None, list[str]]:
+    def restore(
+        self,
+        candidates: Sequence[str],
+        load: Callable[[Path], None],
+        adopt: Callable[[Path, str], bool] | None = None,
+    ) -> tuple[str | None, list[str]]:
         """Hands the newest whole checkpoint to `load`, and deletes what `look` has seen and no candidate names.
 
         Args: candidates: places of recorded checkpoints, newest first; one that is not there is looked for by its name
-            in this folder, to where a storage may have moved.
-        Returns: the place that was loaded, None if none is whole; and a sentence for each that was not.
-        Raises: StorageAway if the storage did not work for `patience` seconds; what `load` raises.
+            in this folder, to where a storage may have moved. adopt: is shown a whole checkpoint of the round after the
+            newest recorded one, which an attempt had stored and nobody lived to record, and its place; it says whether
+            it goes on from there.
+        Returns: the recorded place that was loaded, None if none is whole; and a sentence for each that was not.
+        Raises: StorageAway if the storage did not work for `patience` seconds; what `load` and `adopt` raise.
         """
         faults: list[str] = []
         found = None
@@ -118,9 +126,24 @@ class Checkpoints:
                 load(Path(local))
                 found = place
                 self._known = [self._place_of(one) for one in reversed(candidates[index:])]
-                self._clear()
                 break
+        if adopt is not None and not faults:
+            self._adopt(_round_of(candidates[0]) + 1 if candidates else 1, adopt)
+        if found is not None:
+            self._clear()
         return found, faults
+
+    def _adopt(self, round_: int, adopt: Callable[[Path, str], bool]) -> None:
+        for name in sorted(name for name in self._left if _round_of(name) == round_):
+            place = below(self.folder, name)
+            with tempfile.TemporaryDirectory(prefix="checkpoint-") as local:
+                try:
+                    self._patiently(partial(download, place, Path(local)), f"cannot read {place}")
+                except NoCheckpoint:
+                    continue  # it was not finished
+                if adopt(Path(local), place):
+                    self._known.append(place)
+                    return
 
     def _place_of(self, recorded: str) -> str:
         moved = below(self.folder, recorded.rstrip("/").rsplit("/", 1)[-1])
@@ -148,6 +171,12 @@ class Checkpoints:
             if reason:
                 self.waited.append(f"waited {time.monotonic() - begin:.0f} s for its storage: {reason}")
             return
+
+
+def _round_of(place: str) -> int:
+    """The round in a checkpoint's name; −1 for another name."""
+    found = re.fullmatch(r"round_(\d+)-\w+", place.rstrip("/").rsplit("/", 1)[-1])
+    return int(found[1]) if found else -1
 
 
 def _store(write: Callable[[Path], None], place: str) -> None:

@@ -20,6 +20,9 @@ from trainables.data_parts import DataKey, provide_parts
 from trainables.reference import provide_reference, reference_from
 from trainables.trial import Report, Trial
 
+REPORT_FILE = "report.json"
+"""In a checkpoint: what its round reports, for the case that nobody lives to record it."""
+
 
 class RunsInRounds(Protocol):
     """What a Trainable drives."""
@@ -53,8 +56,7 @@ class TrialTrainable(tune.Trainable):
         self.trial = None  # an actor that is used again must not hold two trials in memory
         self._round_seconds = float(config["round_seconds"])
         self._checkpoints = Checkpoints(config["folder"], patience=config["patience"])
-        if config["resume"]:
-            self._checkpoints.look()
+        self._checkpoints.look()
         with time_limit(self._round_seconds):
             provide_parts({key: partial(ray.get, reference) for key, reference in (data or {}).items()})
             provide_reference(None if reference is None else partial(reference_from, reference))
@@ -62,15 +64,41 @@ class TrialTrainable(tune.Trainable):
         # Waiting for a storage is allowed for; one that hangs in place of failing is not.
         self._storage_seconds = self._round_seconds and self._round_seconds + 2 * config["patience"]
         with time_limit(self._storage_seconds):
-            self._notes = self._checkpoints.restore(config["resume"], self.trial.load)[1]
+            self._stored: Report | None = None
+            self._notes = self._checkpoints.restore(config["resume"], self.trial.load, self._adopt)[1]
+
+    def _adopt(self, folder: Path, place: str) -> bool:
+        """Goes on from a round that an attempt had stored and nobody lived to record: its report is given again."""
+        assert self.trial is not None
+        file = folder / REPORT_FILE
+        if not file.exists():
+            return False
+        report: Report = json.loads(file.read_text())
+        try:
+            self.trial.load(folder)
+        except ValueError:  # of another config
+            return False
+        self._stored = {**report, "checkpoint": place}
+        return True
 
     def step(self) -> Report:
         assert self.trial is not None
+        if self._stored is not None:
+            report, self._stored = self._stored, None
+            return self._noted(report)
         with time_limit(self._round_seconds):
             report = self.trial.run_round()
         if "failure" not in report:
             with time_limit(self._storage_seconds):
-                report["checkpoint"] = self._checkpoints.save(report["round"], self.trial.save)
+                report["checkpoint"] = self._checkpoints.save(report["round"], partial(self._save, report))
+        return self._noted(report)
+
+    def _save(self, report: Report, folder: Path) -> None:
+        assert self.trial is not None
+        self.trial.save(folder)
+        (folder / REPORT_FILE).write_text(json.dumps(report))
+
+    def _noted(self, report: Report) -> Report:
         notes = [*self._notes, *self._checkpoints.waited]
         self._notes, self._checkpoints.waited = [], []
         return {**report, "notes": json.dumps(notes)} if notes else report

@@ -107,7 +107,7 @@ def test_a_driver_killed_between_two_writes(tmp_path: Path, best: tuple[int, flo
     seconds = Clock(study).until_new_round(driver, new_worker=True)
     assert study.wait(driver) == 0, study.output
     left = study.check(best)
-    assert sum(left.repeated.values()) == (0 if fault == "told:1" else 1)
+    assert sum(left.repeated.values()) == 0  # a round that is stored is taken up, recorded or not
     note(name, left, seconds)
 
 

@@ -48,12 +48,21 @@ class Counted(Staged):
         begin, node = time.time(), ray.get_runtime_context().get_node_id()
         with open(f"{os.environ['ROUND_LOG']}.begun", "a") as log:
             log.write(f"{self.number} {node}\n")
+        before = self.trial.round
         report = super().step()
         if number == str(self.number) and kind == "nan" and report["done"]:
             report["robust/acc"] = math.nan
-        with open(os.environ["ROUND_LOG"], "a") as log:
-            log.write(f"{self.number} {report['round']} {os.getpid()} {node} {begin} {time.time()}\n")
+        # A round that an attempt before had stored is given again and not run; its line is there, unless that attempt
+        # died just before it.
+        if self.trial.round > before or not self._logged(report["round"]):
+            with open(os.environ["ROUND_LOG"], "a") as log:
+                log.write(f"{self.number} {report['round']} {os.getpid()} {node} {begin} {time.time()}\n")
         return report
+
+    def _logged(self, round_: int) -> bool:
+        log = Path(os.environ["ROUND_LOG"])
+        lines = log.read_text().splitlines() if log.exists() else []
+        return any(line.split()[:2] == [str(self.number), str(round_)] for line in lines)
 
     def _fault(self, kind: str) -> None:
         marker = Path(f"{os.environ['ROUND_LOG']}.fault")

@@ -280,3 +280,60 @@ def test_draft_of_an_attempt_that_failed_is_not_mixed_with_the_next(place: str) 
     assert tries == [0, 0]
     assert read_file(saved, "file_1") is None
     assert read_file(saved, "file_2") == b"x"
+
+
+def adopted(wanted: bool, seen: list[str]) -> Callable[[Path, str], bool]:
+    def adopt(folder: Path, where: str) -> bool:
+        seen.append(f"{(folder / 'state.pt').read_bytes()[:3].decode()} {where}")
+        return wanted
+
+    return adopt
+
+
+def test_a_round_that_was_stored_and_not_recorded_is_offered(place: str) -> None:
+    recorded = Checkpoints(place).save(1, writer("one"))
+    unrecorded = Checkpoints(place).save(2, writer("two"))
+    trial, seen = resuming(place), list[str]()
+    assert trial.restore([recorded], content([]), adopted(True, seen)) == (recorded, [])
+    assert seen == [f"two {unrecorded}"]
+    # It is kept from now on, and the next ones take its place as ever.
+    third = trial.save(3, writer("tri"))
+    loaded: list[bytes] = []
+    assert Checkpoints(place).restore([third, unrecorded], content(loaded)) == (third, [])
+    assert Checkpoints(place).restore([recorded], content(loaded))[0] is None
+
+
+def test_the_first_round_is_offered_where_none_is_recorded(place: str) -> None:
+    first = Checkpoints(place).save(1, writer("one"))
+    seen: list[str] = []
+    assert resuming(place).restore([], content([]), adopted(True, seen)) == (None, [])
+    assert seen == [f"one {first}"]
+
+
+def test_only_a_whole_one_of_the_next_round_is_offered(place: str) -> None:
+    recorded = Checkpoints(place).save(1, writer("one"))
+    torn = Checkpoints(place).save(2, writer("two"))
+    rewrite(torn, "state.pt", lambda raw: raw[:10])
+    Checkpoints(place).save(3, writer("far"))
+    seen: list[str] = []
+    resuming(place).restore([recorded], content([]), adopted(True, seen))
+    assert seen == []
+
+
+def test_one_that_is_not_wanted_is_cleared(place: str) -> None:
+    recorded = Checkpoints(place).save(1, writer("one"))
+    unrecorded = Checkpoints(place).save(2, writer("two"))
+    resuming(place).restore([recorded], content([]), adopted(False, []))
+    assert Checkpoints(place).restore([unrecorded], content([]))[0] is None
+    assert Checkpoints(place).restore([recorded], content([]))[0] == recorded
+
+
+def test_after_a_fallback_nothing_is_offered(place: str) -> None:
+    """The round after a checkpoint that is damaged belongs to another past than the one before it."""
+    older = Checkpoints(place).save(1, writer("one"))
+    newest = Checkpoints(place).save(2, writer("two"))
+    Checkpoints(place).save(3, writer("tri"))
+    rewrite(newest, "state.pt", lambda raw: raw[:10])
+    seen: list[str] = []
+    found, faults = resuming(place).restore([newest, older], content([]), adopted(True, seen))
+    assert (found, len(faults), seen) == (older, 1, [])
