@@ -131,8 +131,9 @@ def run_suite(
         surrogates: models for the transfer attack, which is skipped without any. everyone: runs each attack on every
         sample and not only on survivors, for tables that compare attacks; costs more, and the union is no smaller.
         steps: attacks in place of the tier's, for studies of single attacks.
-    Raises: EvaluationError if the target changes, or an attack claims a flip that a clean pass does not confirm;
-        ValueError for an unknown tier or views that the budget does not fit.
+    Returns: a flip counts if a pass of its own over the projected point confirms it, near the boundary in double too.
+    Raises: EvaluationError if the target changes, or an attack returns values that are not finite; ValueError for an
+        unknown tier or views that the budget does not fit.
     """
     budget.eps_per_view(len(views))
     with inference_target(model) as verify:
