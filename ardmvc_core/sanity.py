@@ -575,18 +575,19 @@ class _Checker:
                 union |= record.flipped
         return union
 
-    def _slack(self) -> float:
-        """Two binomial standard errors of a difference, for fewer samples than the thresholds were made for."""
+    def _slack(self, value: float) -> float:
+        """Two standard errors of a paired difference, for fewer samples than the thresholds were made for: only samples
+        on which the two runs differ, at least one, make it uncertain."""
         if self.count >= 1000:
             return 0.0
-        rate = self.result.flip_rate
-        return 2 * math.sqrt(max(rate * (1 - rate), 1 / self.count) / self.count)
+        differ = max(min(abs(value), 1 - abs(value)), 1 / self.count)
+        return 2 * math.sqrt(differ * (1 - differ) / self.count)
 
     def _graded(
         self, check_id: str, title: str, value: float, good: float, fair: float, detail: str, paired: bool = True
     ) -> CheckResult:
         """PASS up to `good`, WARN up to `fair`."""
-        slack = self._slack() if paired else 0.0
+        slack = self._slack(value) if paired else 0.0
         verdict: Verdict = "PASS" if value <= good + slack else "WARN" if value <= fair + slack else "FAIL"
         return CheckResult(id=check_id, title=title, value=value, verdict=verdict, detail=detail)
 
