@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from ardmvc_core.attacks.apgd import Ascent, apgd
 from ardmvc_core.attacks.budget import AttackBudget, project
 from ardmvc_core.attacks.noise import NoiseConfig, prepare_noise
-from ardmvc_core.attacks.reference import CleanReference, clean_reference
+from ardmvc_core.attacks.reference import CleanReference, clean_reference, logits_of
 from ardmvc_core.attacks.sample_objectives import SampleObjective, ce, margin
 from ardmvc_core.attacks.suite import SuiteResult
 from ardmvc_core.attacks.tiers import Ascend, plan
@@ -147,6 +147,7 @@ class _Checker:
         self.count = len(self.reference.clusters)
         self.survivors = torch.nonzero(~result.flipped)[:, 0]
         self.step_curve: dict[str, tuple[float, ...]] = {}
+        self._runs: dict[tuple[SampleObjective, int, AttackBudget], Ascent] = {}
 
     # C1, C5, C9: what the steps do
 
@@ -545,17 +546,20 @@ class _Checker:
     # what they share
 
     def _ascend(self, objective: SampleObjective, steps: int, budget: AttackBudget | None = None) -> Ascent:
-        stream = generator(self.seed, "sanity", "start", device=self.views[0].device)
-        return apgd(
-            self.model,
-            self.views,
-            self.reference,
-            objective,
-            budget or self.budget,
-            steps=steps,
-            generator=stream,
-            batch_size=self.batch_size,
-        )
+        """One run from the start that all checks share; several of them look at the same one."""
+        key = (objective, steps, budget or self.budget)
+        if key not in self._runs:
+            self._runs[key] = apgd(
+                self.model,
+                self.views,
+                self.reference,
+                objective,
+                budget or self.budget,
+                steps=steps,
+                generator=generator(self.seed, "sanity", "start", device=self.views[0].device),
+                batch_size=self.batch_size,
+            )
+        return self._runs[key]
 
     def _flip_rate(self, objective: SampleObjective, steps: int) -> float:
         return float(self._ascend(objective, steps).flipped.double().mean())
@@ -608,9 +612,8 @@ class _Checker:
     def _clusters(self, views: Views) -> Tensor:
         return self._logits(views).argmax(1)
 
-    @torch.no_grad()
     def _logits(self, views: Views) -> Tensor:
-        return torch.cat([self.model(batch).logits for batch in in_full_batches(views, self.batch_size)])
+        return logits_of(self.model, views, self.batch_size)
 
 
 def occupancy(clusters: Tensor, n_clusters: int) -> tuple[int, float]:

@@ -7,7 +7,7 @@ whatever measures stability alone would prefer it.
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -70,6 +70,10 @@ class ReferencePartition:
     """H_ref: median normalised entropy of the kept runs, in [0, 1]."""
     largest_share: float
     """Share of samples in the largest reference cluster: the most that a constant partition can agree."""
+
+    def first(self, count: int) -> "ReferencePartition":
+        """The reference of the first samples."""
+        return replace(self, clusters=self.clusters[:count], weights=self.weights[:count])
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Everything as arrays by field name, for an .npz that needs no pickle."""

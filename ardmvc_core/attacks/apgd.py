@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ardmvc_core.attacks.attack import joined
+from ardmvc_core.attacks.attack import choose_views, joined
 from ardmvc_core.attacks.budget import AttackBudget, limits, project
 from ardmvc_core.attacks.pgd import frozen, random_start
 from ardmvc_core.attacks.reference import CleanReference
@@ -180,7 +180,7 @@ class _Run:
                     mark_before = step
             curve.append(float(self.best_loss.mean()))
         return Ascent(
-            views=_choose(self.flipped, self.found, self.best),
+            views=choose_views(self.flipped, self.found, self.best),
             best_views=self.best,
             flipped=self.flipped,
             best_loss=self.best_loss,
@@ -256,8 +256,8 @@ class _Run:
         state.loss, state.gradient = loss, gradient
         better = loss > state.best_loss
         state.best_loss = torch.where(better, loss, state.best_loss)
-        state.best = _choose(better, state.point, state.best)
-        state.best_gradient = _choose(better, gradient, state.best_gradient)
+        state.best = choose_views(better, state.point, state.best)
+        state.best_gradient = choose_views(better, gradient, state.best_gradient)
         self.best_loss[state.rows] = state.best_loss
         for whole, part in zip(self.best, state.best, strict=True):
             whole[state.rows] = part
@@ -267,9 +267,9 @@ class _Run:
         stuck = ~state.halved & (state.best_loss <= state.best_at_checkpoint)
         halve = (state.rises < ENOUGH_RISES * gap) | stuck
         state.step_size = torch.where(halve, state.step_size / 2, state.step_size)
-        state.point = _choose(halve, state.best, state.point)
-        state.before = _choose(halve, state.best, state.before)
-        state.gradient = _choose(halve, state.best_gradient, state.gradient)
+        state.point = choose_views(halve, state.best, state.point)
+        state.before = choose_views(halve, state.best, state.before)
+        state.gradient = choose_views(halve, state.best_gradient, state.gradient)
         state.loss = torch.where(halve, state.best_loss, state.loss)
         state.halved, state.best_at_checkpoint = halve, state.best_loss
         state.rises = torch.zeros_like(state.rises)
@@ -290,8 +290,3 @@ class _Run:
 
 def _per_row(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *(1,) * (like.dim() - 1))
-
-
-def _choose(rows: Tensor, new: Views, old: Views) -> Views:
-    """`new` in the rows that are True, else `old`."""
-    return tuple(torch.where(_per_row(rows, a), a, b) for a, b in zip(new, old, strict=True))

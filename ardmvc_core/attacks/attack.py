@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ardmvc_core.types import Perturb, Views
 
@@ -27,6 +28,16 @@ def draw_seed(generator: torch.Generator) -> int:
 def seeded_on(views: Views, seed: int) -> torch.Generator:
     """A generator that can draw on the device of the views."""
     return torch.Generator(device=views[0].device).manual_seed(seed)
+
+
+def choose(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """`new` in the rows that are True, else `old`; rows: (B,) bool, the others (B, …)."""
+    return torch.where(rows.view(-1, *(1,) * (new.dim() - 1)), new, old)
+
+
+def choose_views(rows: Tensor, new: Views, old: Views) -> Views:
+    """`choose`, view by view."""
+    return tuple(choose(rows, a, b) for a, b in zip(new, old, strict=True))
 
 
 def joined(batches: list[Views]) -> Views:

@@ -68,6 +68,12 @@ def clean_reference(model: nn.Module, views: Views, batch_size: int) -> CleanRef
     )
 
 
+@torch.no_grad()
+def logits_of(model: nn.Module, views: Views, batch_size: int) -> Tensor:
+    """V × (N, *shape_v) → (N, K), with the model in its present mode."""
+    return torch.cat([model(batch).logits for batch in in_full_batches(views, batch_size)])
+
+
 def _centroids(consensus: Tensor, clusters: Tensor, n_clusters: int) -> Tensor:
     members = torch.nn.functional.one_hot(clusters, n_clusters).to(consensus.dtype)
     sizes = members.sum(0)[:, None]

@@ -9,17 +9,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from ardmvc_core.attacks.apgd import Ascent, apgd
+from ardmvc_core.attacks.attack import choose_views
 from ardmvc_core.attacks.budget import AttackBudget, project
 from ardmvc_core.attacks.gan import FittedGAN, fit_gan, official_gan
 from ardmvc_core.attacks.margin_generator import MarginGenerator, MarginGeneratorConfig, fit_margin_generator
 from ardmvc_core.attacks.noise import NOISE_KINDS, NoiseConfig, prepare_noise
 from ardmvc_core.attacks.ray_search import ray_search
-from ardmvc_core.attacks.reference import CleanReference, clean_reference
+from ardmvc_core.attacks.reference import CleanReference, clean_reference, logits_of
 from ardmvc_core.attacks.sample_objectives import ce, features
 from ardmvc_core.attacks.square import square
 from ardmvc_core.attacks.tiers import (
@@ -324,7 +326,7 @@ class _Suite:
             if best is None:
                 best, points, flipped = run, run.views, run.flipped
             else:
-                points, flipped = _where(flipped, points, run.views), flipped | run.flipped
+                points, flipped = choose_views(flipped, points, run.views), flipped | run.flipped
             flips_after.append(float(flipped.double().mean()))
         assert best is not None
         attacked = torch.tensor([e > 0 for e in self.budget.eps_per_view(len(views))], device=flipped.device)
@@ -384,7 +386,7 @@ class _Suite:
                         generator=stream,
                         batch_size=self.batch_size,
                     )
-                    points = _where(flipped, points, run.views)
+                    points = choose_views(flipped, points, run.views)
                     flipped = self._clusters(points) != reference.clusters
         return _Found(points, {"surrogates": float(min(step.surrogates, len(self.surrogates)))})
 
@@ -400,7 +402,7 @@ class _Suite:
             else:
                 config = MarginGeneratorConfig()
                 fitted = fit_margin_generator(config, self.budget, self.model, self.attacker_views, stream)
-            points = _where(flipped, points, fitted(self.model, views))
+            points = choose_views(flipped, points, fitted(self.model, views))
             flipped = self._clusters(points) != reference.clusters
             saturation = max(saturation, fitted.saturation(views))
         return _Found(points, {"saturation": saturation})
@@ -416,23 +418,17 @@ class _Suite:
             own = logits[rows].gather(1, reference.clusters[rows, None])[:, 0]
             nearest = (logits[rows].max(1).values - own).argsort()[: max(1, round(NEAR_BOUNDARY * len(rows)))]
             close = rows[nearest]
-            double = copy.deepcopy(self.model).double()
             with torch.no_grad():
-                exact = double(tuple(point[close].double() for point in points)).logits.argmax(1)
+                exact = self._double(tuple(point[close].double() for point in points)).logits.argmax(1)
             clusters[close] = torch.where(exact == reference.clusters[close], exact, clusters[close])
         return clusters
 
     def _clusters(self, views: Views) -> Tensor:
         return self._logits(views).argmax(1)
 
-    @torch.no_grad()
     def _logits(self, views: Views) -> Tensor:
-        return torch.cat([self.model(batch).logits for batch in in_full_batches(views, self.batch_size)])
+        return logits_of(self.model, views, self.batch_size)
 
-
-def _where(rows: Tensor, first: Views, second: Views) -> Views:
-    """`first` in the rows that are True, else `second`."""
-    return tuple(torch.where(rows.view(-1, *(1,) * (a.dim() - 1)), a, b) for a, b in zip(first, second, strict=True))
-
-
-__all__ = ["AttackRecord", "PassCount", "Progress", "SuiteResult", "counted_passes", "run_suite"]
+    @cached_property
+    def _double(self) -> nn.Module:
+        return copy.deepcopy(self.model).double()

@@ -11,7 +11,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from ardmvc_core.attacks.attack import draw_seed, joined, seeded_on
+from ardmvc_core.attacks.attack import choose, choose_views, draw_seed, joined, seeded_on
 from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.objective import (
     ObjectiveName,
@@ -98,8 +98,8 @@ def _attack(
             attacked = ascend()
             new_flipped, new_loss = _outcome(objective, model, attacked, clusters)
             better = (new_flipped & ~flipped) | ((new_flipped == flipped) & (new_loss > loss))
-            best = tuple(_choose(better, new, old) for new, old in zip(attacked, best, strict=True))
-            flipped, loss = flipped | new_flipped, _choose(better, new_loss, loss)
+            best = choose_views(better, attacked, best)
+            flipped, loss = flipped | new_flipped, choose(better, new_loss, loss)
     return best
 
 
@@ -118,8 +118,3 @@ def _outcome(
     flipped = model(attacked).logits.argmax(1) != clusters
     loss = objective(attacked)
     return flipped, loss if loss.dim() else loss.new_zeros(len(clusters))
-
-
-def _choose(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """`new` in the rows that are True, else `old`."""
-    return torch.where(rows.view(-1, *(1,) * (new.dim() - 1)), new, old)
