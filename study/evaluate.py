@@ -207,8 +207,9 @@ def _numbers(text: str | None, kind: Callable[[str], Any]) -> tuple[Any, ...] | 
 def _prepare(given: argparse.Namespace) -> Request:
     """Raises: SpecError or LedgerError for whatever keeps the request from being met."""
     from ardmvc_core.data import DataError, check_dataset
+    from trainables.building import pick_device
     from trainables.data_parts import cached_parts
-    from trainables.trial import pick_device, saved_config
+    from trainables.trial import saved_config
 
     target = find_target(given.model, given.storage)
     try:

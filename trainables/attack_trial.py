@@ -12,9 +12,10 @@ from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.gan import GANTrainer
 from ardmvc_core.evaluation import PreparedAttack, evaluate_attacks
 from ardmvc_core.seeding import generator
+from trainables.building import pick_device
 from trainables.config import AttackTrialConfig
 from trainables.data_parts import cached_parts
-from trainables.trial import ARRAYS_FILE, CONFIG_FILE, STATE_FILE, Report, load_model, pick_device
+from trainables.trial import ARRAYS_FILE, CONFIG_FILE, STATE_FILE, Report, load_model
 
 
 class AttackTrial:

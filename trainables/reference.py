@@ -15,6 +15,7 @@ from ardmvc_core.models import MODELS
 from ardmvc_core.seeding import derive_seed
 from ardmvc_core.selection import PlainRun, ReferencePartition, clean_clustering_loss, reference_partition
 from ardmvc_core.training import NonFiniteLoss, Trainer, calibrate
+from trainables.building import build_model, pick_device
 from trainables.config import TrialConfig
 from trainables.data_parts import cached_parts, without_labels
 
@@ -42,8 +43,8 @@ def provide_reference(source: Callable[[], ReferencePartition] | None) -> None:
 def reference_file(config: str, threads: float) -> bytes:
     """Computes a study's reference where it runs. Args: config: a TrialConfig as JSON. Returns: an .npz file."""
     torch.set_num_threads(max(1, int(threads)))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    reference = compute_reference(TrialConfig.model_validate_json(config), device)
+    settings = TrialConfig.model_validate_json(config)
+    reference = compute_reference(settings, pick_device(settings.device))
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **reference.to_arrays())
     return buffer.getvalue()
@@ -70,16 +71,14 @@ def study_reference(config: TrialConfig) -> ReferencePartition:
         return _provided.source()
     key = plain_config(config).model_dump_json()
     if _provided.kept is None or _provided.kept[0] != key:
-        _provided.kept = (key, compute_reference(config, torch.device("cpu")))
+        _provided.kept = (key, compute_reference(config, pick_device(config.device)))
     return _provided.kept[1]
 
 
-def compute_reference(
-    config: TrialConfig, device: torch.device, progress: Callable[[int, int], None] | None = None
-) -> ReferencePartition:
+def compute_reference(config: TrialConfig, device: torch.device) -> ReferencePartition:
     """Trains the plain models and takes their vote; no label is read.
 
-    Args: config: with `selection`. progress: called as (runs done, runs in all).
+    Args: config: with `selection`.
     Raises: ValueError if `selection` is missing, or no plain model is fit to be a reference.
     """
     if config.selection is None:
@@ -91,12 +90,8 @@ def compute_reference(
     budget = plain.evaluation
     runs = []
     for number in range(config.selection.reference_runs):
-        if progress is not None:
-            progress(number, config.selection.reference_runs)
         seed = derive_seed(config.seed, "reference", number)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "init"))
-            model = method.build(plain.model, train.view_shapes, train.n_clusters).to(device)
+        model = build_model(plain, train.view_shapes, train.n_clusters, seed).to(device)
         stages = method.stages(plain.model, plain.epochs)
         trainer = Trainer(model, stages, train.views, batch_size=plain.batch_size, seed=seed, precision=plain.precision)
         try:

@@ -14,8 +14,8 @@ from ardmvc_core.data.dataset import MultiViewDataset
 from ardmvc_core.models import MODELS
 from ardmvc_core.seeding import derive_seed, global_rng_state, seed_everything, set_global_rng_state
 from ardmvc_core.training import NonFiniteLoss, Trainer, calibrate
+from trainables.building import build_model
 from trainables.config import TrialConfig
-from trainables.trial import build_model
 
 COUNTS: Mapping[str, int] = {"standard": 2, "plus": 5}
 """Surrogates by tier of the suite; the others have no transfer attack."""

@@ -58,7 +58,7 @@ class TrialTrainable(tune.Trainable):
         self._checkpoints = Checkpoints(config["folder"], patience=config["patience"])
         self._checkpoints.look()
         with time_limit(self._round_seconds):
-            provide_parts({key: partial(ray.get, reference) for key, reference in (data or {}).items()})
+            provide_parts({key: partial(ray.get, stored) for key, stored in (data or {}).items()})
             provide_reference(None if reference is None else partial(reference_from, reference))
             self.trial = self.build(json.loads(config["config"]))
         # Waiting for a storage is allowed for; one that hangs in place of failing is not.

@@ -21,10 +21,12 @@ from ardmvc_core.models import MODELS
 from ardmvc_core.seeding import derive_seed, seed_everything
 from ardmvc_core.selection import clean_clustering_loss, seed_agreement, select_scores
 from ardmvc_core.training import NonFiniteLoss, Trainer, calibrate
+from trainables.building import build_model, pick_device
 from trainables.checkpoints import read_file
 from trainables.config import TrialConfig, protocols_of
 from trainables.data_parts import cached_parts, without_labels
 from trainables.reference import study_reference
+from trainables.surrogates import COUNTS, train_surrogates
 
 Report = dict[str, Any]
 """Flat metrics, and beside them `round`, `rounds`, `seconds`, `budget`, `warnings` (a JSON list), `done`, and `failure`
@@ -33,19 +35,6 @@ when the trial cannot go on."""
 STATE_FILE = "state.pt"
 CONFIG_FILE = "config.json"
 ARRAYS_FILE = "evaluation.npz"
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is the first CUDA device that the worker sees, else the CPU."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-
-
-def build_model(config: TrialConfig, view_shapes: tuple[tuple[int, ...], ...], n_clusters: int, seed: int) -> nn.Module:
-    """The network that `config.model` names, its weights drawn from the seed's own stream."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "init"))
-        network: nn.Module = MODELS[config.model.name].build(config.model, view_shapes, n_clusters)
-    return network
 
 
 @dataclass(frozen=True)
@@ -175,8 +164,6 @@ class Trial:
 
     def _surrogates(self, attacker: MultiViewDataset) -> tuple[nn.Module, ...]:
         """What the transfer attack makes its points on, where the tier has one; the same for every seed of a trial."""
-        from trainables.surrogates import COUNTS, train_surrogates  # builds models as trials do, with this module
-
         count = COUNTS.get(self.budget.tier or "", 0)
         if count and self._trained_surrogates is None:
             trained = train_surrogates(self.config, attacker, count, seed=self.budget.seed)
@@ -189,11 +176,8 @@ class Trial:
             return found
         arrays = found.arrays()
         clusters, flipped = arrays["clusters/clean"].astype(np.int64), arrays["robust/flipped"].astype(bool)
-        count = len(clusters)  # the budget may score the first so many only
-        reference = replace(
-            self.reference, clusters=self.reference.clusters[:count], weights=self.reference.weights[:count]
-        )
-        scores = select_scores(reference, clusters, flipped, scored.n_clusters)
+        # The budget may score the first so many only.
+        scores = select_scores(self.reference.first(len(clusters)), clusters, flipped, scored.n_clusters)
         scores["select/clean_loss"] = clean_clustering_loss(model, scored.views, self.config.batch_size)
         return replace(found, values={**found.values, **scores})
 
