@@ -10,7 +10,6 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study.cli import add_run_flags, exit_code_of
@@ -88,6 +87,7 @@ def _run(given: argparse.Namespace) -> int:
 
     from study.confirm_report import show_confirmation
     from study.runner import StudyBroken, StudyRefused, run_study
+    from trainables.checkpoints import below
 
     ledger.note_score_use(spec.name)
     uses = ledger.score_uses
@@ -95,10 +95,18 @@ def _run(given: argparse.Namespace) -> int:
 
     def show_results(found: "Sequence[TrialRecord]") -> None:
         state["failed"] = sum(record.state == "FAIL" for record in found)
-        folder = Path(given.storage) / spec.name
         searched = sum(record.state == "COMPLETE" and not record.baseline for record in records)
-        show = show_confirmation
-        print(show(given.study, spec, chosen, found, uses=len(uses), folder=folder, searched_trials=searched))
+        print(
+            show_confirmation(
+                given.study,
+                spec,
+                chosen,
+                found,
+                uses=len(uses),
+                folder=below(given.storage, spec.name),
+                searched_trials=searched,
+            )
+        )
 
     try:
         code = run_study(spec, address=given.address, takeover=given.takeover, show_results=show_results)

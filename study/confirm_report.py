@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from study.leaderboard import short_names
 from study.records import TrialRecord
 from study.spec import StudySpec
 from study.trial_figures import load_arrays
-from trainables.checkpoints import below
+from trainables.checkpoints import write_file
 
 METRICS = ("robust/acc", "clean/acc", "robust/flip", "robust/kappa")
 METRIC = "robust/acc"
@@ -115,18 +114,17 @@ def show_confirmation(
     found: Sequence[TrialRecord],
     *,
     uses: int,
-    folder: Path,
+    folder: str,
     searched_trials: int,
 ) -> str:
     """The confirmation as Markdown; also written to `confirm.md` and `confirm.json` in the folder."""
     finalists = finalists_of(chosen, found)
     compared = comparisons(finalists)
     text = markdown(study, spec, finalists, compared, uses=uses, searched_trials=searched_trials)
-    target = Path(below(str(folder), ""))
-    target.mkdir(parents=True, exist_ok=True)
-    (target / "confirm.md").write_text(text + "\n")
     facts = {"finalists": [asdict(one) for one in finalists], "comparisons": [asdict(one) for one in compared]}
-    (target / "confirm.json").write_text(json.dumps({"study": study, "score_uses": uses, **facts}, indent=1))
+    whole = {"study": study, "score_uses": uses, **facts}
+    write_file(folder, "confirm.md", f"{text}\n".encode())
+    write_file(folder, "confirm.json", json.dumps(whole, indent=1).encode())
     return text
 
 

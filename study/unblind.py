@@ -5,9 +5,8 @@ choose. Every trained model is attacked on the score part, and only then are lab
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,11 @@ from ardmvc_core.kmeans import CALIBRATION_BATCH
 from ardmvc_core.selection import clean_clustering_loss, criterion_b, silhouette
 from ardmvc_core.validation import CriterionReport, validate_criterion
 from study.records import TrialRecord
-from trainables.checkpoints import below
+from trainables.building import pick_device
+from trainables.checkpoints import below, read_file, write_file
 from trainables.config import TrialConfig
 from trainables.data_parts import cached_parts
-from trainables.trial import load_model, pick_device, saved_config
+from trainables.trial import load_model, saved_config
 
 TRUTH_FILE = "unblinded.json"
 TRUTH_TIER: Tier = "tune"
@@ -45,14 +45,14 @@ class Truth:
 
 
 def truths(
-    records: Sequence[TrialRecord], folder: Path, *, say: Say = lambda text: print(text, file=sys.stderr)
+    records: Sequence[TrialRecord], folder: str, *, say: Say = lambda text: print(text, file=sys.stderr)
 ) -> list[Truth]:
     """Scores every complete trial that has a checkpoint; what was scored before is read from the study's folder.
 
-    Args: folder: of the study, on this machine.
+    Args: folder: of the study, a local path or a URI.
     """
-    file = folder / TRUTH_FILE
-    known = {int(key): value for key, value in _read(file).items()}
+    stored = read_file(folder, TRUTH_FILE)
+    known: dict[int, Any] = {int(key): value for key, value in json.loads(stored or b"{}").items()}
     found = []
     complete = [record for record in records if record.state == "COMPLETE" and record.checkpoint]
     for place, record in enumerate(complete, 1):
@@ -61,7 +61,7 @@ def truths(
             say(f"unblinding trial {record.number} ({place} of {len(complete)}) …")
             assert record.checkpoint is not None
             known[record.number] = {"checkpoint": record.checkpoint, **_score(record.checkpoint, record.number)}
-            _store(file, known)
+            write_file(folder, TRUTH_FILE, json.dumps(known, indent=1).encode())
         values = {key: value for key, value in known[record.number].items() if key != "checkpoint"}
         found.append(Truth(**values))
     return found
@@ -178,19 +178,8 @@ def _verdict(report: CriterionReport) -> str:
 
 def unblind(name: str, records: Sequence[TrialRecord], storage: str) -> str:
     """Scores what is not scored yet, and gives the page. Raises: ValueError as `page`."""
-    folder = Path(below(storage, name))
+    folder = below(storage, name)
     found = truths(records, folder)
     text = page(name, records, found)
-    (folder / "unblinded.md").write_text(text)
+    write_file(folder, "unblinded.md", text.encode())
     return text
-
-
-def _read(file: Path) -> Mapping[str, Any]:
-    return dict(json.loads(file.read_text())) if file.exists() else {}
-
-
-def _store(file: Path, known: Mapping[int, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_suffix(".part")
-    draft.write_text(json.dumps(known, indent=1))
-    draft.replace(file)

@@ -91,9 +91,9 @@ def test_what_was_scored_is_not_scored_again(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(unblind, "_score", score)
     said: list[str] = []
-    first = truths(RECORDS[:2], tmp_path, say=said.append)
+    first = truths(RECORDS[:2], str(tmp_path), say=said.append)
     moved = replace(RECORDS[1], checkpoint="/elsewhere/1")
-    second = truths([RECORDS[0], moved, RECORDS[2]], tmp_path, say=said.append)
+    second = truths([RECORDS[0], moved, RECORDS[2]], str(tmp_path), say=said.append)
     assert asked == [0, 1, 1, 2]  # trial 1 has another model by now
     assert [one.trial for one in first] == [0, 1]
     assert [one.trial for one in second] == [0, 1, 2]
@@ -108,13 +108,13 @@ def test_a_trial_is_scored_on_the_part_that_it_has_not_seen(tmp_path: Path) -> N
     folder = tmp_path / "saved"
     folder.mkdir()
     done.save(folder)
-    (found,) = truths([replace(RECORDS[0], checkpoint=str(folder))], tmp_path, say=lambda text: None)
+    (found,) = truths([replace(RECORDS[0], checkpoint=str(folder))], str(tmp_path), say=lambda text: None)
     assert 0 <= found.robust_acc <= found.clean_acc <= 1
     # The map is fitted on the score part's own classes: with them removed there is no accuracy to report.
     parts = data_parts.cached_parts(config.dataset, "strict")
     data_parts._kept[(config.dataset, "strict")] = data_parts.without_labels(parts)
     with pytest.raises(KeyError, match="robust/acc"):
-        truths([replace(RECORDS[1], checkpoint=str(folder))], tmp_path / "other", say=lambda text: None)
+        truths([replace(RECORDS[1], checkpoint=str(folder))], str(tmp_path / "other"), say=lambda text: None)
     data_parts.forget_parts()
 
 
