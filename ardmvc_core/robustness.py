@@ -176,23 +176,10 @@ def assess(
         progress=share.of_suite,
     )
     scored = suite.data
-    right = _right(suite)
-    curve = {}
     with inference_target(model) as verify:
-        for eps in grid:
-            share.next(f"ε {eps:g}")
-            found = _tuned(model, scored.views, replace(budget, eps=eps))
-            acc = None if right is None else float((right & ~found.flipped.cpu().numpy()).mean())
-            curve[eps] = CurvePoint(flip=found.flip_rate, acc=acc)
-        flips: dict[tuple[int, ...], float] = {}
-        unions: dict[int, Tensor] = {}
-        for views in chosen:
-            share.next(f"views {', '.join(map(str, views))}")
-            found = _tuned(model, scored.views, replace(budget, attacked_views=views))
-            flips[views] = found.flip_rate
-            unions[len(views)] = unions.get(len(views), torch.zeros_like(found.flipped)) | found.flipped
+        curve = _eps_curve(model, suite, budget, grid, share)
+        flips, unions = _subset_rates(model, scored.views, budget, chosen, share)
         verify("the curves")
-    union_rates = {size: float(union.double().mean()) for size, union in unions.items()}
     share.next("checks")
     sanity = run_checks(
         model,
@@ -205,7 +192,7 @@ def assess(
         mapping=_mapping(suite),
         eps_curve={eps: point.flip for eps, point in curve.items()},
         subset_flips=flips,
-        subset_unions=union_rates,
+        subset_unions=unions,
         entropy_reference=entropy_reference,
         dataset=data.name,
         labels_locked=labels_locked,
@@ -221,7 +208,7 @@ def assess(
         intervals=_intervals(suite, budget.seed),
         eps_curve=curve,
         subset_flips=flips,
-        subset_unions=union_rates,
+        subset_unions=unions,
         erasable=erasability(scored.views, budget.attack_budget().eps_per_view(len(scored.views))),
         inconsistencies=tuple(check_consistency(dict(suite.evaluation.values), whole)),
     )
@@ -249,6 +236,32 @@ def erasability(views: Views, eps_per_view: Sequence[float]) -> tuple[float, ...
         low, high = torch.quantile(mean, torch.tensor([0.01, 0.99], dtype=mean.dtype, device=mean.device)).tolist()
         found.append(2 * eps / (high - low) if high > low else float("inf") if eps > 0 else 0.0)
     return tuple(found)
+
+
+def _eps_curve(
+    model: nn.Module, suite: SuiteEvaluation, budget: EvalBudget, grid: Sequence[float], share: "_Shares"
+) -> dict[float, CurvePoint]:
+    right, curve = _right(suite), {}
+    for eps in grid:
+        share.next(f"ε {eps:g}")
+        found = _tuned(model, suite.data.views, replace(budget, eps=eps))
+        acc = None if right is None else float((right & ~found.flipped.cpu().numpy()).mean())
+        curve[eps] = CurvePoint(flip=found.flip_rate, acc=acc)
+    return curve
+
+
+def _subset_rates(
+    model: nn.Module, views: Views, budget: EvalBudget, subsets: Sequence[tuple[int, ...]], share: "_Shares"
+) -> tuple[dict[tuple[int, ...], float], dict[int, float]]:
+    """Flip rate of each subset of views, and of the best subset of each size for each sample."""
+    flips: dict[tuple[int, ...], float] = {}
+    unions: dict[int, Tensor] = {}
+    for subset in subsets:
+        share.next(f"views {', '.join(map(str, subset))}")
+        found = _tuned(model, views, replace(budget, attacked_views=subset))
+        flips[subset] = found.flip_rate
+        unions[len(subset)] = unions.get(len(subset), torch.zeros_like(found.flipped)) | found.flipped
+    return flips, {size: float(union.double().mean()) for size, union in unions.items()}
 
 
 def _tuned(model: nn.Module, views: Views, budget: EvalBudget) -> SuiteResult:

@@ -20,3 +20,10 @@ class QueryResult:
     """(B,) int64, how often the model was asked about the sample; a flipped sample is asked about no more."""
     best_loss: Tensor
     """(B,) largest value of what the search raises; −∞ where it has found nothing."""
+
+
+def check_counts(**counts: int) -> None:
+    """Raises: ValueError naming the first of them that is not positive."""
+    for name, count in counts.items():
+        if not count >= 1:
+            raise ValueError(f"{name} must be ≥ 1, got {count}")

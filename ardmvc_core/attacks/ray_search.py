@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ardmvc_core.attacks.budget import AttackBudget, limits
-from ardmvc_core.attacks.query_result import QueryResult
+from ardmvc_core.attacks.query_result import QueryResult, check_counts
 from ardmvc_core.attacks.reference import CleanReference
 from ardmvc_core.batching import in_full_batches
 from ardmvc_core.types import Views
@@ -39,9 +39,7 @@ def ray_search(
         direction, which the last query has looked at. `best_loss` is minus the smallest radius with a flip.
     Raises: ValueError if queries or batch_size is not positive.
     """
-    for name, count in (("queries", queries), ("batch_size", batch_size)):
-        if not count >= 1:
-            raise ValueError(f"{name} must be ≥ 1, got {count}")
+    check_counts(queries=queries, batch_size=batch_size)
     rays = _Rays(views, budget)
     search = _Search(rays, queries, generator)
     flipped = torch.zeros(len(views[0]), dtype=torch.bool, device=views[0].device)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ardmvc_core.attacks.budget import AttackBudget, limits
-from ardmvc_core.attacks.query_result import QueryResult
+from ardmvc_core.attacks.query_result import QueryResult, check_counts
 from ardmvc_core.attacks.reference import CleanReference
 from ardmvc_core.attacks.sample_objectives import margin
 from ardmvc_core.batching import in_full_batches
@@ -42,9 +42,7 @@ def square(
     Returns: the first flipped point where there is one, else the point of the largest margin, which is `best_loss`.
     Raises: ValueError if queries or batch_size is not positive.
     """
-    for name, count in (("queries", queries), ("batch_size", batch_size)):
-        if not count >= 1:
-            raise ValueError(f"{name} must be ≥ 1, got {count}")
+    check_counts(queries=queries, batch_size=batch_size)
     size, device = len(views[0]), views[0].device
     proposals = _Proposals(views, budget, generator)
     points = tuple(view.clone() for view in views)
