@@ -46,3 +46,12 @@ def planted(n=64, sizes=(3, 5), n_clusters=2, seed=0):
     model = LinearModel(weight, bias=-weight.sum(1) / 2)
     views = tuple(0.3 + 0.4 * torch.rand(n, size, generator=stream) for size in sizes)
     return model, views
+
+
+def image_and_vector(n=48, n_clusters=3, seed=0):
+    """A model of an image, a view that is not to be attacked, and a vector, with clean views well inside the bounds."""
+    stream = torch.Generator().manual_seed(seed)
+    shapes = ((2, 3, 4), (1, 2, 2), (7,))
+    weight = torch.randn(n_clusters, 24 + 4 + 7, generator=stream)
+    views = tuple(0.3 + 0.4 * torch.rand(n, *shape, generator=stream) for shape in shapes)
+    return LinearModel(weight, bias=-weight.sum(1) / 2), views
