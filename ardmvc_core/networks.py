@@ -1,5 +1,6 @@
 """Encoders per view, fusion and clustering head: the parts that the models put together."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,16 +91,21 @@ def _conv_encoder(kind: str, view_shape: tuple[int, ...]) -> Encoder:
 
 
 def dense_encoder(view_shape: tuple[int, ...], widths: tuple[int, int]) -> Encoder:
-    """Linear, BatchNorm, ReLU, Linear, ReLU for vector views.
+    """Linear, BatchNorm, ReLU, Linear, ReLU for vector views; images are flattened before.
 
-    Args:   view_shape: (D,). widths: hidden width and width of the latent.
-    Raises: ValueError if the view is no vector.
+    Args:   view_shape: (D,) or (C, H, W). widths: hidden width and width of the latent.
+    Raises: ValueError for another shape.
     """
-    if len(view_shape) != 1 or min(view_shape) < 1:
-        raise ValueError(f"encoder dense needs views of shape (n,), got {view_shape}")
+    _check_dense(view_shape)
     hidden, out = widths
-    layers = (nn.Linear(view_shape[0], hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True))
-    return Encoder(nn.Sequential(*layers, nn.Linear(hidden, out), nn.ReLU(inplace=True)), out)
+    flatten = () if len(view_shape) == 1 else (nn.Flatten(),)
+    layers = (nn.Linear(math.prod(view_shape), hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True))
+    return Encoder(nn.Sequential(*flatten, *layers, nn.Linear(hidden, out), nn.ReLU(inplace=True)), out)
+
+
+def _check_dense(view_shape: tuple[int, ...]) -> None:
+    if len(view_shape) not in (1, 3) or min(view_shape) < 1:
+        raise ValueError(f"encoder dense needs views of shape (n,) or (channels, height, width), got {view_shape}")
 
 
 def build_encoder(
@@ -108,7 +114,8 @@ def build_encoder(
     """Encoder of one view.
 
     Args:   kind: `auto` takes dense for vectors, cnn_small for images of at least 16 × 16, cnn_digits for smaller
-            ones. view_shape: (C, H, W) or (D,). dense_widths: hidden and latent width of a dense encoder.
+            ones; dense flattens images, and costs little. view_shape: (C, H, W) or (D,). dense_widths: hidden and
+            latent width of a dense encoder.
     Raises: ValueError, naming kind and shape, if the kind is unknown or does not fit the shape.
     Source: cnn_small, cnn_tiny, cnn_large: the published AR-DMVC networks.
     """
@@ -189,15 +196,22 @@ def _conv_decoder(kind: str, view_shape: tuple[int, ...]) -> Decoder:
 
 
 def dense_decoder(view_shape: tuple[int, ...], widths: tuple[int, int], *, sigmoid: bool = False) -> Decoder:
-    """Mirror of `dense_encoder`: Linear, BatchNorm, ReLU, Linear, and a sigmoid where one is asked for."""
+    """Mirror of `dense_encoder`: Linear, BatchNorm, ReLU, Linear, and a sigmoid for images and where one is asked for.
+
+    Raises: ValueError as `dense_encoder`.
+    """
+    _check_dense(view_shape)
     hidden, latent = widths
-    layers = [
+    layers: list[nn.Module] = [
         nn.Linear(latent, hidden),
         nn.BatchNorm1d(hidden),
         nn.ReLU(inplace=True),
-        nn.Linear(hidden, view_shape[0]),
+        nn.Linear(hidden, math.prod(view_shape)),
     ]
-    return Decoder(nn.Sequential(*layers, *([nn.Sigmoid()] if sigmoid else [])), (latent,))
+    is_image = len(view_shape) == 3
+    layers += [nn.Sigmoid()] if sigmoid or is_image else []
+    layers += [nn.Unflatten(1, view_shape)] if is_image else []
+    return Decoder(nn.Sequential(*layers), (latent,))
 
 
 def build_decoder(
@@ -234,10 +248,17 @@ class WeightedMean(nn.Module):
 class ClusteringHead(nn.Module):
     """Clustering module of DDC: hidden layer (Linear, ReLU, then BatchNorm) and a linear output.
 
-    Source: Kampffmeyer et al. 2019; Trosten et al. 2021 (SiMVC).
+    Source: Kampffmeyer et al. 2019; Trosten et al. 2021 (SiMVC). A unit that the ReLU keeps off on all training samples
+    has a running variance of nearly 0, so that BatchNorm multiplies whatever an attack gets through it by up to
+    1/√1e-5 = 316. `mute_dead_units` holds such units off in inference mode; on the training samples nothing changes.
     """
 
-    def __init__(self, in_features: int, n_clusters: int, hidden_features: int = 100) -> None:
+    alive: Tensor | None
+    """(H,) 0 for a unit that is held off, else 1; None without `mute_dead_units`."""
+
+    def __init__(
+        self, in_features: int, n_clusters: int, hidden_features: int = 100, *, mute_dead_units: bool = False
+    ) -> None:
         super().__init__()
         if not n_clusters >= 2:
             raise ValueError(f"n_clusters must be ≥ 2, got {n_clusters}")
@@ -245,11 +266,22 @@ class ClusteringHead(nn.Module):
             nn.Linear(in_features, hidden_features), nn.ReLU(inplace=True), nn.BatchNorm1d(hidden_features)
         )
         self.output = nn.Sequential(nn.Linear(hidden_features, n_clusters))
+        # Only where it is asked for: published weights have no such entry.
+        self.register_buffer("alive", torch.ones(hidden_features) if mute_dead_units else None)
 
     def forward(self, fused: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, D) → hidden (B, 100) and logits (B, K)."""
-        hidden = self.hidden(fused)
+        """(B, D) → hidden (B, H) and logits (B, K)."""
+        linear, rectifier, norm = self.hidden
+        active = rectifier(linear(fused))
+        if self.alive is not None and not self.training:
+            active = active * self.alive
+        hidden = norm(active)
         return hidden, self.output(hidden)
+
+    def find_dead_units(self, fused: Tensor) -> None:
+        """Sets `alive` by which units are on for at least one of these samples, (N, D), those of the training."""
+        assert self.alive is not None
+        self.alive.copy_((self.hidden[0](fused) > 0).any(dim=0))
 
 
 @contextmanager

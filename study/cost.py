@@ -58,7 +58,8 @@ def trial_cost(
         return Cost(_gan(config.attack, sizes["attacker"]), per_round * config.rounds)
     protocols = protocols_of(config.protocol)
     training = _training(config, sizes["train"]) * (config.repeats * len(protocols))
-    fitted = MODELS[config.model.name].calibrate is not None
+    # The AR models have something to fit only where they mute units.
+    fitted = MODELS[config.model.name].calibrate is not None and getattr(config.model, "mute_dead_units", True)
     calibration = _assign(sizes["train"], CALIBRATION_BATCH) if fitted else Passes()
     evaluation = calibration * (config.rounds + (len(protocols) - 1))
     if "official" in protocols:

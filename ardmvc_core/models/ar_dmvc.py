@@ -14,11 +14,14 @@ from torch.nn.functional import cross_entropy
 
 from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.pgd import frozen, frozen_statistics, pgd, random_start
+from ardmvc_core.batching import in_batches
+from ardmvc_core.kmeans import CALIBRATION_BATCH
 from ardmvc_core.losses.contrastive import PairChoice, mean_contrast
 from ardmvc_core.losses.mitigator import KLDirection, mitigator_kl
 from ardmvc_core.models.comvc import ContrastConfig, aligned_clustering_terms
-from ardmvc_core.models.simvc import DDCOutput, FusedClustering, adam, build
-from ardmvc_core.types import Method, Objective, Stage, StepContext, Views
+from ardmvc_core.models.simvc import DDCOutput, FusedClustering, adam
+from ardmvc_core.networks import build_encoders
+from ardmvc_core.types import Method, Objective, Stage, StepContext, Views, ViewShapes
 
 InnerObjective = Literal["contrastive", "assignment", "both"]
 
@@ -43,6 +46,9 @@ class AdversarialConfig(ContrastConfig):
     """View pairs of the contrastive objective; the published code takes the `first` one only."""
     inner_updates_statistics: bool = False
     """Whether the attack's forward passes update BatchNorm's running statistics (the published code: yes)."""
+    mute_dead_units: bool = False
+    """Whether hidden units of the head that are off on all training samples are held off in inference mode too, where
+    an attack could turn them on (`networks.ClusteringHead`); no source has it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -229,5 +235,23 @@ def stages(config: ARDMVCConfig | ARDMVCAMConfig, epochs: int) -> tuple[Stage, .
     return (Stage(name="train", epochs=epochs, objectives=(objective,)),)
 
 
-AR_DMVC = Method(config=ARDMVCConfig, build=build, stages=stages)
-AR_DMVC_AM = Method(config=ARDMVCAMConfig, build=build, stages=stages)
+def build(config: AdversarialConfig, view_shapes: ViewShapes, n_clusters: int) -> FusedClustering:
+    """CoMVC's network for these views.
+
+    Raises: ValueError if an encoder does not fit a view, latent widths differ, or n_clusters < 2.
+    """
+    encoders = build_encoders(config.encoder, view_shapes, config.dense_widths)
+    return FusedClustering(encoders, n_clusters, mute_dead_units=config.mute_dead_units)
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, views: Views, seed: int) -> None:
+    """Finds the head's dead units on V × (N, *shape_v), where they are to be muted."""
+    assert isinstance(model, FusedClustering)
+    if model.head.alive is not None:
+        fused = [model.fusion(model.encode(batch)) for batch in in_batches(views, CALIBRATION_BATCH)]
+        model.head.find_dead_units(torch.cat(fused))
+
+
+AR_DMVC = Method(config=ARDMVCConfig, build=build, stages=stages, calibrate=calibrate)
+AR_DMVC_AM = Method(config=ARDMVCAMConfig, build=build, stages=stages, calibrate=calibrate)

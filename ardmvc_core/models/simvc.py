@@ -22,7 +22,7 @@ class NetworkConfig:
     encoder: EncoderKind = "auto"
     """Encoder of every view; `auto` goes by the view's shape."""
     dense_widths: tuple[int, int] = (256, 128)
-    """Hidden and latent width of dense encoders (vector views), each ≥ 1; other encoders do not read it."""
+    """Hidden and latent width of dense encoders, each ≥ 1; other encoders do not read it."""
     learning_rate: float = 1e-3
     """Adam's learning rate, > 0."""
 
@@ -54,11 +54,11 @@ class DDCOutput(ModelOutput):
 class FusedClustering(nn.Module):
     """Network of SiMVC, CoMVC and AR-DMVC(-AM)."""
 
-    def __init__(self, encoders: Sequence[Encoder], n_clusters: int) -> None:
+    def __init__(self, encoders: Sequence[Encoder], n_clusters: int, *, mute_dead_units: bool = False) -> None:
         super().__init__()
         self.encoders = nn.ModuleList(encoders)
         self.fusion = WeightedMean(len(encoders))
-        self.head = ClusteringHead(encoders[0].out_features, n_clusters)
+        self.head = ClusteringHead(encoders[0].out_features, n_clusters, mute_dead_units=mute_dead_units)
 
     def encode(self, views: Views) -> tuple[Tensor, ...]:
         """Latents of the views, V × (B, D): V × (B, *shape) → V × (B, D).

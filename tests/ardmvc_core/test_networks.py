@@ -73,7 +73,7 @@ def test_encoder_that_does_not_fit_is_refused_with_both_named(kind, shape):
     assert str(shape) in str(error.value)
 
 
-@pytest.mark.parametrize(("kind", "shape"), [("dense", (1, 28, 28)), ("auto", (3, 4)), ("vgg", (1, 28, 28))])
+@pytest.mark.parametrize(("kind", "shape"), [("dense", (28, 28)), ("auto", (3, 4)), ("vgg", (1, 28, 28))])
 def test_other_misfits_are_refused(kind, shape):
     with pytest.raises(ValueError, match=kind):
         build_encoder(kind, shape)
@@ -83,6 +83,18 @@ def test_dense_encoder_has_the_widths_asked_for():
     encoder = dense_encoder((2,), (8, 5))
     assert [type(layer).__name__ for layer in encoder.layers] == ["Linear", "BatchNorm1d", "ReLU", "Linear", "ReLU"]
     assert encoder(torch.rand(3, 2)).shape == (3, 5)
+
+
+def test_dense_networks_read_images_by_channel_then_row_then_column():
+    torch.manual_seed(0)
+    images = torch.rand(3, 2, 4, 5)
+    flat, whole = dense_encoder((40,), (8, 6)), build_encoder("dense", (2, 4, 5), (8, 6))
+    whole.layers[1:].load_state_dict({f"{int(k[0]) + 1}{k[1:]}": v for k, v in flat.layers.state_dict().items()})
+    assert torch.equal(whole(images), flat(images.reshape(3, -1)))
+    way_back, decoder = dense_decoder((40,), (8, 6), sigmoid=True), build_decoder("dense", (2, 4, 5), (8, 6))
+    decoder.load_state_dict(way_back.state_dict())
+    latents = whole(images)
+    assert torch.equal(decoder(latents), way_back(latents).reshape(3, 2, 4, 5))
 
 
 def test_views_must_have_latents_of_one_width():
@@ -112,6 +124,35 @@ def test_head_normalises_after_the_relu():
     assert torch.allclose(hidden.mean(dim=0), torch.zeros(100), atol=1e-5)
     with pytest.raises(ValueError, match="n_clusters must be ≥ 2"):
         ClusteringHead(6, 1)
+
+
+def test_units_that_are_off_on_training_samples_stay_off_in_inference_mode():
+    torch.manual_seed(0)
+    head = ClusteringHead(6, 3, 20, mute_dead_units=True)
+    with torch.no_grad():
+        head.hidden[0].bias[:5] -= 100
+        training = torch.randn(50, 6)
+        for _ in range(200):
+            head(training)  # the running variance of a dead unit ends at nearly 0
+        head.eval()
+        before = head(training)
+        strange = training.clone()
+        strange[:, 0] += 400 / head.hidden[0].weight[0, 0]
+        assert head.hidden[0](strange)[:, 0].min() > 0
+        raw = head(strange)[0][:, 0]
+        head.find_dead_units(training)
+        assert (head.alive == 0).nonzero()[:, 0].tolist() == [0, 1, 2, 3, 4]
+        assert all(map(torch.equal, head(training), before))
+        muted = head(strange)[0][:, 0]
+        assert raw.min() > 1000
+        assert muted.abs().max() < 1
+        head.train()
+        assert head(torch.cat([training, strange]))[0][:, 0].abs().max() > 0.5  # training does not know of it
+
+
+def test_published_heads_have_no_entry_of_it():
+    assert "alive" not in ClusteringHead(6, 3).state_dict()
+    assert "alive" in ClusteringHead(6, 3, mute_dead_units=True).state_dict()
 
 
 def test_bf16_holds_inside_only_and_latents_stay_float32():

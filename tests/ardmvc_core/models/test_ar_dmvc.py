@@ -15,6 +15,7 @@ from ardmvc_core.models.ar_dmvc import (
     attack_in_training,
     inner_objective,
 )
+from ardmvc_core.training import calibrate
 from ardmvc_core.types import StepContext
 
 VARIANTS = ["dense", "dense3", "cnn"]
@@ -303,3 +304,25 @@ def test_black_views_do_not_turn_into_nan():
 def test_impossible_configuration_is_refused_by_name(field, value):
     with pytest.raises(ValueError, match=f"{field} must be"):
         ARDMVCAMConfig(**{field: value})
+
+
+def test_calibration_mutes_what_the_training_views_leave_off():
+    config = ARDMVCAMConfig(dense_widths=(6, 4), mute_dead_units=True)
+    model, views = _tiny(config)
+    method = MODELS["ar_dmvc_am"]
+    with torch.no_grad():
+        model.head.hidden[0].bias[[3, 8]] = -100
+        calibrate(method, model, views, 0)
+        fused = model.eval()(views).fused
+        off = (model.head.hidden[0](fused) <= 0).all(dim=0)
+    assert torch.equal(model.head.alive == 0, off)
+    assert off[[3, 8]].all()
+    assert not off.all()
+
+
+def test_calibration_leaves_published_networks_alone():
+    model, views = _tiny(ARDMVCAMConfig(dense_widths=(6, 4)))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    calibrate(MODELS["ar_dmvc_am"], model, views, 0)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.head.alive is None
