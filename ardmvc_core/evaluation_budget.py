@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.gan import GANConfig, official_gan
 from ardmvc_core.attacks.objective import ObjectiveName
-from ardmvc_core.attacks.tiers import Tier, check_tier
+from ardmvc_core.attacks.tiers import TIERS_VERSION, Tier, check_tier
 
 EVALUATION_VERSION = 1
 """Part of every budget's digest: raised whenever the same budget would give other numbers."""
@@ -129,6 +129,8 @@ class EvalBudget:
             raise ValueError("digest must be of a resolved budget: call resolve(dataset_name, n_views) first")
         # Where they are left out the numbers are those from before these fields were there, and so is the digest.
         settings = {key: value for key, value in asdict(self).items() if key not in _LATER or value is not None}
+        if self.tier is not None:
+            settings["tiers_version"] = TIERS_VERSION
         text = json.dumps(_canonical({"version": EVALUATION_VERSION, **settings}), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

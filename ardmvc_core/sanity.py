@@ -9,6 +9,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
@@ -23,6 +24,7 @@ from ardmvc_core.attacks.budget import AttackBudget, project
 from ardmvc_core.attacks.noise import NoiseConfig, prepare_noise
 from ardmvc_core.attacks.reference import CleanReference, clean_reference, logits_of
 from ardmvc_core.attacks.sample_objectives import SampleObjective, ce, margin
+from ardmvc_core.attacks.soft_rectifiers import soft_rectifiers
 from ardmvc_core.attacks.suite import SuiteResult
 from ardmvc_core.attacks.tiers import Ascend, plan
 from ardmvc_core.batching import in_full_batches
@@ -460,8 +462,13 @@ class _Checker:
             )
         clean = clean_reference(planted, views, len(views[0]))
         stream = generator(self.seed, "sanity", "unit test", device=views[0].device)
-        run = apgd(planted, views, clean, margin, self.budget, steps=100, generator=stream, batch_size=len(views[0]))
-        rate = float(run.flipped.double().mean())
+        found = torch.zeros(len(views[0]), dtype=torch.bool, device=views[0].device)
+        for gradients in (nullcontext, lambda: soft_rectifiers(planted)):
+            with gradients():
+                found |= apgd(
+                    planted, views, clean, margin, self.budget, steps=100, generator=stream, batch_size=len(views[0])
+                ).flipped
+        rate = float(found.double().mean())
         return self._least("C14", title, rate, 0.95, 0.8, f"{len(views[0])} planted points, 100 steps", paired=False)
 
     def restarts(self) -> CheckResult:

@@ -7,7 +7,7 @@ is the model's own clean assignment, so no labels are needed: a sample that stay
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -23,6 +23,7 @@ from ardmvc_core.attacks.noise import NOISE_KINDS, NoiseConfig, prepare_noise
 from ardmvc_core.attacks.ray_search import ray_search
 from ardmvc_core.attacks.reference import CleanReference, clean_reference, logits_of
 from ardmvc_core.attacks.sample_objectives import ce, features
+from ardmvc_core.attacks.soft_rectifiers import soft_rectifiers
 from ardmvc_core.attacks.square import square
 from ardmvc_core.attacks.tiers import (
     Ascend,
@@ -312,17 +313,18 @@ class _Suite:
         best: Ascent | None = None
         flips_after = []
         for _ in range(step.restarts):
-            run = apgd(
-                self.model,
-                views,
-                reference,
-                step.objective,
-                self.budget,
-                steps=step.steps,
-                generator=stream,
-                stop_on_flip=True,
-                batch_size=self.batch_size,
-            )
+            with soft_rectifiers(self.model) if step.soft else nullcontext():
+                run = apgd(
+                    self.model,
+                    views,
+                    reference,
+                    step.objective,
+                    self.budget,
+                    steps=step.steps,
+                    generator=stream,
+                    stop_on_flip=True,
+                    batch_size=self.batch_size,
+                )
             if best is None:
                 best, points, flipped = run, run.views, run.flipped
             else:

@@ -15,12 +15,15 @@ from ardmvc_core.attacks.sample_objectives import (
     com,
     con,
     features,
+    margin,
     targeted_dlr,
     targeted_margin,
 )
 
 Tier = Literal["probe", "tune", "standard", "plus"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
+TIERS_VERSION = 2
+"""Raised whenever a tier runs other attacks than before; part of the digest of every budget that has a tier."""
 MOST_TARGETS = 9
 
 
@@ -32,6 +35,8 @@ class Ascend:
     objective: SampleObjective
     steps: int
     restarts: int = 1
+    soft: bool = False
+    """Whether gradients see past rectifiers that are off (`attacks.soft_rectifiers`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,13 +100,15 @@ def plan(tier: Tier, n_clusters: int, *, centroid_head: bool = False) -> tuple[S
     if tier == "probe":
         return (_ce(20), *_targeted(1, 20))
     if tier == "tune":
-        return (_ce(50), *_targeted(min(3, targets), 50), _features(50))
+        return (_ce(50), *_targeted(min(3, targets), 50), _features(50), _soft_margin(50))
     if tier == "standard":
         return (
             _ce(100),
             *_targeted(targets, 100),
             _features(100),
             *(() if centroid_head else (_centroid(100),)),
+            _soft_margin(100),
+            *_targeted(targets, 100, soft=True),
             Query(key="square", kind="square", queries=5000),
             Transfer(key="transfer", surrogates=2),
             Generate(key="gan_official", recipe="official"),
@@ -117,6 +124,8 @@ def plan(tier: Tier, n_clusters: int, *, centroid_head: bool = False) -> tuple[S
         Ascend(key="apgd_con", objective=con, steps=100, restarts=3),
         Ascend(key="apgd_features", objective=features(), steps=100, restarts=3),
         *(() if centroid_head else (Ascend(key="apgd_centroid", objective=centroid_margin, steps=100, restarts=3),)),
+        Ascend(key="apgd_soft_margin", objective=margin, steps=100, restarts=3, soft=True),
+        *_targeted(targets, 100, soft=True),
         Query(key="square", kind="square", queries=20_000),
         Transfer(key="transfer", surrogates=5),
         Generate(key="gan_official", recipe="official", seeds=3),
@@ -161,9 +170,16 @@ def _centroid(steps: int) -> Ascend:
     return Ascend(key="apgd_centroid", objective=centroid_margin, steps=steps)
 
 
-def _targeted(targets: int, steps: int) -> tuple[Ascend, ...]:
-    ranks = range(1, targets + 1)
-    return tuple(Ascend(key=f"apgd_target_{rank}", objective=targeted_margin(rank), steps=steps) for rank in ranks)
+def _soft_margin(steps: int) -> Ascend:
+    return Ascend(key="apgd_soft_margin", objective=margin, steps=steps, soft=True)
+
+
+def _targeted(targets: int, steps: int, *, soft: bool = False) -> tuple[Ascend, ...]:
+    name = "apgd_soft_target" if soft else "apgd_target"
+    return tuple(
+        Ascend(key=f"{name}_{rank}", objective=targeted_margin(rank), steps=steps, soft=soft)
+        for rank in range(1, targets + 1)
+    )
 
 
 def _targeted_dlr(targets: int, steps: int) -> tuple[Ascend, ...]:

@@ -12,7 +12,7 @@ from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.reference import clean_reference
 from ardmvc_core.attacks.sample_objectives import cyclic
 from ardmvc_core.attacks.suite import run_suite
-from ardmvc_core.attacks.tiers import TIERS, Query, passes_per_sample, plan
+from ardmvc_core.attacks.tiers import TIERS, Ascend, Query, passes_per_sample, plan
 from ardmvc_core.kmeans import KMeansHead
 from ardmvc_core.metrics import clustering_scores, fit_map, fixed_map_scores
 from ardmvc_core.types import EmbeddingOutput, ModelOutput
@@ -200,11 +200,14 @@ def test_tiers_have_the_targets_that_there_are(tier, n_clusters):
 
 
 def test_costs_are_those_of_the_specification():
-    def gradient_steps(tier):
-        return sum(step.steps * step.restarts for step in plan(tier, 10) if type(step).__name__ == "Ascend")
+    def gradient_steps(tier, soft):
+        steps = [step for step in plan(tier, 10) if isinstance(step, Ascend)]
+        return sum(step.steps * step.restarts for step in steps if step.soft == soft)
 
     # 20 + 20; 50 + 3 × 50 + 50; 100 + 9 × 100 + 100 + 100.
-    assert [gradient_steps(tier) for tier in ("probe", "tune", "standard")] == [40, 250, 1200]
+    assert [gradient_steps(tier, False) for tier in ("probe", "tune", "standard")] == [40, 250, 1200]
+    # Beyond it, what sees past dead units: 50; 100 + 9 × 100.
+    assert [gradient_steps(tier, True) for tier in ("probe", "tune", "standard")] == [0, 50, 1000]
 
 
 def test_an_unknown_tier_is_refused():
