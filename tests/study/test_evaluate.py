@@ -26,6 +26,7 @@ from ardmvc_core.recompute import map_from_confusion, scores_from_confusion
 from ardmvc_core.sanity import CheckResult, SanityReport
 from study import figures
 from study.addresses import default_uri, make_sqlite, sqlite_file
+from study.compare import main as compare_main
 from study.evaluate import _Lines, find_target, main
 from study.ledger import Ledger, LedgerError, study_url
 from study.robustness_report import FIGURES
@@ -543,3 +544,86 @@ def test_runs_and_registered_models(ledger: Ledger, tiny_spec: SpecMaker, checkp
     ):
         with pytest.raises((SpecError, LedgerError), match=re.escape(message)):
             find_target(reference, storage)
+
+
+# Reports side by side
+
+
+def compare(*arguments: str) -> Ended:
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = compare_main(arguments)
+    return Ended(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def two_eps(quick: None, checkpoint: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Reports on one model at ε 0.05 and 0.2."""
+    settings = ("--tier", "probe", "--eps", "0.05,0.2", "--samples", "8", "--no-subsets", "--out", str(tmp_path))
+    assert evaluate(str(checkpoint), *settings).code == 0
+    return tmp_path / "eps_0.05", tmp_path / "eps_0.2"
+
+
+def changed(report: Path, folder: Path, **headline: Any) -> Path:
+    """A copy whose headline, and robust metrics with it, are other ones."""
+    content = json.loads((report / "report.json").read_text())
+    content["headline"] |= headline
+    content["metrics"] |= {f"robust/{name}": headline[name] for name in ("acc", "flip") if name in headline}
+    content["intervals"].pop("robust/acc", None)
+    content["intervals"].pop("robust/flip", None)
+    folder.mkdir()
+    (folder / "report.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_the_most_robust_report_comes_first_and_one_that_is_not_established_last(
+    two_eps: tuple[Path, Path], tmp_path: Path
+) -> None:
+    weak = changed(two_eps[0], tmp_path / "weak", acc=0.25, flip=0.75)
+    strong = changed(two_eps[0], tmp_path / "strong", acc=0.625, flip=0.125)
+    doubtful = changed(two_eps[0], tmp_path / "doubtful", acc=1.0, flip=0.0, established=False, failed=["C4", "C8"])
+    ended = compare(*map(str, (doubtful, weak, strong / "report.json")), "--output", str(tmp_path / "table.md"))
+    assert ended.code == 0, ended.err
+    rows = [line.split(" | ") for line in ended.out.splitlines() if line.startswith("| comvc")]
+    assert [row[2:4] for row in rows] == [
+        ["0.625", "0.125"],
+        ["0.250", "0.750"],
+        ["not established (C4, C8)", ""],
+    ]
+    assert [row[-1] for row in rows] == [f"`{strong}/report.json` |", f"`{weak}` |", f"`{doubtful}` |"]
+    assert (tmp_path / "table.md").read_text() == ended.out
+
+
+def test_reports_of_two_budgets_are_refused_with_both_shown(two_eps: tuple[Path, Path], tmp_path: Path) -> None:
+    ended = compare(*map(str, two_eps), "--output", str(tmp_path / "table.md"))
+    hashes = [json.loads((report / "report.json").read_text())["budget_hash"] for report in two_eps]
+    assert ended.code == 2
+    assert hashes[0] != hashes[1]
+    assert ended.err.splitlines()[1:] == [
+        f"  {hashes[0]}  {two_eps[0]}",
+        f"  {hashes[1]}  {two_eps[1]}",
+        "  eps: 0.05 and 0.2",
+        "  gan_eps: [0.2] and []",
+    ]
+    assert not (tmp_path / "table.md").exists()
+
+
+def test_reports_on_other_samples_are_refused(two_eps: tuple[Path, Path], tmp_path: Path) -> None:
+    other = changed(two_eps[0], tmp_path / "other")
+    content = json.loads((other / "report.json").read_text())
+    content["facts"]["parts"]["tune"] = "f" * 64
+    (other / "report.json").write_text(json.dumps(content))
+    ended = compare(str(two_eps[0]), str(other))
+    assert ended.code == 2
+    assert "different samples" in ended.err
+    assert f"tune {'f' * 12}" in ended.err
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"budget_hash": "a"}'])
+def test_what_is_no_report_is_refused(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "report.json").write_text(content)
+    ended = compare(str(tmp_path))
+    assert ended.code == 2
+    assert str(tmp_path) in ended.err
+    assert "study.evaluate" in ended.err

@@ -1,0 +1,168 @@
+"""Several robustness reports in one table: `python -m study.compare REPORT REPORT …`.
+
+Numbers of two budgets do not compare, nor those of two sets of samples, so such reports are refused, with both shown.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from study.cli import exit_code_of
+from study.source import SpecError
+
+FILE = "report.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What `study.evaluate` wrote about one model."""
+
+    given: str
+    """As it was asked for."""
+    content: Mapping[str, Any]
+
+    @property
+    def ruler(self) -> tuple[str, tuple[tuple[str, str], ...]]:
+        """The budget's hash, and the digests of the parts: what two reports must share."""
+        return self.content["budget_hash"], tuple(sorted(self.content["facts"]["parts"].items()))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog="python -m study.compare",
+        description="Puts reports of study.evaluate side by side, the most robust model first. Reports of different "
+        "budgets or samples are refused.",
+        epilog="Exit codes: 0 done, 2 bad input.",
+    )
+    result.add_argument("reports", nargs="+", metavar="REPORT", help="a report's folder, or its report.json")
+    result.add_argument("--output", type=Path, metavar="FILE", help="writes the table there too")
+    result.add_argument("--debug", action="store_true", help="tracebacks and debug messages")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the table. Returns: 0, or 2 for reports that do not compare."""
+    return exit_code_of(_run, parser().parse_args(argv))
+
+
+def _run(given: argparse.Namespace) -> int:
+    reports = [read(name) for name in given.reports]
+    check_comparable(reports)
+    text = markdown(reports)
+    if given.output is not None:
+        try:
+            given.output.write_text(text)
+        except OSError as error:
+            raise SpecError([f"--output: {given.output} cannot be written: {error.strerror}"]) from error
+    print(text, end="")
+    return 0
+
+
+def read(given: str) -> Report:
+    """The report in a folder, or in a file. Raises: SpecError if there is none."""
+    file = Path(given) / FILE if Path(given).is_dir() else Path(given)
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise SpecError([f"{given}: holds no {FILE} of study.evaluate: {error}"]) from error
+    if not isinstance(content, dict) or not {"budget_hash", "budget", "headline", "facts"} <= content.keys():
+        raise SpecError([f"{given}: is no report of study.evaluate"])
+    return Report(given=given, content=content)
+
+
+def check_comparable(reports: Sequence[Report]) -> None:
+    """Raises: SpecError with both budgets, and where they differ, or with both parts, if two reports do not compare."""
+    first = reports[0]
+    for other in reports[1:]:
+        if other.ruler == first.ruler:
+            continue
+        what, ours, theirs = "samples", *(report.content["facts"]["parts"] for report in (first, other))
+        if first.ruler[0] != other.ruler[0]:
+            what, ours, theirs = "evaluation budgets", first.content["budget"], other.content["budget"]
+            marks = [first.ruler[0], other.ruler[0]]
+        else:
+            marks = [_named(part) for part in (ours, theirs)]
+        raise SpecError(
+            [
+                f"these reports have different {what}, so their numbers do not compare:",
+                *(f"  {mark}  {report.given}" for mark, report in zip(marks, (first, other), strict=True)),
+                *(f"  {path}: {before!r} and {after!r}" for path, before, after in _differences(ours, theirs)),
+            ]
+        )
+
+
+def _named(parts: Mapping[str, str]) -> str:
+    return ", ".join(f"{part} {digest[:12]}" for part, digest in sorted(parts.items()))
+
+
+def _differences(ours: Any, theirs: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        for key in dict.fromkeys([*ours, *theirs]):
+            yield from _differences(ours.get(key), theirs.get(key), f"{path}.{key}" if path else str(key))
+    elif ours != theirs:
+        yield path, ours, theirs
+
+
+def markdown(reports: Sequence[Report]) -> str:
+    """The reports as a table, the smallest flip rate first, those without an established number last.
+
+    Args: reports: at least one; all with one ruler.
+    """
+    first = reports[0].content
+    parts = "+".join(part for part in first["facts"]["parts"] if part != "attacker")
+    rows = [_row(report) for report in sorted(reports, key=_order)]
+    headings = ["model", "clean ACC", "ACC under attack", "flip", "κ", "noise", "ε50", "warnings", "report"]
+    lines = [
+        f"{first['n']:,} samples of the part {parts}, tier {first['tier']}, budget `{first['budget_hash']}`; intervals "
+        "are over samples of one trained model each.",
+        "",
+        _line(headings),
+        _line(["---"] * len(headings)),
+        *map(_line, rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _order(report: Report) -> tuple[bool, float]:
+    headline = report.content["headline"]
+    return not headline["established"], headline["flip"]
+
+
+def _row(report: Report) -> list[str]:
+    content = report.content
+    headline, metrics = content["headline"], content["metrics"]
+    if headline["established"]:
+        found = [_number(content, f"robust/{name}") for name in ("acc", "flip", "kappa")]
+    else:
+        checks = ", ".join(headline["failed"]) or "contradicting numbers"
+        found = [f"not established ({checks})", "", ""]
+    eps50 = content["eps50"]
+    return [
+        content["facts"]["model"],
+        _number(content, "clean/acc"),
+        *found,
+        "" if metrics.get("noise/flip") is None else f"{metrics['noise/flip']:.3f}",
+        f"{eps50:.3g}" if eps50 is not None else f"> {max(map(float, content['eps_curve']), default=0):g}",
+        ", ".join(headline["warned"]),
+        f"`{report.given}`",
+    ]
+
+
+def _number(content: Mapping[str, Any], name: str) -> str:
+    value, interval = content["metrics"].get(name), content["intervals"].get(name)
+    if value is None:
+        return ""
+    return f"{value:.3f}" + (f" [{interval['low']:.3f}, {interval['high']:.3f}]" if interval else "")
+
+
+def _line(entries: Sequence[str]) -> str:
+    return f"| {' | '.join(entries)} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
