@@ -130,7 +130,7 @@ def finalists(spec: "dict[str, Any]", records: "Sequence[TrialRecord]", top: int
     searched = [record for record in ranked if not record.baseline][:top]
     baselines = sorted((record for record in ranked if record.baseline), key=lambda record: record.number)
     if not searched:
-        raise LedgerError("the study has no complete searched trial to confirm")
+        raise LedgerError("the study has no complete searched trial to confirm (without labels: none that is feasible)")
     return [*searched, *baselines]
 
 

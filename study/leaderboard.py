@@ -58,9 +58,20 @@ def spread(record: TrialRecord, metric: str) -> float | None:
     return value(record, f"spread/{metric}")
 
 
+def feasible(record: TrialRecord) -> bool:
+    """Whether the guards against collapse hold for most of the trial's seeds; a trial without them passes."""
+    return record.metrics.get("select/feasible", 1.0) >= 0.5
+
+
+def _guarded(objectives: Sequence[Objective]) -> bool:
+    """Whether the objectives choose without labels, and so only among feasible trials."""
+    return any(objective.metric.startswith("select/") for objective in objectives)
+
+
 def scores(record: TrialRecord, objectives: Sequence[Objective]) -> tuple[float, ...] | None:
-    """The trial's objective values, None unless it is COMPLETE and every one is finite."""
-    if record.state != "COMPLETE":
+    """The trial's objective values; None unless it is COMPLETE, every one is finite, and it is feasible where the
+    objectives are `select/…`."""
+    if record.state != "COMPLETE" or (_guarded(objectives) and not feasible(record)):
         return None
     got = record.values if len(record.values) == len(objectives) else ()
     found = [got[i] if got else record.metrics.get(o.metric, math.nan) for i, o in enumerate(objectives)]
@@ -93,7 +104,7 @@ def rank(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> lis
         Row(
             record=record,
             rank=ranks.get(record.number),
-            note=_note(record, budget, record.number in points),
+            note=_note(record, budget, record.number in points, _guarded(objectives)),
             main_budget=record.budget == budget or record.state != "COMPLETE",
         )
         for record in records
@@ -161,7 +172,7 @@ def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     return one != other and all(a >= b for a, b in zip(one, other, strict=True))
 
 
-def _note(record: TrialRecord, budget: str, comparable: bool) -> str:
+def _note(record: TrialRecord, budget: str, comparable: bool, guarded: bool) -> str:
     steps = f"round {record.round}/{record.rounds}"
     if record.state == "PRUNED":
         return f"stopped early at {steps}"
@@ -173,7 +184,11 @@ def _note(record: TrialRecord, budget: str, comparable: bool) -> str:
         return f"waiting, {steps}"
     if record.budget != budget:
         return f"other evaluation budget ({record.budget or 'unknown'}): not compared"
-    return "; ".join(record.warnings) if comparable else "an objective is missing or not finite"
+    if comparable:
+        return "; ".join(record.warnings)
+    if guarded and not feasible(record):
+        return "not feasible: clusters are empty or too uneven, or utility is below the floor"
+    return "an objective is missing or not finite"
 
 
 def best(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> TrialRecord | None:

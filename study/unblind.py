@@ -17,6 +17,7 @@ from ardmvc_core.evaluation_suite import evaluate_suite
 from ardmvc_core.kmeans import CALIBRATION_BATCH
 from ardmvc_core.selection import clean_clustering_loss, criterion_b, silhouette
 from ardmvc_core.validation import CriterionReport, validate_criterion
+from study.leaderboard import feasible
 from study.records import TrialRecord
 from trainables.building import pick_device
 from trainables.checkpoints import below, read_file, write_file
@@ -123,11 +124,11 @@ def page(name: str, records: Sequence[TrialRecord], found: Sequence[Truth], *, s
     robust = np.array([truth.robust_acc for truth in found])
     clean = np.array([truth.clean_acc for truth in found])
     by_number = {record.number: record for record in records}
-    feasible = np.array([by_number[truth.trial].metrics.get("select/feasible", 1.0) >= 0.5 for truth in found])
+    kept = np.array([feasible(by_number[truth.trial]) for truth in found])
     lines = [
         f"# {name}, unblinded",
         "",
-        f"{len(found)} complete trials, {int(feasible.sum())} feasible. Truth: worst-case ACC with the fixed map, on "
+        f"{len(found)} complete trials, {int(kept.sum())} feasible. Truth: worst-case ACC with the fixed map, on "
         f"the score part, tier `{TRUTH_TIER}`; best {robust.max():.3f}, median {np.median(robust):.3f}, mean "
         f"{robust.mean():.3f}. ρ is Spearman's, with 95 % BCa bootstrap intervals over trials.",
         "",
@@ -136,7 +137,7 @@ def page(name: str, records: Sequence[TrialRecord], found: Sequence[Truth], *, s
     ]
     verdict = ""
     for rule, values in criteria(records, found).items():
-        guarded = feasible if rule.startswith(("PRA", "criterion B")) and feasible.any() else None
+        guarded = kept if rule.startswith(("PRA", "criterion B")) and kept.any() else None
         report = validate_criterion(values, robust, feasible=guarded, seed=seed)
         beside = validate_criterion(values, clean, seed=seed)
         lines.append(_row(rule, report, beside, found, robust))

@@ -49,6 +49,22 @@ def trial(
     )
 
 
+def test_without_labels_a_collapsed_trial_is_not_ranked_however_high_it_scores() -> None:
+    def guarded(number: int, pra: float, holds: float) -> TrialRecord:
+        metrics = {"select/pra": pra, "select/feasible": holds}
+        return replace(trial(number, pra), metrics=metrics, values=(pra,))
+
+    records = [guarded(0, 0.6, 1.0), guarded(1, 0.9, 0.0), guarded(2, 0.7, 0.5)]
+    goal = [Goal("select/pra", "max")]
+    rows = rank(records, goal)
+    assert [(row.record.number, row.rank) for row in rows] == [(2, 1), (0, 2), (1, None)]
+    assert rows[-1].note.startswith("not feasible")
+    assert rank(records, [Goal("robust/acc", "max")])[0].record.number == 1
+    found = Standing(goal, records).best
+    assert found is not None
+    assert found.number == 2
+
+
 def test_only_complete_trials_of_one_budget_are_ranked() -> None:
     records = [
         trial(0, 0.3),
