@@ -34,6 +34,9 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("study", metavar="NAME", help="a study with complete trials")
     result.add_argument("--top", type=int, default=3, metavar="K", help="trials besides the baselines; default: 3")
+    result.add_argument(
+        "--baselines", metavar="N[,N2,…]", help="which baselines stand beside them, by trial number; default: all"
+    )
     result.add_argument("--seeds", type=int, default=5, metavar="S", help="fresh trainings of each; default: 5")
     result.add_argument("--tier", default="standard", metavar="T", help="tier of the suite; default: standard")
     result.add_argument("--once", action="store_true", help="refuses if the score part has been used before")
@@ -55,6 +58,10 @@ def _run(given: argparse.Namespace) -> int:
         faults.append(f"--top: must be ≥ 1, got {given.top}")
     if not 2 <= given.seeds <= MOST_SEEDS:
         faults.append(f"--seeds: must be in 2..{MOST_SEEDS}, for an interval over seeds, got {given.seeds}")
+    try:
+        wanted = None if given.baselines is None else [int(entry) for entry in given.baselines.split(",")]
+    except ValueError:
+        faults.append(f"--baselines: must be trial numbers such as 0,1, got {given.baselines!r}")
     if given.tier not in TIERS:
         faults.append(f"--tier: must be one of {', '.join(TIERS)}, got {given.tier!r}")
     if faults:
@@ -65,7 +72,7 @@ def _run(given: argparse.Namespace) -> int:
     try:
         ledger = Ledger.open_existing(given.study, study_url(given.storage))
         records = ledger.records()
-        chosen = finalists(ledger.spec, records, given.top)
+        chosen = finalists(ledger.spec, records, given.top, wanted)
         spec = confirmation(ledger, chosen, given)
     except LedgerError as error:
         raise SpecError([str(error)]) from error
@@ -118,10 +125,13 @@ def _run(given: argparse.Namespace) -> int:
     return code or int(state["failed"] > 0)
 
 
-def finalists(spec: "dict[str, Any]", records: "Sequence[TrialRecord]", top: int) -> "list[TrialRecord]":
+def finalists(
+    spec: "dict[str, Any]", records: "Sequence[TrialRecord]", top: int, wanted: Sequence[int] | None = None
+) -> "list[TrialRecord]":
     """The best `top` searched trials, best first, then the complete baselines in their order.
 
-    Raises: LedgerError if no searched trial is complete.
+    Args: wanted: numbers of the baselines to take; None: all.
+    Raises: LedgerError if no searched trial is complete, or a wanted baseline is not there.
     """
     from study.leaderboard import goals, rank
     from study.ledger import LedgerError
@@ -131,6 +141,14 @@ def finalists(spec: "dict[str, Any]", records: "Sequence[TrialRecord]", top: int
     baselines = sorted((record for record in ranked if record.baseline), key=lambda record: record.number)
     if not searched:
         raise LedgerError("the study has no complete searched trial to confirm (without labels: none that is feasible)")
+    if wanted is not None:
+        known = [record.number for record in baselines]
+        if absent := [number for number in wanted if number not in known]:
+            raise LedgerError(
+                f"--baselines: must be among {', '.join(map(str, known)) or 'none'}, the study's ranked baselines, "
+                f"got {', '.join(map(str, absent))}"
+            )
+        baselines = [record for record in baselines if record.number in wanted]
     return [*searched, *baselines]
 
 

@@ -42,6 +42,9 @@ def test_the_best_searched_trials_come_first_then_every_baseline() -> None:
         trial(5, 0.99, state="FAIL"),
     ]
     assert [record.number for record in finalists(SPEC, records, 2)] == [3, 4, 0, 1]
+    assert [record.number for record in finalists(SPEC, records, 1, [1])] == [3, 1]
+    with pytest.raises(LedgerError, match="--baselines: must be among 0, 1, the study's ranked baselines, got 2, 7"):
+        finalists(SPEC, records, 1, [1, 2, 7])
 
 
 def test_a_study_of_baselines_has_nothing_to_confirm() -> None:
@@ -96,6 +99,7 @@ def test_a_configuration_that_failed_is_left_out(tmp_path: Path) -> None:
     [
         (["--top", "0"], "--top: must be ≥ 1, got 0"),
         (["--seeds", "1"], "--seeds: must be in 2..100"),
+        (["--baselines", "0,b"], "--baselines: must be trial numbers such as 0,1, got '0,b'"),
         (["--tier", "strong"], "--tier: must be one of probe, tune, standard, plus, got 'strong'"),
         ([], "no study"),
     ],
