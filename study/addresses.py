@@ -84,7 +84,8 @@ def _sqlite_fault(uri: str) -> str | None:
     if not file.exists():
         return None
     try:
-        connection = sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=TIMEOUT)
+        # Not read-only: the first to open it after a writer was killed in mid-commit must roll that commit back.
+        connection = sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=TIMEOUT)
         try:
             connection.execute("PRAGMA schema_version").fetchone()
         finally:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 
 from study import outbox
-from study.addresses import make_sqlite
+from study.addresses import local_fault, make_sqlite
 from study.records import TrialRecord
 from study.tracking import MLflowTracker, check_reachable, default_uri, redact, tracking_uri
 
@@ -579,3 +580,22 @@ def test_default_and_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_redact(text: str, want: str) -> None:
     assert redact(text) == want
     assert redact(want) == want
+
+
+def test_a_database_whose_writer_was_killed_in_mid_commit_is_rolled_back_and_used(tmp_path: Path) -> None:
+    """The check of the next driver is the first to open it."""
+    file = tmp_path / "mlflow.db"
+    make_sqlite(file)
+    # Without a cache, changed pages reach the file before the commit, and the journal holds what they were.
+    script = (
+        "import os, sqlite3, sys; store = sqlite3.connect(sys.argv[1]); store.execute('PRAGMA cache_size=1'); store.execute('BEGIN');"
+        "store.execute('CREATE TABLE half (a)'); store.execute('DROP TABLE experiments');"
+        "store.executemany('INSERT INTO half VALUES (?)', [('x' * 1000,)] * 1000); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(file)], check=False).returncode == -signal.SIGKILL
+    assert file.with_name("mlflow.db-journal").stat().st_size > 0
+    assert local_fault(f"sqlite:///{file}") is None
+    with sqlite3.connect(file) as store:
+        tables = {name for (name,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    assert "experiments" in tables
+    assert "half" not in tables
