@@ -588,8 +588,8 @@ def test_a_database_whose_writer_was_killed_in_mid_commit_is_rolled_back_and_use
     make_sqlite(file)
     # Without a cache, changed pages reach the file before the commit, and the journal holds what they were.
     script = (
-        "import os, sqlite3, sys; store = sqlite3.connect(sys.argv[1]); store.execute('PRAGMA cache_size=1'); store.execute('BEGIN');"
-        "store.execute('CREATE TABLE half (a)'); store.execute('DROP TABLE experiments');"
+        "import os, sqlite3, sys; store = sqlite3.connect(sys.argv[1]); store.execute('PRAGMA cache_size=1');"
+        "store.execute('BEGIN'); store.execute('CREATE TABLE half (a)'); store.execute('DROP TABLE experiments');"
         "store.executemany('INSERT INTO half VALUES (?)', [('x' * 1000,)] * 1000); os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", script, str(file)], check=False).returncode == -signal.SIGKILL
