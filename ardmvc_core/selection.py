@@ -171,8 +171,9 @@ def select_scores(
     Returns: by name: `select/utility` U, share of samples put as in the reference under the best one-to-one map;
         `select/pra`, share of those put so and not flipped; `select/pra_weighted`, the same with each sample weighing
         as much as its vote share; `select/stability`, PRA/U, 0 where U is 0; `select/entropy`, normalised;
-        `select/occupied`, number of clusters; `select/feasible`, 1 if `guards_hold` and U reaches `utility_floor`,
-        else 0. All but `occupied` are in [0, 1].
+        `select/occupied`, number of clusters; `select/reliable`, 1 if the reference is, else 0; `select/feasible`, 1
+        if `guards_hold` and, where the reference is reliable, U reaches `utility_floor`, else 0. All but `occupied` are
+        in [0, 1].
     Raises: ValueError if lengths differ or a cluster is not in 0..K-1.
     """
     moved = np.asarray(flipped)
@@ -186,6 +187,7 @@ def select_scores(
     occupied, entropy = _occupancy(clean_clusters, n_clusters)
     utility, pra = float(placed.mean()), float((placed & ~moved).mean())
     sound = guards_hold(occupied, entropy, n_clusters, reference.entropy)
+    useful = not reference.reliable or utility >= utility_floor(reference.largest_share)
     return {
         "select/utility": utility,
         "select/pra": pra,
@@ -193,7 +195,8 @@ def select_scores(
         "select/stability": pra / utility if utility else 0.0,
         "select/entropy": entropy,
         "select/occupied": float(occupied),
-        "select/feasible": float(sound and utility >= utility_floor(reference.largest_share)),
+        "select/reliable": float(reference.reliable),
+        "select/feasible": float(sound and useful),
     }
 
 

@@ -128,16 +128,16 @@ def _run(given: argparse.Namespace) -> int:
 def finalists(
     spec: "dict[str, Any]", records: "Sequence[TrialRecord]", top: int, wanted: Sequence[int] | None = None
 ) -> "list[TrialRecord]":
-    """The best `top` searched trials, best first, then the complete baselines in their order.
+    """The `top` searched trials that are to be picked first, then the complete baselines in their order.
 
     Args: wanted: numbers of the baselines to take; None: all.
     Raises: LedgerError if no searched trial is complete, or a wanted baseline is not there.
     """
-    from study.leaderboard import goals, rank
+    from study.leaderboard import goals, preferred, rank
     from study.ledger import LedgerError
 
     ranked = [row.record for row in rank(records, goals(spec)) if row.rank is not None]
-    searched = [record for record in ranked if not record.baseline][:top]
+    searched = preferred([record for record in ranked if not record.baseline], goals(spec))[:top]
     baselines = sorted((record for record in ranked if record.baseline), key=lambda record: record.number)
     if not searched:
         raise LedgerError("the study has no complete searched trial to confirm (without labels: none that is feasible)")

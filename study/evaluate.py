@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,6 +71,8 @@ class Request:
     device: Any
     locked: bool
     """Whether the trial's labels are locked."""
+    entropy_reference: float
+    """H_ref of check C19: that of the study's reference partition, or of a balanced one where it has none."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -240,7 +242,8 @@ def _prepare(given: argparse.Namespace) -> Request:
     surrogates = COUNTS.get(given.tier, 0) if given.surrogates is None else given.surrogates
     if surrogates and len(parts["attacker"].data) < LEAST_SAMPLES:
         raise SpecError([f"--surrogates: the attacker part has {len(parts['attacker'].data)} samples, too few"])
-    _check_parts(target, parts)
+    stored = _stored_facts(target)
+    _check_parts(target, parts, stored.get("parts", {}))
     folders = _folders(given, target, budgets)
     device = pick_device("auto")
     locked = config.selection is not None and config.selection.lock_labels
@@ -256,6 +259,7 @@ def _prepare(given: argparse.Namespace) -> Request:
         surrogates=surrogates,
         device=device,
         locked=locked,
+        entropy_reference=stored.get("reference_entropy") or 1.0,
     )
 
 
@@ -288,12 +292,16 @@ def _budgets(given: argparse.Namespace, config: "TrialConfig", n_views: int) -> 
     return tuple(found)
 
 
-def _check_parts(target: Target, parts: "dict[str, Part]") -> None:
-    """Whether the data here are those that the model was trained beside. Raises: SpecError."""
+def _stored_facts(target: Target) -> dict[str, Any]:
+    """What the checkpoint tells of its trial beside the weights."""
     from trainables.checkpoints import read_file
 
     raw = read_file(target.checkpoint, "config.json")
-    stored = json.loads(raw).get("parts", {}) if raw else {}
+    return dict(json.loads(raw)) if raw else {}
+
+
+def _check_parts(target: Target, parts: "dict[str, Part]", stored: Mapping[str, str]) -> None:
+    """Whether the data here are those that the model was trained beside. Raises: SpecError."""
     for name, part in parts.items():
         known = stored.get(name, stored.get(f"strict/{name}", part.digest))
         if known != part.digest:
@@ -515,6 +523,7 @@ def _assess(
             surrogates=[one.model for one in surrogates if not one.failure],
             everyone=given.everyone,
             subsets=not given.no_subsets,
+            entropy_reference=request.entropy_reference,
             labels_locked=True if request.locked else None,
             progress=progress,
         )

@@ -63,6 +63,11 @@ def feasible(record: TrialRecord) -> bool:
     return record.metrics.get("select/feasible", 1.0) >= 0.5
 
 
+PRA = "select/pra"
+WEIGHTS = ("model.adversarial_weight", "model.mitigator_weight")
+"""λ and γ, of which criterion A prefers the smaller sum."""
+
+
 def _guarded(objectives: Sequence[Objective]) -> bool:
     """Whether the objectives choose without labels, and so only among feasible trials."""
     return any(objective.metric.startswith("select/") for objective in objectives)
@@ -89,7 +94,8 @@ def rank(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> lis
     """All trials, best first: ranked ones, then those of another budget, pruned, failed and unfinished ones.
 
     Only COMPLETE trials of the main budget get a rank: a trial that was stopped early, or attacked with another budget,
-    was measured with another ruler.
+    was measured with another ruler. Where the objective is `select/pra` and the plain models agree too little to vote,
+    criterion B ranks in its place (`ranked_by_b`).
     """
     records = sorted(records, key=lambda record: record.number)
     budget = main_budget(records)
@@ -99,6 +105,8 @@ def rank(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> lis
         found = scores(record, objectives)
         if found is not None and record.budget == budget:
             points[record.number] = tuple(sign * number for sign, number in zip(signs, found, strict=True))
+    if points and ranked_by_b([record for record in records if record.number in points], objectives):
+        points = _criterion_b([record for record in records if record.number in points])
     ranks = _fronts(points) if len(signs) > 1 else _places(points)
     rows = [
         Row(
@@ -117,6 +125,49 @@ def rank(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> lis
         return (1, last.index(row.record.state), 0.0, row.record.number)
 
     return sorted(rows, key=key)
+
+
+def ranked_by_b(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> bool:
+    """Whether trials that maximise PRA were judged by a reference that is not reliable."""
+    alone = [objective.metric for objective in objectives] == [PRA]
+    return alone and any(record.metrics.get("select/reliable", 1.0) < 0.5 for record in records)
+
+
+def _criterion_b(records: Sequence[TrialRecord]) -> dict[int, tuple[float, ...]]:
+    from ardmvc_core.selection import criterion_b
+
+    names = ("robust/kappa", "select/seed_agreement", "select/clean_loss")
+    kappa, agreement, loss = ([record.metrics.get(name, math.nan) for record in records] for name in names)
+    found = criterion_b(kappa, agreement, loss).tolist()
+    return {record.number: (own,) for record, own in zip(records, found, strict=True)}
+
+
+def preferred(ranked: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
+    """Trials in the order in which they are to be picked: criterion A's rule for ties.
+
+    Where the objective is `select/pra`, those within one standard error of the best come first, those of higher utility
+    before others, and of equals those with the smaller λ + γ. Everywhere else, and with one seed, the order is kept.
+
+    Args: ranked: best first.
+    """
+    count = len(tied(ranked, objectives))
+
+    def key(record: TrialRecord) -> tuple[float, float]:
+        weights = [record.overrides.get(path, 0.0) for path in WEIGHTS]
+        return -record.metrics.get("select/utility", 0.0), sum(map(float, weights))
+
+    return [*sorted(ranked[:count], key=key), *ranked[count:]]
+
+
+def tied(ranked: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
+    """The best trial and those that follow it within the standard error over its seeds of `select/pra`.
+
+    Args: ranked: best first.
+    """
+    if not ranked or [objective.metric for objective in objectives] != [PRA] or ranked_by_b(ranked, objectives):
+        return list(ranked[:1])
+    lowest = ranked[0].metrics.get(PRA, math.nan) - ranked[0].metrics.get(f"{PRA}_se", 0.0)
+    return [record for record in ranked if record is ranked[0] or record.metrics.get(PRA, math.nan) >= lowest]
 
 
 def since_improvement(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> int:
@@ -254,7 +305,7 @@ class Standing:
 
     @property
     def best(self) -> TrialRecord | None:
-        """As the function `best` of all trials."""
+        """As the function `best` of all trials; while a study runs nothing is ranked by criterion B."""
         budget = max(self._budgets, key=self._budgets.__getitem__, default="")
         return min(self._leaders.get(budget, {}).values(), key=lambda record: record.number, default=None)
 
@@ -314,12 +365,31 @@ def summary(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> 
     lines = [f"{heading}, mean ± standard deviation over the trial's seeds:"]
     lines += _aligned([_line(record, objectives, paths, record in top) for record in [*top, *beside]])
     if not several:
+        lines += _choice([row.record for row in ranked], objectives)
         lines += _differences(top[0], beside, objectives[0])
     lines += [f"warning: trial {r.number}: {text}" for r in [*top, *beside] for text in r.warnings]
     others = sum(not row.main_budget for row in rows)
     if others:
         lines.append(f"Left out: {others} complete trial(s) with another evaluation budget.")
     return "\n".join(lines)
+
+
+def _choice(ranked: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[str]:
+    """What the criterion without labels says beyond the order of its numbers."""
+    if ranked_by_b(ranked, objectives):
+        return [
+            "the plain models agree too little to vote: trials are ranked by criterion B, the mean of their ranks in "
+            "robust/kappa, seed agreement and clean loss"
+        ]
+    equals = tied(ranked, objectives)
+    if len(equals) < 2:
+        return []
+    numbers = ", ".join(str(record.number) for record in equals[1:])
+    error = equals[0].metrics[f"{PRA}_se"]
+    return [
+        f"within one standard error ({error:.3f}) of the best: trial {numbers}; of these and the best, trial "
+        f"{preferred(ranked, objectives)[0].number} is to be picked (highest utility, then smallest λ + γ)"
+    ]
 
 
 def _line(record: TrialRecord, objectives: Sequence[Objective], paths: Sequence[str], top: bool) -> list[str]:

@@ -370,7 +370,7 @@ def _reference(spec: StudySpec, folder: str) -> dict[str, Any]:
         stored = ray.get(task.remote(config.model_dump_json(), spec.resources.cpu))
         write_file(folder, REFERENCE_FILE, stored)
     reference = reference_from(stored)
-    note = "" if reference.reliable else "; too little to choose by: read robust/kappa and seed agreement"
+    note = "" if reference.reliable else "; too little to choose by: trials will be ranked by criterion B"
     _say(
         f"reference partition {reference.digest()}: {len(reference.kept)} plain models vote, "
         f"their mean ARI is {reference.agreement:.2f}{note}"

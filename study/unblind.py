@@ -14,6 +14,7 @@ import numpy as np
 from ardmvc_core.attacks.tiers import Tier
 from ardmvc_core.data.dataset import MultiViewDataset
 from ardmvc_core.evaluation_suite import evaluate_suite
+from ardmvc_core.intervals import Interval
 from ardmvc_core.kmeans import CALIBRATION_BATCH
 from ardmvc_core.selection import clean_clustering_loss, criterion_b, silhouette
 from ardmvc_core.validation import CriterionReport, validate_criterion
@@ -130,10 +131,12 @@ def page(name: str, records: Sequence[TrialRecord], found: Sequence[Truth], *, s
         "",
         f"{len(found)} complete trials, {int(kept.sum())} feasible. Truth: worst-case ACC with the fixed map, on "
         f"the score part, tier `{TRUTH_TIER}`; best {robust.max():.3f}, median {np.median(robust):.3f}, mean "
-        f"{robust.mean():.3f}. ρ is Spearman's, with 95 % BCa bootstrap intervals over trials.",
+        f"{robust.mean():.3f}. ρ is Spearman's, τ Kendall's τ_b, with 95 % BCa bootstrap intervals over trials; the "
+        "top half is that by the criterion.",
         "",
-        "| criterion | ρ with robust ACC | with clean ACC | picks trial | its robust ACC | regret | of best − median |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| criterion | ρ with robust ACC | τ | ρ in the top half | ρ with clean ACC | picks trial | its robust ACC | "
+        "regret | of best − median | top-3 regret |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     verdict = ""
     for rule, values in criteria(records, found).items():
@@ -144,7 +147,11 @@ def page(name: str, records: Sequence[TrialRecord], found: Sequence[Truth], *, s
         if rule.startswith("PRA"):
             verdict = _verdict(report)
     random_regret = float(robust.max() - robust.mean())
-    lines += [f"| a random trial (expected) | | | | {robust.mean():.3f} | {random_regret:.3f} | |", ""]
+    for place, truth in enumerate(found):
+        if by_number[truth.trial].baseline:
+            own, regret = robust[place], robust.max() - robust[place]
+            lines.append(f"| baseline, trial {truth.trial} | | | | | {truth.trial} | {own:.3f} | {regret:.3f} | | |")
+    lines += [f"| a random trial (expected) | | | | | | {robust.mean():.3f} | {random_regret:.3f} | | |", ""]
     oracle = found[int(robust.argmax())]
     lines += [
         f"Tuning with labels would have picked trial {oracle.trial} with {oracle.robust_acc:.3f}. {verdict}".strip()
@@ -157,14 +164,21 @@ def _row(
 ) -> str:
     cells = [
         rule,
-        f"{report.rho.value:+.2f} [{report.rho.low:+.2f}, {report.rho.high:+.2f}]",
+        _interval(report.rho),
+        _interval(report.tau),
+        "" if report.rho_top is None else _interval(report.rho_top),
         f"{beside.rho.value:+.2f}",
         str(found[report.picked].trial),
         f"{robust[report.picked]:.3f}",
         f"{report.regret:.3f}",
         f"{report.normalised_regret:.2f}",
+        f"{report.top3_regret:.3f}",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _interval(found: Interval) -> str:
+    return f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
 
 
 def _verdict(report: CriterionReport) -> str:

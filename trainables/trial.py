@@ -135,6 +135,7 @@ class Trial:
             metrics |= aggregate([found.metrics() for run, found in pairs if run.protocol == protocol])
         if self.reference is not None and self.finished and len(decisive) > 1:
             metrics["select/seed_agreement"] = seed_agreement([found.arrays()["clusters/clean"] for found in decisive])
+            metrics["select/pra_se"] = metrics["spread/select/pra"] / math.sqrt(len(decisive))
         metrics["time/train_s"] = trained - begin
         metrics["time/evaluate_s"] = time.monotonic() - trained
         return self._report(metrics, begin)
@@ -203,6 +204,7 @@ class Trial:
             "parts": self.part_digests,
             "budget": self.budget.digest(),
             "reference": self.reference.digest() if self.reference else None,
+            "reference_entropy": self.reference.entropy if self.reference else None,
         }
         (folder / CONFIG_FILE).write_text(json.dumps(facts, indent=1))
         np.savez_compressed(folder / ARRAYS_FILE, allow_pickle=False, **self._arrays)

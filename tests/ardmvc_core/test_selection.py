@@ -266,6 +266,16 @@ def test_feasible_by_criterion_a() -> None:
     assert feasible(partly_placed(12, (5, 5, 4)), known=np.repeat(np.arange(4), 26)) == 0.0
 
 
+def test_an_unreliable_reference_sets_no_floor_but_its_guards_stay() -> None:
+    quarters = np.repeat(np.arange(4), 26)
+    known = reference(quarters, reliable=False)
+    low = partly_placed(12, (5, 5, 4))
+    scores = select_scores(known, low, still(low), 4)
+    assert (scores["select/reliable"], scores["select/feasible"]) == (0.0, 1.0)
+    assert select_scores(known, quarters * 0, still(low), 4)["select/feasible"] == 0.0
+    assert select_scores(reference(quarters), quarters, still(low), 4)["select/reliable"] == 1.0
+
+
 def partly_placed(right: int, elsewhere: tuple[int, ...]) -> np.ndarray:
     """Of each of 4 reference clusters so many stay, and so many go to the next, second and third next."""
     steps = np.repeat([0, 1, 2, 3], (right, *elsewhere))

@@ -47,6 +47,13 @@ def test_the_best_searched_trials_come_first_then_every_baseline() -> None:
         finalists(SPEC, records, 1, [1, 2, 7])
 
 
+def test_of_trials_that_tie_the_one_to_pick_is_confirmed_first() -> None:
+    metrics = {"select/pra_se": 0.05, "select/utility": 1.0}
+    records = [replace(r, metrics={**metrics, "select/pra": r.values[0]}) for r in (trial(7, 0.8), trial(3, 0.78))]
+    spec = {"objective": {"metric": "select/pra", "mode": "max"}}
+    assert [record.number for record in finalists(spec, records, 1)] == [3]
+
+
 def test_a_study_of_baselines_has_nothing_to_confirm() -> None:
     with pytest.raises(LedgerError, match="no complete searched trial"):
         finalists(SPEC, [trial(0, 0.9, baseline=True)], 3)

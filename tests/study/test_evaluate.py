@@ -238,6 +238,26 @@ def test_a_failed_check_withholds_the_number(checkpoint: Path, tmp_path: Path, m
 
 
 @pytest.mark.usefixtures("quick")
+def test_evenness_is_judged_by_the_plain_models_that_the_checkpoint_remembers(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def watch(*args: Any, **settings: Any) -> SanityReport:
+        seen.append(settings["entropy_reference"])
+        return OK
+
+    monkeypatch.setattr(robustness, "run_checks", watch)
+    remembers = shutil.copytree(checkpoint, tmp_path / "of-a-study")
+    facts = json.loads((remembers / "config.json").read_text())
+    (remembers / "config.json").write_text(json.dumps({**facts, "reference_entropy": 0.75}))
+    for folder in (checkpoint, remembers):
+        options = ["--tier", "probe", "--samples", "4", "--no-subsets", "--out", str(tmp_path / folder.name)]
+        assert evaluate(str(folder), *options).code == 0
+    assert seen == [1.0, 0.75]
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_model_that_collapsed_has_no_headline(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,16 +10,20 @@ from study.leaderboard import (
     best,
     goals,
     main_budget,
+    preferred,
     rank,
+    ranked_by_b,
     scores,
     short_names,
     since_improvement,
     summary,
+    tied,
 )
 from study.records import State, TrialRecord
 
 ROBUST = [Goal("robust/acc", "max")]
 BOTH = [Goal("clean/acc", "max"), Goal("robust/acc", "max")]
+LABEL_FREE = [Goal("select/pra", "max")]
 
 
 def trial(
@@ -63,6 +67,57 @@ def test_without_labels_a_collapsed_trial_is_not_ranked_however_high_it_scores()
     found = Standing(goal, records).best
     assert found is not None
     assert found.number == 2
+
+
+def judged(number: int, pra: float, weights: tuple[float, float] = (1.0, 1.0), **metrics: float) -> TrialRecord:
+    """A trial with `select/…` scores, its λ and γ, and a standard error of 0.02 that further metrics may replace."""
+    own = {"pra": pra, "pra_se": 0.02, "utility": 1.0, "feasible": 1.0, "reliable": 1.0, **metrics}
+    known = {name: value for name, value in own.items() if name == "kappa"}
+    scored = {f"select/{name}": value for name, value in own.items() if name not in known}
+    overrides = {"model.adversarial_weight": weights[0], "model.mitigator_weight": weights[1]}
+    metrics = {**scored, **{f"robust/{name}": value for name, value in known.items()}}
+    return replace(trial(number, pra), metrics=metrics, values=(pra,), overrides=overrides)
+
+
+def picked(*records: TrialRecord) -> list[int]:
+    ranked = [row.record for row in rank(records, LABEL_FREE) if row.rank is not None]
+    return [record.number for record in preferred(ranked, LABEL_FREE)]
+
+
+def test_trials_within_a_standard_error_are_told_apart_by_utility_then_by_weaker_regularisation() -> None:
+    best_one, strong, weak = judged(0, 0.90), judged(1, 0.89, (3, 1)), judged(2, 0.885, (0.1, 0.2))
+    too_low, useful = judged(3, 0.87, (0, 0)), judged(4, 0.881, (9, 9), utility=1.0)
+    assert picked(best_one, strong, weak, too_low) == [2, 0, 1, 3]
+    less_useful = [replace(r, metrics={**r.metrics, "select/utility": 0.95}) for r in (best_one, strong, weak)]
+    assert picked(*less_useful, useful, too_low) == [4, 2, 0, 1, 3]
+    assert "within one standard error (0.020) of the best: trial 1, 2; of these and the best, trial 2" in summary(
+        [best_one, strong, weak, too_low], LABEL_FREE
+    )
+    # One seed has no standard error, and another objective no such rule.
+    alone = [judged(0, 0.90, pra_se=0.0), judged(1, 0.89, (0, 0), pra_se=0.0)]
+    assert picked(*alone) == [0, 1]
+    assert [r.number for r in tied([trial(0, 0.9), trial(1, 0.9)], ROBUST)] == [0]
+    assert "standard error" not in summary(alone, LABEL_FREE)
+
+
+def test_where_the_reference_is_unreliable_criterion_b_ranks() -> None:
+    """By hand, best last: kappa 1 3 2, agreement 1 2 3, lowest loss 2 3 1: means 4/3, 8/3 and 2."""
+    numbers = [
+        {"pra": 0.9, "kappa": 0.1, "seed_agreement": 0.2, "clean_loss": 1.0},
+        {"pra": 0.5, "kappa": 0.8, "seed_agreement": 0.5, "clean_loss": 0.5},
+        {"pra": 0.7, "kappa": 0.6, "seed_agreement": 0.9, "clean_loss": 2.0},
+    ]
+    records = [judged(number, reliable=0.0, **own) for number, own in enumerate(numbers)]
+    assert ranked_by_b(records, LABEL_FREE)
+    assert not ranked_by_b(records, ROBUST)
+    assert [(row.record.number, row.rank) for row in rank(records, LABEL_FREE)] == [(1, 1), (2, 2), (0, 3)]
+    assert picked(*records) == [1, 2, 0]
+    assert "ranked by criterion B" in summary(records, LABEL_FREE)
+    # What is not feasible still has no rank, and does not count in the others' ranks.
+    records[1] = replace(records[1], metrics={**records[1].metrics, "select/feasible": 0.0})
+    assert [(row.record.number, row.rank) for row in rank(records, LABEL_FREE)] == [(2, 1), (0, 2), (1, None)]
+    reliable = [judged(number, **own) for number, own in enumerate(numbers)]
+    assert [row.record.number for row in rank(reliable, LABEL_FREE)] == [0, 2, 1]
 
 
 def test_only_complete_trials_of_one_budget_are_ranked() -> None:

@@ -53,17 +53,26 @@ def test_ranks_picks_and_regrets_are_those_of_the_numbers() -> None:
     pra = found["PRA (select/pra)"]
     # Ranks of PRA 1 2 3 6 5 4, of the truth 1 3 2 6 4 5: d² = 0 + 1 + 1 + 0 + 1 + 1, ρ = 1 − 6 · 4 / 210.
     assert pra[0].startswith(f"{1 - 24 / 210:+.2f} [")
-    assert pra[2:] == ["3", "0.800", "0.000", "0.00"]
+    # Of the 15 pairs trials 1 and 2, and 4 and 5, are in the wrong order: τ = (13 − 2) / 15.
+    assert pra[1].startswith(f"{11 / 15:+.2f} [")
+    assert pra[4:] == ["3", "0.800", "0.000", "0.00", "0.000"]
     # The lowest loss is the worst trial here: 0.8 − 0.1, over 0.8 − median 0.5.
     loss = found["lowest clean clustering loss"]
     assert loss[0].startswith("-1.00")
-    assert loss[2:] == ["0", "0.100", "0.700", "2.33"]
-    assert found["a random trial (expected)"][3:5] == [f"{np.mean(ROBUST):.3f}", f"{0.8 - np.mean(ROBUST):.3f}"]
+    assert loss[4:] == ["0", "0.100", "0.700", "2.33", "0.400"]
+    assert found["a random trial (expected)"][5:7] == [f"{np.mean(ROBUST):.3f}", f"{0.8 - np.mean(ROBUST):.3f}"]
 
 
 def test_what_is_not_feasible_is_not_picked() -> None:
     records = [replace(r, metrics={**r.metrics, "select/feasible": float(r.number != 3)}) for r in RECORDS]
-    assert rows(page("name", records, TRUTHS))["PRA (select/pra)"][2:4] == ["4", "0.600"]
+    assert rows(page("name", records, TRUTHS))["PRA (select/pra)"][4:6] == ["4", "0.600"]
+
+
+def test_what_each_baseline_would_have_cost_stands_beside_the_rules() -> None:
+    records = [replace(r, baseline=r.number == 1) for r in RECORDS]
+    found = rows(page("name", records, TRUTHS))
+    assert found["baseline, trial 1"][4:7] == ["1", "0.400", "0.400"]
+    assert "baseline, trial 0" not in found
 
 
 def test_a_criterion_that_ranks_badly_is_not_validated() -> None:
