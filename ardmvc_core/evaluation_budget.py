@@ -127,12 +127,16 @@ class EvalBudget:
         """
         if self.eps is None or self.gan_eps is None:
             raise ValueError("digest must be of a resolved budget: call resolve(dataset_name, n_views) first")
+        text = json.dumps(_canonical(self.settings()), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that `digest` is of: the fields, and the versions of what they name."""
         # Where they are left out the numbers are those from before these fields were there, and so is the digest.
         settings = {key: value for key, value in asdict(self).items() if key not in _LATER or value is not None}
         if self.tier is not None:
             settings["tiers_version"] = TIERS_VERSION
-        text = json.dumps(_canonical({"version": EVALUATION_VERSION, **settings}), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return {"version": EVALUATION_VERSION, **settings}
 
     def attack_budget(self) -> AttackBudget:
         """The main ε as a budget of attacks. Raises: ValueError if it is not resolved."""

@@ -90,7 +90,7 @@ class Assessment:
         result, values = self.suite.result, self.suite.evaluation.values
         return {
             "budget_hash": self.budget.digest(),
-            "budget": asdict(self.budget),
+            "budget": self.budget.settings(),
             "n": len(self.suite.data),
             "tier": result.tier,
             "mode": "strict",

@@ -26,9 +26,16 @@ class Report:
     content: Mapping[str, Any]
 
     @property
-    def ruler(self) -> tuple[str, tuple[tuple[str, str], ...]]:
-        """The budget's hash, and the digests of the parts: what two reports must share."""
-        return self.content["budget_hash"], tuple(sorted(self.content["facts"]["parts"].items()))
+    def rulers(self) -> dict[str, tuple[str, Mapping[str, Any]]]:
+        """What two reports must share, by what it is called: shortly, and with all that it is made of."""
+        facts = self.content["facts"]
+        parts = ", ".join(f"{part} {digest[:12]}" for part, digest in sorted(facts["parts"].items()))
+        surrogates = sum(not one["failure"] for one in facts["surrogates"])
+        return {
+            "evaluation budgets": (self.content["budget_hash"], self.content["budget"]),
+            "samples": (parts, facts["parts"]),
+            "numbers of surrogates": (str(surrogates), {"surrogates": surrogates}),
+        }
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,28 +83,20 @@ def read(given: str) -> Report:
 
 
 def check_comparable(reports: Sequence[Report]) -> None:
-    """Raises: SpecError with both budgets, and where they differ, or with both parts, if two reports do not compare."""
+    """Raises: SpecError with what two reports do not share, of both, and where it differs."""
     first = reports[0]
     for other in reports[1:]:
-        if other.ruler == first.ruler:
-            continue
-        what, ours, theirs = "samples", *(report.content["facts"]["parts"] for report in (first, other))
-        if first.ruler[0] != other.ruler[0]:
-            what, ours, theirs = "evaluation budgets", first.content["budget"], other.content["budget"]
-            marks = [first.ruler[0], other.ruler[0]]
-        else:
-            marks = [_named(part) for part in (ours, theirs)]
-        raise SpecError(
-            [
-                f"these reports have different {what}, so their numbers do not compare:",
-                *(f"  {mark}  {report.given}" for mark, report in zip(marks, (first, other), strict=True)),
-                *(f"  {path}: {before!r} and {after!r}" for path, before, after in _differences(ours, theirs)),
-            ]
-        )
-
-
-def _named(parts: Mapping[str, str]) -> str:
-    return ", ".join(f"{part} {digest[:12]}" for part, digest in sorted(parts.items()))
+        for what, (ours, whole) in first.rulers.items():
+            theirs, others = other.rulers[what]
+            if (ours, whole) == (theirs, others):
+                continue
+            raise SpecError(
+                [
+                    f"these reports have different {what}, so their numbers do not compare:",
+                    *(f"  {mark}  {report.given}" for mark, report in ((ours, first), (theirs, other))),
+                    *(f"  {path}: {before!r} and {after!r}" for path, before, after in _differences(whole, others)),
+                ]
+            )
 
 
 def _differences(ours: Any, theirs: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -142,12 +141,13 @@ def _row(report: Report) -> list[str]:
         checks = ", ".join(headline["failed"]) or "contradicting numbers"
         found = [f"not established ({checks})", "", ""]
     eps50 = content["eps50"]
+    reached = f"{eps50:.3g}" if eps50 is not None else f"> {max(map(float, content['eps_curve']), default=0):g}"
     return [
         content["facts"]["model"],
         _number(content, "clean/acc"),
         *found,
         "" if metrics.get("noise/flip") is None else f"{metrics['noise/flip']:.3f}",
-        f"{eps50:.3g}" if eps50 is not None else f"> {max(map(float, content['eps_curve']), default=0):g}",
+        reached if headline["established"] else "",
         ", ".join(headline["warned"]),
         f"`{report.given}`",
     ]

@@ -35,7 +35,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("study", metavar="NAME", help="a study with complete trials")
     result.add_argument("--top", type=int, default=3, metavar="K", help="trials besides the baselines; default: 3")
     result.add_argument(
-        "--baselines", metavar="N[,N2,…]", help="which baselines stand beside them, by trial number; default: all"
+        "--baselines",
+        metavar="N[,N2,…]",
+        help="baselines that stand beside them, by trial number; default: all ranked",
     )
     result.add_argument("--seeds", type=int, default=5, metavar="S", help="fresh trainings of each; default: 5")
     result.add_argument("--tier", default="standard", metavar="T", help="tier of the suite; default: standard")
@@ -128,16 +130,16 @@ def _run(given: argparse.Namespace) -> int:
 def finalists(
     spec: "dict[str, Any]", records: "Sequence[TrialRecord]", top: int, wanted: Sequence[int] | None = None
 ) -> "list[TrialRecord]":
-    """The `top` searched trials that are to be picked first, then the complete baselines in their order.
+    """The `top` searched trials that are to be picked first, then the ranked baselines in their order.
 
-    Args: wanted: numbers of the baselines to take; None: all.
+    Args: wanted: numbers of the baselines to take; None: all that have a rank.
     Raises: LedgerError if no searched trial is complete, or a wanted baseline is not there.
     """
     from study.leaderboard import goals, preferred, rank
     from study.ledger import LedgerError
 
     ranked = [row.record for row in rank(records, goals(spec)) if row.rank is not None]
-    searched = preferred([record for record in ranked if not record.baseline], goals(spec))[:top]
+    searched = [record for record in preferred(ranked, goals(spec)) if not record.baseline][:top]
     baselines = sorted((record for record in ranked if record.baseline), key=lambda record: record.number)
     if not searched:
         raise LedgerError("the study has no complete searched trial to confirm (without labels: none that is feasible)")

@@ -1,7 +1,6 @@
 """What a confirmation found: means over fresh seeds, paired differences, and how much the search flattered."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -189,12 +188,12 @@ def _shrinkage(finalists: Sequence[Finalist], searched_trials: int) -> list[str]
     searched = [one for one in finalists if not one.baseline and one.searched is not None and METRIC in one.means]
     if not searched:
         return []
-    winner = max(searched, key=lambda one: one.searched or -math.inf)
+    winner = searched[0]
     assert winner.searched is not None
     fresh = winner.means[METRIC].value
     luck = expected_maximum_of(searched_trials) if searched_trials > 1 else 0.0
     return [
-        f"The search's winner, trial {winner.trial}, had {winner.searched:.3f} there and has {fresh:.3f} here: "
+        f"Trial {winner.trial}, picked by the search, had {winner.searched:.3f} there and has {fresh:.3f} here: "
         f"{winner.searched - fresh:+.3f} of it was the search's luck and weaker attack. The best of {searched_trials} "
         f"equally good trials looks better by about {luck:.1f} standard deviations of one trial."
     ]

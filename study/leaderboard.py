@@ -59,7 +59,7 @@ def spread(record: TrialRecord, metric: str) -> float | None:
 
 
 def feasible(record: TrialRecord) -> bool:
-    """Whether the guards against collapse hold for most of the trial's seeds; a trial without them passes."""
+    """Whether the guards against collapse hold for at least half of the trial's seeds; a trial without them passes."""
     return record.metrics.get("select/feasible", 1.0) >= 0.5
 
 
@@ -127,10 +127,14 @@ def rank(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> lis
     return sorted(rows, key=key)
 
 
+def by_pra(objectives: Sequence[Objective]) -> bool:
+    """Whether a study maximises `select/pra` and nothing beside."""
+    return [objective.metric for objective in objectives] == [PRA]
+
+
 def ranked_by_b(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> bool:
     """Whether trials that maximise PRA were judged by a reference that is not reliable."""
-    alone = [objective.metric for objective in objectives] == [PRA]
-    return alone and any(record.metrics.get("select/reliable", 1.0) < 0.5 for record in records)
+    return by_pra(objectives) and any(record.metrics.get("select/reliable", 1.0) < 0.5 for record in records)
 
 
 def _criterion_b(records: Sequence[TrialRecord]) -> dict[int, tuple[float, ...]]:
@@ -146,27 +150,31 @@ def preferred(ranked: Sequence[TrialRecord], objectives: Sequence[Objective]) ->
     """Trials in the order in which they are to be picked: criterion A's rule for ties.
 
     Where the objective is `select/pra`, those within one standard error of the best come first, those of higher utility
-    before others, and of equals those with the smaller λ + γ. Everywhere else, and with one seed, the order is kept.
+    before others, and of equals, where all set both weights, those with the smaller λ + γ. Everywhere else, and with
+    one seed, the order is kept.
 
     Args: ranked: best first.
     """
-    count = len(tied(ranked, objectives))
+    equals = tied(ranked, objectives)
+    weighted = all(path in record.overrides for record in equals for path in WEIGHTS)
 
     def key(record: TrialRecord) -> tuple[float, float]:
-        weights = [record.overrides.get(path, 0.0) for path in WEIGHTS]
-        return -record.metrics.get("select/utility", 0.0), sum(map(float, weights))
+        weight = sum(float(record.overrides[path]) for path in WEIGHTS) if weighted else 0.0
+        return -record.metrics.get("select/utility", 0.0), weight
 
-    return [*sorted(ranked[:count], key=key), *ranked[count:]]
+    return [*sorted(equals, key=key), *ranked[len(equals) :]]
 
 
 def tied(ranked: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
-    """The best trial and those that follow it within the standard error over its seeds of `select/pra`.
+    """The best trial and those that follow it within the standard error over its seeds of `select/pra`; one seed has
+    none.
 
     Args: ranked: best first.
     """
-    if not ranked or [objective.metric for objective in objectives] != [PRA] or ranked_by_b(ranked, objectives):
+    error = ranked[0].metrics.get(f"{PRA}_se") if ranked else None
+    if error is None or not by_pra(objectives) or ranked_by_b(ranked, objectives):
         return list(ranked[:1])
-    lowest = ranked[0].metrics.get(PRA, math.nan) - ranked[0].metrics.get(f"{PRA}_se", 0.0)
+    lowest = ranked[0].metrics.get(PRA, math.nan) - error
     return [record for record in ranked if record is ranked[0] or record.metrics.get(PRA, math.nan) >= lowest]
 
 
@@ -305,7 +313,7 @@ class Standing:
 
     @property
     def best(self) -> TrialRecord | None:
-        """As the function `best` of all trials; while a study runs nothing is ranked by criterion B."""
+        """As the function `best` of all trials, but by the objective where that one ranks by criterion B."""
         budget = max(self._budgets, key=self._budgets.__getitem__, default="")
         return min(self._leaders.get(budget, {}).values(), key=lambda record: record.number, default=None)
 
@@ -355,6 +363,8 @@ def summary(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> 
     if not ranked:
         counts = Counter(record.state for record in records)
         states = ", ".join(f"{count} {state}" for state, count in counts.items()) or "no trials"
+        if counts["COMPLETE"] and not any(feasible(record) for record in records if record.state == "COMPLETE"):
+            return f"No trial is feasible ({states}): the guards against collapse hold for none, so none is picked."
         return f"No complete trial to rank ({states})."
     winners = [row.record for row in ranked if row.rank == 1]
     several = len(objectives) > 1
@@ -368,6 +378,14 @@ def summary(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> 
         lines += _choice([row.record for row in ranked], objectives)
         lines += _differences(top[0], beside, objectives[0])
     lines += [f"warning: trial {r.number}: {text}" for r in [*top, *beside] for text in r.warnings]
+    lines += [
+        f"baseline trial {row.record.number} has no rank: {row.note}"
+        for row in rows
+        if row.rank is None and row.record.baseline and row.record.state == "COMPLETE" and row.main_budget
+    ]
+    doubtful = any(row.record.metrics.get("select/reliable", 1.0) < 0.5 for row in ranked)
+    if _guarded(objectives) and doubtful and not ranked_by_b([row.record for row in ranked], objectives):
+        lines.append("warning: the plain models agree too little for their vote to judge trials")
     others = sum(not row.main_budget for row in rows)
     if others:
         lines.append(f"Left out: {others} complete trial(s) with another evaluation budget.")
@@ -415,6 +433,8 @@ def _differences(top: TrialRecord, beside: Sequence[TrialRecord], objective: Obj
     """One line per baseline. The difference of two means varies by √(s₁² + s₂²); below that it shows nothing."""
     lines: list[str] = ["warning: the best trial is a baseline; no searched trial is better"] if top.baseline else []
     own, metric = (scores(top, [objective]) or (math.nan,))[0], objective.metric
+    if ranked_by_b([top], [objective]):
+        return lines  # this objective has not ranked them
     for other in beside:
         found = (scores(other, [objective]) or (math.nan,))[0]
         gap = abs(own - found)

@@ -19,6 +19,7 @@ from typing import Any
 import ray
 
 from study.conductor import Conductor, StopNow
+from study.leaderboard import by_pra
 from study.lease import LeaseLost
 from study.ledger import Ledger, LedgerError, is_outage, study_url
 from study.provenance import redact
@@ -370,7 +371,8 @@ def _reference(spec: StudySpec, folder: str) -> dict[str, Any]:
         stored = ray.get(task.remote(config.model_dump_json(), spec.resources.cpu))
         write_file(folder, REFERENCE_FILE, stored)
     reference = reference_from(stored)
-    note = "" if reference.reliable else "; too little to choose by: trials will be ranked by criterion B"
+    rule = "trials will be ranked by criterion B" if by_pra(spec.objectives) else "read robust/kappa and seed agreement"
+    note = "" if reference.reliable else f"; too little to choose by: {rule}"
     _say(
         f"reference partition {reference.digest()}: {len(reference.kept)} plain models vote, "
         f"their mean ARI is {reference.agreement:.2f}{note}"

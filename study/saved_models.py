@@ -1,22 +1,13 @@
 """Where a study's trained models lie: `study:NAME` is its best trial, `study:NAME/7` its trial 7."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from study.leaderboard import best, goals
 from study.ledger import Ledger, LedgerError
-from study.records import TrialRecord
 from study.spec import StudySpec
 from trainables.checkpoints import read_file
 
 PREFIX = "study:"
-
-
-def best_trial(records: Sequence[TrialRecord], objective: Any) -> TrialRecord | None:
-    """The complete trial with the best first objective; None if there is none."""
-    sign = 1 if objective["mode"] == "max" else -1
-    complete = [record for record in records if record.state == "COMPLETE"]
-    return max(complete, key=lambda record: sign * record.values[0], default=None)
 
 
 def find_checkpoint(reference: str, url: str) -> str:
@@ -32,9 +23,7 @@ def find_checkpoint(reference: str, url: str) -> str:
         records = {str(record.number): record for record in ledger.records()}
         if number and number not in records:
             raise LedgerError(f"study {name!r} has no trial {number!r}; it has {', '.join(records) or 'none yet'}")
-        objective = ledger.spec["objective"]
-        first = objective[0] if isinstance(objective, list) else objective
-        record = records[number] if number else best_trial(list(records.values()), first)
+        record = records[number] if number else best(records.values(), goals(ledger.spec))
         if record is None or not record.checkpoint:
             raise LedgerError(f"{reference}: no complete trial with a saved model yet")
         folder = record.checkpoint

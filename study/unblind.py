@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from ardmvc_core.attacks.tiers import Tier
+from ardmvc_core.attacks.tiers import TIERS_VERSION, Tier
 from ardmvc_core.data.dataset import MultiViewDataset
 from ardmvc_core.evaluation_suite import evaluate_suite
 from ardmvc_core.intervals import Interval
 from ardmvc_core.kmeans import CALIBRATION_BATCH
 from ardmvc_core.selection import clean_clustering_loss, criterion_b, silhouette
 from ardmvc_core.validation import CriterionReport, validate_criterion
-from study.leaderboard import feasible
+from study.leaderboard import feasible, main_budget
 from study.records import TrialRecord
 from trainables.building import pick_device
 from trainables.checkpoints import below, read_file, write_file
@@ -49,23 +49,25 @@ class Truth:
 def truths(
     records: Sequence[TrialRecord], folder: str, *, say: Say = lambda text: print(text, file=sys.stderr)
 ) -> list[Truth]:
-    """Scores every complete trial that has a checkpoint; what was scored before is read from the study's folder.
+    """Scores every complete trial of the main budget that has a checkpoint; what was scored before is read from the
+    study's folder.
 
     Args: folder: of the study, a local path or a URI.
     """
     stored = read_file(folder, TRUTH_FILE)
     known: dict[int, Any] = {int(key): value for key, value in json.loads(stored or b"{}").items()}
     found = []
-    complete = [record for record in records if record.state == "COMPLETE" and record.checkpoint]
+    budget = main_budget(records)
+    complete = [r for r in records if r.state == "COMPLETE" and r.checkpoint and r.budget == budget]
     for place, record in enumerate(complete, 1):
         kept = known.get(record.number)
-        if kept is None or kept["checkpoint"] != record.checkpoint:
+        assert record.checkpoint is not None
+        about = {"checkpoint": record.checkpoint, "tier": f"{TRUTH_TIER}, version {TIERS_VERSION}"}
+        if kept is None or not about.items() <= kept.items():
             say(f"unblinding trial {record.number} ({place} of {len(complete)}) …")
-            assert record.checkpoint is not None
-            known[record.number] = {"checkpoint": record.checkpoint, **_score(record.checkpoint, record.number)}
+            known[record.number] = {**about, **_score(record.checkpoint, record.number)}
             write_file(folder, TRUTH_FILE, json.dumps(known, indent=1).encode())
-        values = {key: value for key, value in known[record.number].items() if key != "checkpoint"}
-        found.append(Truth(**values))
+        found.append(Truth(**{key: value for key, value in known[record.number].items() if key not in about}))
     return found
 
 

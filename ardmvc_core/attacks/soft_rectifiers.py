@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 SOFTNESS = 0.25
-"""Distance from 0 over which a unit that is off fades, in units of the mean size of the layer's inputs."""
+"""Distance from 0 over which a unit that is off fades, in units of the mean size of the layer's inputs for a sample."""
 
 
 class _SoftReLU(torch.autograd.Function):
@@ -30,14 +30,17 @@ class _SoftReLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (inputs,) = ctx.saved_tensors
-        width = SOFTNESS * inputs.abs().mean().clamp(min=torch.finfo(inputs.dtype).tiny)
+        # Each sample has its own: what it is attacked together with must not matter.
+        size = inputs.reshape(len(inputs), -1).abs().mean(1).clamp(min=torch.finfo(inputs.dtype).tiny)
+        width = SOFTNESS * size.view(-1, *[1] * (inputs.dim() - 1))
         return gradient * (2 * torch.sigmoid(inputs / width)).clamp(max=1)
 
 
 @contextmanager
 def soft_rectifiers(model: nn.Module) -> Iterator[None]:
     """Inside, every `nn.ReLU` of the model passes 2σ(x / width) of the gradient where its input x is below 0, and
-    gives what it always gives. Derivatives of second order are refused."""
+    gives what it always gives. The width is `SOFTNESS` times the mean |x| of the sample. Derivatives of second order
+    are refused."""
     rectifiers = [module for module in model.modules() if isinstance(module, nn.ReLU)]
     for module in rectifiers:
         module.forward = _SoftReLU.apply  # type: ignore[method-assign]

@@ -22,7 +22,7 @@ from ardmvc_core.attacks.sample_objectives import (
 
 Tier = Literal["probe", "tune", "standard", "plus"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
-TIERS_VERSION = 2
+TIERS_VERSION = 3
 """Raised whenever a tier runs other attacks than before; part of the digest of every budget that has a tier."""
 MOST_TARGETS = 9
 

@@ -26,7 +26,7 @@ def trial(number: int, acc: float, *, baseline: bool = False, state: str = "COMP
         state=state,  # type: ignore[arg-type]
         values=(acc,) if state == "COMPLETE" else (),
         metrics={"robust/acc": acc},
-        overrides={"model.adversarial_weight": float(number)},
+        overrides={"model.adversarial_weight": float(number), "model.mitigator_weight": 1.0},
         baseline=baseline,
         budget="same",
     )
@@ -52,6 +52,9 @@ def test_of_trials_that_tie_the_one_to_pick_is_confirmed_first() -> None:
     records = [replace(r, metrics={**metrics, "select/pra": r.values[0]}) for r in (trial(7, 0.8), trial(3, 0.78))]
     spec = {"objective": {"metric": "select/pra", "mode": "max"}}
     assert [record.number for record in finalists(spec, records, 1)] == [3]
+    # The report settles ties among all trials, baselines too; so does this.
+    best = replace(trial(0, 0.82, baseline=True), metrics={**metrics, "select/pra": 0.82, "select/pra_se": 0.03})
+    assert [record.number for record in finalists(spec, [best, *records], 2)] == [7, 3, 0]
 
 
 def test_a_study_of_baselines_has_nothing_to_confirm() -> None:

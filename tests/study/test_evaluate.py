@@ -509,6 +509,22 @@ def ledger(tiny_spec: SpecMaker, checkpoint: Path) -> Ledger:
     return ledger
 
 
+def test_the_best_trial_of_a_study_is_the_one_that_its_report_puts_first(
+    tiny_spec: SpecMaker, checkpoint: Path, tmp_path: Path
+) -> None:
+    spec = tiny_spec()
+    ledger = Ledger.open_or_create(spec, study_url(spec.storage.path), None)
+    config = spec.trial_config(dict(spec.baselines[0])).model_dump(mode="json")
+    # The highest value is of another evaluation budget, and so not compared.
+    for number, (budget, value) in enumerate([("a", 0.5), ("a", 0.6), ("b", 0.9)]):
+        ledger.add(overrides={}, config=config, rounds=1, baseline=False, params={}, distributions={})
+        folder = shutil.copytree(checkpoint, tmp_path / f"trial-{number}")
+        facts = {"round": 1, "time": 1, "metrics": {}, "checkpoint": str(folder), "budget": budget}
+        ledger.progress(number, facts)
+        ledger.finish(number, TrialState.COMPLETE, (value,))
+    assert find_target("study:tiny", spec.storage.path).checkpoint == str(tmp_path / "trial-1")
+
+
 def test_models_of_a_study(ledger: Ledger, tiny_spec: SpecMaker, checkpoint: Path) -> None:
     storage = tiny_spec().storage.path
     for reference in ("study:tiny", "study:tiny/1"):
@@ -610,6 +626,8 @@ def test_the_most_robust_report_comes_first_and_one_that_is_not_established_last
         ["0.250", "0.750"],
         ["not established (C4, C8)", ""],
     ]
+    assert rows[-1][6] == ""  # nor has it an ε50
+    assert rows[0][6] != ""
     assert [row[-1] for row in rows] == [f"`{strong}/report.json` |", f"`{weak}` |", f"`{doubtful}` |"]
     assert (tmp_path / "table.md").read_text() == ended.out
 
@@ -637,6 +655,37 @@ def test_reports_on_other_samples_are_refused(two_eps: tuple[Path, Path], tmp_pa
     assert ended.code == 2
     assert "different samples" in ended.err
     assert f"tune {'f' * 12}" in ended.err
+
+
+def test_reports_with_other_surrogates_or_another_version_of_the_tiers_are_refused(
+    two_eps: tuple[Path, Path], tmp_path: Path
+) -> None:
+    def other(name: str, change: Callable[[dict[str, Any]], None]) -> str:
+        folder = changed(two_eps[0], tmp_path / name)
+        content = json.loads((folder / "report.json").read_text())
+        change(content)
+        (folder / "report.json").write_text(json.dumps(content))
+        return str(folder)
+
+    surrogate = {"method": "comvc", "seed": 0, "epochs": 1, "agreement": 1.0, "failure": ""}
+    failed = {**surrogate, "failure": "loss is nan"}
+    more = other("more", lambda content: content["facts"].update(surrogates=[surrogate]))
+    ended = compare(str(two_eps[0]), more)
+    assert ended.code == 2
+    assert "different numbers of surrogates" in ended.err
+    assert "surrogates: 0 and 1" in ended.err
+    # One whose training failed attacked nothing.
+    assert (
+        compare(str(two_eps[0]), other("none", lambda content: content["facts"].update(surrogates=[failed]))).code == 0
+    )
+
+    def older(content: dict[str, Any]) -> None:
+        content["budget_hash"] = "0" * 16
+        content["budget"]["tiers_version"] -= 1
+
+    ended = compare(str(two_eps[0]), other("older", older))
+    assert ended.code == 2
+    assert re.search(r"tiers_version: \d+ and \d+", ended.err)
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"budget_hash": "a"}'])

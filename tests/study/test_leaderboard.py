@@ -93,11 +93,17 @@ def test_trials_within_a_standard_error_are_told_apart_by_utility_then_by_weaker
     assert "within one standard error (0.020) of the best: trial 1, 2; of these and the best, trial 2" in summary(
         [best_one, strong, weak, too_low], LABEL_FREE
     )
-    # One seed has no standard error, and another objective no such rule.
-    alone = [judged(0, 0.90, pra_se=0.0), judged(1, 0.89, (0, 0), pra_se=0.0)]
+    # Two seeds that agree leave exact ties. One seed has no standard error, and another objective no such rule.
+    assert picked(judged(0, 0.90, pra_se=0.0), judged(1, 0.90, (0, 0), pra_se=0.0), judged(2, 0.89)) == [1, 0, 2]
+    alone = [judged(0, 0.90), judged(1, 0.90, (0, 0))]
+    for record in alone:
+        del record.metrics["select/pra_se"]
     assert picked(*alone) == [0, 1]
-    assert [r.number for r in tied([trial(0, 0.9), trial(1, 0.9)], ROBUST)] == [0]
     assert "standard error" not in summary(alone, LABEL_FREE)
+    assert [r.number for r in tied([trial(0, 0.9), trial(1, 0.9)], ROBUST)] == [0]
+    # Where one does not set the weights, its λ + γ is not known to be smaller.
+    unset = replace(weak, overrides={})
+    assert picked(best_one, strong, unset) == [0, 1, 2]
 
 
 def test_where_the_reference_is_unreliable_criterion_b_ranks() -> None:
@@ -116,8 +122,21 @@ def test_where_the_reference_is_unreliable_criterion_b_ranks() -> None:
     # What is not feasible still has no rank, and does not count in the others' ranks.
     records[1] = replace(records[1], metrics={**records[1].metrics, "select/feasible": 0.0})
     assert [(row.record.number, row.rank) for row in rank(records, LABEL_FREE)] == [(2, 1), (0, 2), (1, None)]
+    # The objective's differences say nothing of an order that it did not make.
+    baseline = replace(records[0], baseline=True)
+    assert "differs" not in summary([baseline, records[2]], LABEL_FREE)
+    both = [Goal("select/utility", "max"), Goal("select/pra", "max")]
+    pareto = [replace(record, values=(1.0, *record.values)) for record in records]
+    assert "agree too little for their vote" in summary(pareto, both)
     reliable = [judged(number, **own) for number, own in enumerate(numbers)]
     assert [row.record.number for row in rank(reliable, LABEL_FREE)] == [0, 2, 1]
+
+
+def test_what_is_not_feasible_is_said() -> None:
+    collapsed = replace(judged(0, 0.9, feasible=0.0), baseline=True)
+    assert summary([collapsed], LABEL_FREE).startswith("No trial is feasible (1 COMPLETE)")
+    text = summary([collapsed, judged(1, 0.5)], LABEL_FREE)
+    assert "baseline trial 0 has no rank: not feasible" in text
 
 
 def test_only_complete_trials_of_one_budget_are_ranked() -> None:

@@ -106,6 +106,13 @@ def test_what_was_scored_is_not_scored_again(tmp_path: Path, monkeypatch: pytest
     assert asked == [0, 1, 1, 2]  # trial 1 has another model by now
     assert [one.trial for one in first] == [0, 1]
     assert [one.trial for one in second] == [0, 1, 2]
+    # A trial of another evaluation budget is not compared; another version of the attacks is another truth.
+    third = truths([*RECORDS[:2], replace(RECORDS[3], budget="other")], str(tmp_path), say=said.append)
+    assert [one.trial for one in third] == [0, 1]
+    monkeypatch.setattr(unblind, "TIERS_VERSION", 0)
+    asked.clear()
+    truths(RECORDS[:2], str(tmp_path), say=said.append)
+    assert asked == [0, 1]
 
 
 def test_a_trial_is_scored_on_the_part_that_it_has_not_seen(tmp_path: Path) -> None:

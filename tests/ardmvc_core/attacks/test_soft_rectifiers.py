@@ -32,13 +32,17 @@ class DeadUnit(nn.Module):
 
 def test_values_are_the_relu_and_slopes_fade_below_zero():
     model = nn.Sequential(nn.ReLU(inplace=True))
-    inputs = torch.tensor([-4.0, -0.5, 0.25, 3.25], dtype=torch.float64, requires_grad=True)
-    with soft_rectifiers(model):
-        out = model(inputs)
-    assert out.tolist() == [0, 0, 0.25, 3.25]
-    slopes = torch.autograd.grad(out.sum(), inputs)[0].tolist()
+    row = [-4.0, -0.5, 0.25, 3.25]
     width = 0.25 * 2  # mean size of the inputs: 2
-    assert slopes == pytest.approx([2 / (1 + math.exp(4 / width)), 2 / (1 + math.exp(0.5 / width)), 1, 1])
+    slopes = pytest.approx([2 / (1 + math.exp(4 / width)), 2 / (1 + math.exp(0.5 / width)), 1, 1])
+    # Large or small neighbours in the batch change nothing, and inputs may have channels.
+    for rows in ([row], [row, [50.0] * 4], [row, [1e-3] * 4]):
+        for shape in ((len(rows), 4), (len(rows), 2, 2)):
+            inputs = torch.tensor(rows, dtype=torch.float64).reshape(shape).requires_grad_()
+            with soft_rectifiers(model):
+                out = model(inputs)
+            assert out[0].flatten().tolist() == [0, 0, 0.25, 3.25]
+            assert torch.autograd.grad(out.sum(), inputs)[0][0].flatten().tolist() == slopes
 
 
 def test_the_model_is_as_before_also_after_an_error():
