@@ -229,6 +229,8 @@ class Ledger:
 
         Raises: LedgerError if it exists with another identity; the message lists the differences and the two ways on.
         """
+        from study.spec import as_of_today
+
         storage = open_storage(url, create=True)
         directions = ["maximize" if objective.mode == "max" else "minimize" for objective in spec.objectives]
         identity = _identity(spec)
@@ -240,8 +242,8 @@ class Ledger:
         if stored is None:
             study.set_user_attr("uid", uuid.uuid4().hex)
             ledger.adopt(spec)
-        elif not extends(stored, identity, len(ledger.frozen_trials())):
-            differences = list_differences(stored, identity)
+        elif not extends(old := as_of_today(stored), identity, len(ledger.frozen_trials())):
+            differences = list_differences(old, identity)
             shown = "\n".join(f"  {line}" for line in differences)
             raise LedgerError(
                 f"study {spec.name!r} exists with other settings, and trials of both would not compare:\n{shown}\n"

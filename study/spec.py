@@ -177,9 +177,7 @@ class StudySpec(Section):
     def identity(self) -> dict[str, Any]:
         """What makes trials of two runs comparable, as JSON: a study goes on only with the same. Not where it runs."""
         whole = self.resolved()
-        trial = whole["trial"]
-        trial.pop("device", None)
-        trial.get("dataset", {}).pop("root", None)
+        whole["trial"] = _wherever(whole["trial"])
         names = ("name", "seed", "trainable", "trial", "space", "baselines", "objective")
         return {name: whole[name] for name in names}
 
@@ -191,6 +189,27 @@ class StudySpec(Section):
         whole["objective"] = objectives[0] if len(objectives) == 1 else objectives
         plain: dict[str, Any] = json.loads(json.dumps(whole))
         return plain
+
+
+def _wherever(trial: dict[str, Any]) -> dict[str, Any]:
+    """A resolved trial without what says only where it runs."""
+    trial = {key: value for key, value in trial.items() if key != "device"}
+    if "dataset" in trial:
+        trial["dataset"] = {key: value for key, value in trial["dataset"].items() if key != "root"}
+    return trial
+
+
+def as_of_today(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored `StudySpec.identity` with the settings that came after it, at their defaults: what its trials ran with.
+
+    As it is where its trial is no valid one any more.
+    """
+    kind = TRIAL_CONFIGS.get(identity.get("trainable", ""))
+    try:
+        trial = kind.model_validate(identity["trial"]).model_dump(mode="json") if kind else None
+    except (ValidationError, KeyError):
+        trial = None
+    return {**identity, "trial": _wherever(json.loads(json.dumps(trial)))} if trial else dict(identity)
 
 
 def _objective(raw: Any, known: Collection[str] | None) -> tuple[Objective | None, list[Fault]]:

@@ -1,5 +1,6 @@
 """The database as the only truth: states, identity of a study, the lease."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,6 +102,21 @@ def test_another_space_under_the_same_name_is_refused_with_the_difference(tiny_s
     assert "[0.02, 0.3] → [0.02, 0.5]" in message
     assert "--set name=" in message
     assert "--from tiny" in message
+
+
+def test_a_study_from_before_a_setting_existed_goes_on_with_its_default(tiny_spec: SpecMaker) -> None:
+    spec = tiny_spec()
+    ledger = open_ledger(spec)
+    old = json.loads(json.dumps(spec.identity()))
+    del old["trial"]["model"]["mute_dead_units"], old["trial"]["evaluation"]["tier"]
+    ledger._study.set_user_attr("identity", old)
+    assert open_ledger(spec).uid == ledger.uid
+    with pytest.raises(LedgerError, match=r"trial\.model\.mute_dead_units: false → true"):
+        open_ledger(tiny_spec(trial={**spec.trial, "model": {**spec.trial["model"], "mute_dead_units": True}}))
+    # A setting that exists no more cannot be filled in, and is named.
+    ledger._study.set_user_attr("identity", {**old, "trial": {**old["trial"], "gone": 1}})
+    with pytest.raises(LedgerError, match=r"trial\.gone: 1 → null"):
+        open_ledger(spec)
 
 
 def test_other_limits_and_sampler_are_the_same_study(tiny_spec: SpecMaker) -> None:
