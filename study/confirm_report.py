@@ -25,6 +25,8 @@ from trainables.checkpoints import write_file
 
 METRICS = ("robust/acc", "clean/acc", "robust/flip", "robust/kappa")
 METRIC = "robust/acc"
+LEAST_P = 0.001
+"""Smaller p values are shown as below it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +182,8 @@ def _differences(compared: Sequence[Comparison]) -> list[str]:
     ]
     for one in compared:
         cells = [str(one.trial), str(one.baseline), _interval(one.difference.difference, sign=True)]
-        lines.append(f"| {' | '.join([*cells, f'{one.adjusted_p:.3f}', f'{one.improves:.0%} of the seeds'])} |")
+        p = f"{one.adjusted_p:.3f}" if one.adjusted_p >= LEAST_P else f"< {LEAST_P}"
+        lines.append(f"| {' | '.join([*cells, p, f'{one.improves:.0%} of the seeds'])} |")
     return [*lines, ""]
 
 
@@ -194,8 +197,8 @@ def _shrinkage(finalists: Sequence[Finalist], searched_trials: int) -> list[str]
     luck = expected_maximum_of(searched_trials) if searched_trials > 1 else 0.0
     return [
         f"Trial {winner.trial}, picked by the search, had {winner.searched:.3f} there and has {fresh:.3f} here: "
-        f"{winner.searched - fresh:+.3f} of it was the search's luck and weaker attack. The best of {searched_trials} "
-        f"equally good trials looks better by about {luck:.1f} standard deviations of one trial."
+        f"{winner.searched - fresh:+.3f} of it was the search's luck, its samples and its attacks. The best of "
+        f"{searched_trials} equally good trials looks better by about {luck:.1f} standard deviations of one trial."
     ]
 
 

@@ -101,6 +101,10 @@ def test_the_table_has_the_interval_the_paired_difference_and_the_shrinkage(tmp_
     assert "| 7 | 7 | 0.800 [0.670, 0.930]" in text
     assert "had 0.950 there and has 0.800 here: +0.150" in text
     assert "about 1.8 standard deviations" in text
+    assert "| 0.010 | 100% of the seeds |" in text
+    certain = replace(first, adjusted_p=2e-5)
+    text = markdown("name", shown, result, [certain], uses=2, searched_trials=16)
+    assert "| < 0.001 | 100% of the seeds |" in text
 
 
 def test_a_configuration_that_failed_is_left_out(tmp_path: Path) -> None:
