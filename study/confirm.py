@@ -135,7 +135,8 @@ def finalists(
     Args: wanted: numbers of the baselines to take; None: all that have a rank.
     Raises: LedgerError if no searched trial is complete, or a wanted baseline is not there.
     """
-    from study.leaderboard import goals, preferred, rank
+    from study.label_free import preferred
+    from study.leaderboard import goals, rank
     from study.ledger import LedgerError
 
     ranked = [row.record for row in rank(records, goals(spec)) if row.rank is not None]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from study.label_free import by_criterion_b, choice, feasible, guarded, ranked_by_b
 from study.records import FINISHED, TrialRecord
 
 
@@ -58,25 +59,10 @@ def spread(record: TrialRecord, metric: str) -> float | None:
     return value(record, f"spread/{metric}")
 
 
-def feasible(record: TrialRecord) -> bool:
-    """Whether the guards against collapse hold for at least half of the trial's seeds; a trial without them passes."""
-    return record.metrics.get("select/feasible", 1.0) >= 0.5
-
-
-PRA = "select/pra"
-WEIGHTS = ("model.adversarial_weight", "model.mitigator_weight")
-"""λ and γ, of which criterion A prefers the smaller sum."""
-
-
-def _guarded(objectives: Sequence[Objective]) -> bool:
-    """Whether the objectives choose without labels, and so only among feasible trials."""
-    return any(objective.metric.startswith("select/") for objective in objectives)
-
-
 def scores(record: TrialRecord, objectives: Sequence[Objective]) -> tuple[float, ...] | None:
     """The trial's objective values; None unless it is COMPLETE, every one is finite, and it is feasible where the
     objectives are `select/…`."""
-    if record.state != "COMPLETE" or (_guarded(objectives) and not feasible(record)):
+    if record.state != "COMPLETE" or (guarded(objectives) and not feasible(record)):
         return None
     got = record.values if len(record.values) == len(objectives) else ()
     found = [got[i] if got else record.metrics.get(o.metric, math.nan) for i, o in enumerate(objectives)]
@@ -106,13 +92,13 @@ def rank(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> lis
         if found is not None and record.budget == budget:
             points[record.number] = tuple(sign * number for sign, number in zip(signs, found, strict=True))
     if points and ranked_by_b([record for record in records if record.number in points], objectives):
-        points = _criterion_b([record for record in records if record.number in points])
+        points = by_criterion_b([record for record in records if record.number in points])
     ranks = _fronts(points) if len(signs) > 1 else _places(points)
     rows = [
         Row(
             record=record,
             rank=ranks.get(record.number),
-            note=_note(record, budget, record.number in points, _guarded(objectives)),
+            note=_note(record, budget, record.number in points, guarded(objectives)),
             main_budget=record.budget == budget or record.state != "COMPLETE",
         )
         for record in records
@@ -125,57 +111,6 @@ def rank(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> lis
         return (1, last.index(row.record.state), 0.0, row.record.number)
 
     return sorted(rows, key=key)
-
-
-def by_pra(objectives: Sequence[Objective]) -> bool:
-    """Whether a study maximises `select/pra` and nothing beside."""
-    return [objective.metric for objective in objectives] == [PRA]
-
-
-def ranked_by_b(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> bool:
-    """Whether trials that maximise PRA were judged by a reference that is not reliable."""
-    return by_pra(objectives) and any(record.metrics.get("select/reliable", 1.0) < 0.5 for record in records)
-
-
-def _criterion_b(records: Sequence[TrialRecord]) -> dict[int, tuple[float, ...]]:
-    from ardmvc_core.selection import criterion_b
-
-    names = ("robust/kappa", "select/seed_agreement", "select/clean_loss")
-    kappa, agreement, loss = ([record.metrics.get(name, math.nan) for record in records] for name in names)
-    found = criterion_b(kappa, agreement, loss).tolist()
-    return {record.number: (own,) for record, own in zip(records, found, strict=True)}
-
-
-def preferred(ranked: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
-    """Trials in the order in which they are to be picked: criterion A's rule for ties.
-
-    Where the objective is `select/pra`, those within one standard error of the best come first, those of higher utility
-    before others, and of equals, where all set both weights, those with the smaller λ + γ. Everywhere else, and with
-    one seed, the order is kept.
-
-    Args: ranked: best first.
-    """
-    equals = tied(ranked, objectives)
-    weighted = all(path in record.overrides for record in equals for path in WEIGHTS)
-
-    def key(record: TrialRecord) -> tuple[float, float]:
-        weight = sum(float(record.overrides[path]) for path in WEIGHTS) if weighted else 0.0
-        return -record.metrics.get("select/utility", 0.0), weight
-
-    return [*sorted(equals, key=key), *ranked[len(equals) :]]
-
-
-def tied(ranked: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
-    """The best trial and those that follow it within the standard error over its seeds of `select/pra`; one seed has
-    none.
-
-    Args: ranked: best first.
-    """
-    error = ranked[0].metrics.get(f"{PRA}_se") if ranked else None
-    if error is None or not by_pra(objectives) or ranked_by_b(ranked, objectives):
-        return list(ranked[:1])
-    lowest = ranked[0].metrics.get(PRA, math.nan) - error
-    return [record for record in ranked if record is ranked[0] or record.metrics.get(PRA, math.nan) >= lowest]
 
 
 def since_improvement(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> int:
@@ -375,7 +310,7 @@ def summary(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> 
     lines = [f"{heading}, mean ± standard deviation over the trial's seeds:"]
     lines += _aligned([_line(record, objectives, paths, record in top) for record in [*top, *beside]])
     if not several:
-        lines += _choice([row.record for row in ranked], objectives)
+        lines += choice([row.record for row in ranked], objectives)
         lines += _differences(top[0], beside, objectives[0])
     lines += [f"warning: trial {r.number}: {text}" for r in [*top, *beside] for text in r.warnings]
     lines += [
@@ -384,30 +319,12 @@ def summary(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> 
         if row.rank is None and row.record.baseline and row.record.state == "COMPLETE" and row.main_budget
     ]
     doubtful = any(row.record.metrics.get("select/reliable", 1.0) < 0.5 for row in ranked)
-    if _guarded(objectives) and doubtful and not ranked_by_b([row.record for row in ranked], objectives):
+    if guarded(objectives) and doubtful and not ranked_by_b([row.record for row in ranked], objectives):
         lines.append("warning: the plain models agree too little for their vote to judge trials")
     others = sum(not row.main_budget for row in rows)
     if others:
         lines.append(f"Left out: {others} complete trial(s) with another evaluation budget.")
     return "\n".join(lines)
-
-
-def _choice(ranked: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[str]:
-    """What the criterion without labels says beyond the order of its numbers."""
-    if ranked_by_b(ranked, objectives):
-        return [
-            "the plain models agree too little to vote: trials are ranked by criterion B, the mean of their ranks in "
-            "robust/kappa, seed agreement and clean loss"
-        ]
-    equals = tied(ranked, objectives)
-    if len(equals) < 2:
-        return []
-    numbers = ", ".join(str(record.number) for record in equals[1:])
-    error = equals[0].metrics[f"{PRA}_se"]
-    return [
-        f"within one standard error ({error:.3f}) of the best: trial {numbers}; of these and the best, trial "
-        f"{preferred(ranked, objectives)[0].number} is to be picked (highest utility, then smallest λ + γ)"
-    ]
 
 
 def _line(record: TrialRecord, objectives: Sequence[Objective], paths: Sequence[str], top: bool) -> list[str]:

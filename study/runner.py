@@ -19,7 +19,7 @@ from typing import Any
 import ray
 
 from study.conductor import Conductor, StopNow
-from study.leaderboard import by_pra
+from study.label_free import by_pra
 from study.lease import LeaseLost
 from study.ledger import Ledger, LedgerError, is_outage, study_url
 from study.provenance import redact

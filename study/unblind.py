@@ -18,7 +18,8 @@ from ardmvc_core.intervals import Interval
 from ardmvc_core.kmeans import CALIBRATION_BATCH
 from ardmvc_core.selection import clean_clustering_loss, criterion_b, silhouette
 from ardmvc_core.validation import CriterionReport, validate_criterion
-from study.leaderboard import feasible, main_budget
+from study.label_free import feasible
+from study.leaderboard import main_budget
 from study.records import TrialRecord
 from trainables.building import pick_device
 from trainables.checkpoints import below, read_file, write_file

@@ -4,20 +4,18 @@ import math
 import random
 from dataclasses import replace
 
+from study.label_free import preferred, ranked_by_b, tied
 from study.leaderboard import (
     Goal,
     Standing,
     best,
     goals,
     main_budget,
-    preferred,
     rank,
-    ranked_by_b,
     scores,
     short_names,
     since_improvement,
     summary,
-    tied,
 )
 from study.records import State, TrialRecord
 
