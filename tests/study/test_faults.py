@@ -158,7 +158,7 @@ def test_ctrl_c_lets_the_round_end(tmp_path: Path, best: tuple[int, float]) -> N
     """As a terminal does it: every process of the group gets the signal."""
     study = FaultStudy(tmp_path)
     driver = study.start(ROUND_SECONDS="1.5")
-    study.until(lambda: "round 2/4" in study.output, driver)  # the driver has it, so that another round is open
+    study.until(lambda: "round 2/4" in study.output and study.round_is_open, driver)
     os.killpg(driver.pid, signal.SIGINT)
     clock = Clock(study)
     seconds = clock.until_new_round(driver)
@@ -193,7 +193,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, best: tuple[int, float]) 
 def test_sigterm_as_a_spot_interruption(tmp_path: Path, best: tuple[int, float]) -> None:
     study = FaultStudy(tmp_path)
     driver = study.start(ROUND_SECONDS="1")
-    study.until(lambda: "round 2/4" in study.output, driver)  # the driver has it, so that another round is open
+    study.until(lambda: "round 2/4" in study.output and study.round_is_open, driver)
     driver.send_signal(signal.SIGTERM)
     assert study.wait(driver) == 130, study.output
     assert "SIGTERM" in study.output

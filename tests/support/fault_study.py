@@ -110,6 +110,12 @@ class FaultStudy:
         lines = [line.split() for line in self.log.read_text().splitlines()]
         return [(int(number), int(round_), int(pid), node) for number, round_, pid, node, *_ in lines]
 
+    @property
+    def round_is_open(self) -> bool:
+        """Whether a worker has begun a round that is not completed; of a study without a fault so far."""
+        begun = Path(f"{self.log}.begun")
+        return begun.exists() and len(begun.read_text().splitlines()) > len(self.rounds())
+
     def side_by_side(self) -> int:
         """The largest number of rounds that were at work at one moment."""
         spans = [tuple(map(float, line.split()[4:])) for line in self.log.read_text().splitlines()]
