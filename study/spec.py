@@ -32,6 +32,7 @@ from study.space import (
     value_at,
 )
 from trainables.config import AttackTrialConfig, TrialConfig
+from trainables.config import identity as trial_identity
 
 TRIAL_CONFIGS: dict[str, TrialClass] = {"model": TrialConfig, "attacker": AttackTrialConfig}
 
@@ -177,7 +178,7 @@ class StudySpec(Section):
     def identity(self) -> dict[str, Any]:
         """What makes trials of two runs comparable, as JSON: a study goes on only with the same. Not where it runs."""
         whole = self.resolved()
-        whole["trial"] = _wherever(whole["trial"])
+        whole["trial"] = trial_identity(whole["trial"])
         names = ("name", "seed", "trainable", "trial", "space", "baselines", "objective")
         return {name: whole[name] for name in names}
 
@@ -191,25 +192,16 @@ class StudySpec(Section):
         return plain
 
 
-def _wherever(trial: dict[str, Any]) -> dict[str, Any]:
-    """A resolved trial without what says only where it runs."""
-    trial = {key: value for key, value in trial.items() if key != "device"}
-    if "dataset" in trial:
-        trial["dataset"] = {key: value for key, value in trial["dataset"].items() if key != "root"}
-    return trial
-
-
 def as_of_today(identity: Mapping[str, Any]) -> dict[str, Any]:
     """A stored `StudySpec.identity` with the settings that came after it, at their defaults: what its trials ran with.
 
     As it is where its trial is no valid one any more.
     """
-    kind = TRIAL_CONFIGS.get(identity.get("trainable", ""))
     try:
-        trial = kind.model_validate(identity["trial"]).model_dump(mode="json") if kind else None
+        trial = TRIAL_CONFIGS[identity["trainable"]].model_validate(identity["trial"])
     except (ValidationError, KeyError):
-        trial = None
-    return {**identity, "trial": _wherever(json.loads(json.dumps(trial)))} if trial else dict(identity)
+        return dict(identity)
+    return {**identity, "trial": trial_identity(trial.model_dump(mode="json"))}
 
 
 def _objective(raw: Any, known: Collection[str] | None) -> tuple[Objective | None, list[Fault]]:

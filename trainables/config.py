@@ -29,6 +29,14 @@ def protocols_of(protocol: Literal["strict", "official", "both"]) -> tuple[Proto
     return ("strict", "official") if protocol == "both" else (protocol,)
 
 
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A trial's config as JSON without what says only where it runs: the device and the folder of the data."""
+    found = {key: value for key, value in config.items() if key != "device"}
+    if "dataset" in found:
+        found["dataset"] = {key: value for key, value in found["dataset"].items() if key != "root"}
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class SelectionConfig:
     """Scores without labels, against the vote of plain models."""

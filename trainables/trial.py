@@ -23,7 +23,7 @@ from ardmvc_core.selection import clean_clustering_loss, seed_agreement, select_
 from ardmvc_core.training import NonFiniteLoss, Trainer, calibrate
 from trainables.building import build_model, pick_device
 from trainables.checkpoints import read_file
-from trainables.config import TrialConfig, protocols_of
+from trainables.config import TrialConfig, identity, protocols_of
 from trainables.data_parts import cached_parts, without_labels
 from trainables.reference import study_reference
 from trainables.surrogates import COUNTS, train_surrogates
@@ -223,12 +223,6 @@ class Trial:
         self.round, self.seconds, self.failure = state["round"], state["seconds"], state["failure"]
         for trainer, trainer_state in zip(self.trainers, state["trainers"], strict=True):
             trainer.load_state_dict(trainer_state)
-
-
-def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial's config as JSON without what says only where it runs: the device and the folder of the data."""
-    dataset = {key: value for key, value in config["dataset"].items() if key != "root"}
-    return {**{key: value for key, value in config.items() if key != "device"}, "dataset": dataset}
 
 
 def aggregate(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
