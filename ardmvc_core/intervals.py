@@ -31,6 +31,10 @@ class Interval:
     level: float
     """Share of repeated experiments whose interval should hold the truth, in (0, 1)."""
 
+    def __format__(self, form: str) -> str:
+        """`value [low, high]`, each number in that form."""
+        return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}]"
+
 
 @dataclass(frozen=True)
 class PairedDifference:

@@ -164,7 +164,7 @@ def _table(finalists: Sequence[Finalist]) -> list[str]:
     ]
     for one in finalists:
         settings = [_plain(one.overrides.get(path)) for path in names]
-        means = [_interval(one.means.get(name)) for name in metrics]
+        means = [f"{one.means[name]:.3f}" if name in one.means else "" for name in metrics]
         searched = "" if one.searched is None else f"{one.searched:.3f}"
         title = f"{one.trial}{' (baseline)' * one.baseline}"
         lines.append(f"| {title} | {' | '.join(settings)} | {' | '.join(means)} | {searched} |")
@@ -181,7 +181,7 @@ def _differences(compared: Sequence[Comparison]) -> list[str]:
         "| --- | --- | --- | --- | --- |",
     ]
     for one in compared:
-        cells = [str(one.trial), str(one.baseline), _interval(one.difference.difference, sign=True)]
+        cells = [str(one.trial), str(one.baseline), f"{one.difference.difference:+.3f}"]
         p = f"{one.adjusted_p:.3f}" if one.adjusted_p >= LEAST_P else f"< {LEAST_P}"
         lines.append(f"| {' | '.join([*cells, p, f'{one.improves:.0%} of the seeds'])} |")
     return [*lines, ""]
@@ -200,13 +200,6 @@ def _shrinkage(finalists: Sequence[Finalist], searched_trials: int) -> list[str]
         f"{winner.searched - fresh:+.3f} of it was the search's luck, its samples and its attacks. The best of "
         f"{searched_trials} equally good trials looks better by about {luck:.1f} standard deviations of one trial."
     ]
-
-
-def _interval(interval: Interval | None, sign: bool = False) -> str:
-    if interval is None:
-        return ""
-    form = "+.3f" if sign else ".3f"
-    return f"{interval.value:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
 
 
 def _plain(value: Any) -> str:

@@ -14,7 +14,6 @@ import numpy as np
 from ardmvc_core.attacks.tiers import TIERS_VERSION, Tier
 from ardmvc_core.data.dataset import MultiViewDataset
 from ardmvc_core.evaluation_suite import evaluate_suite
-from ardmvc_core.intervals import Interval
 from ardmvc_core.kmeans import CALIBRATION_BATCH
 from ardmvc_core.selection import clean_clustering_loss, criterion_b, silhouette
 from ardmvc_core.validation import CriterionReport, validate_criterion
@@ -167,9 +166,9 @@ def _row(
 ) -> str:
     cells = [
         rule,
-        _interval(report.rho),
-        _interval(report.tau),
-        "" if report.rho_top is None else _interval(report.rho_top),
+        f"{report.rho:+.2f}",
+        f"{report.tau:+.2f}",
+        "" if report.rho_top is None else f"{report.rho_top:+.2f}",
         f"{beside.rho.value:+.2f}",
         str(found[report.picked].trial),
         f"{robust[report.picked]:.3f}",
@@ -178,10 +177,6 @@ def _row(
         f"{report.top3_regret:.3f}",
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def _interval(found: Interval) -> str:
-    return f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
 
 
 def _verdict(report: CriterionReport) -> str:
