@@ -139,8 +139,9 @@ def finalists(
     from study.leaderboard import goals, rank
     from study.ledger import LedgerError
 
-    ranked = [row.record for row in rank(records, goals(spec)) if row.rank is not None]
-    searched = [record for record in preferred(ranked, goals(spec)) if not record.baseline][:top]
+    objectives = goals(spec)
+    ranked = [row.record for row in rank(records, objectives) if row.rank is not None]
+    searched = [record for record in preferred(ranked, objectives) if not record.baseline][:top]
     baselines = sorted((record for record in ranked if record.baseline), key=lambda record: record.number)
     if not searched:
         raise LedgerError("the study has no complete searched trial to confirm (without labels: none that is feasible)")

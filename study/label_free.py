@@ -29,9 +29,14 @@ def by_pra(objectives: "Sequence[Objective]") -> bool:
     return [objective.metric for objective in objectives] == [PRA]
 
 
+def reliable(records: Iterable[TrialRecord]) -> bool:
+    """Whether the plain models that judged these trials agree enough; trials that none judged pass."""
+    return all(record.metrics.get("select/reliable", 1.0) >= 0.5 for record in records)
+
+
 def ranked_by_b(records: Iterable[TrialRecord], objectives: "Sequence[Objective]") -> bool:
     """Whether trials that maximise PRA were judged by a reference that is not reliable."""
-    return by_pra(objectives) and any(record.metrics.get("select/reliable", 1.0) < 0.5 for record in records)
+    return by_pra(objectives) and not reliable(records)
 
 
 def by_criterion_b(records: Sequence[TrialRecord]) -> dict[int, tuple[float, ...]]:
@@ -83,6 +88,8 @@ def choice(ranked: Sequence[TrialRecord], objectives: "Sequence[Objective]") -> 
             "the plain models agree too little to vote: trials are ranked by criterion B, the mean of their ranks in "
             "robust/kappa, seed agreement and clean loss"
         ]
+    if guarded(objectives) and not reliable(ranked):
+        return ["warning: the plain models agree too little for their vote to judge trials"]
     equals = tied(ranked, objectives)
     if len(equals) < 2:
         return []

@@ -91,8 +91,9 @@ def rank(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> lis
         found = scores(record, objectives)
         if found is not None and record.budget == budget:
             points[record.number] = tuple(sign * number for sign, number in zip(signs, found, strict=True))
-    if points and ranked_by_b([record for record in records if record.number in points], objectives):
-        points = by_criterion_b([record for record in records if record.number in points])
+    candidates = [record for record in records if record.number in points]
+    if ranked_by_b(candidates, objectives):
+        points = by_criterion_b(candidates)
     ranks = _fronts(points) if len(signs) > 1 else _places(points)
     rows = [
         Row(
@@ -298,7 +299,8 @@ def summary(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> 
     if not ranked:
         counts = Counter(record.state for record in records)
         states = ", ".join(f"{count} {state}" for state, count in counts.items()) or "no trials"
-        if counts["COMPLETE"] and not any(feasible(record) for record in records if record.state == "COMPLETE"):
+        complete = [record for record in records if record.state == "COMPLETE"]
+        if guarded(objectives) and complete and not any(map(feasible, complete)):
             return f"No trial is feasible ({states}): the guards against collapse hold for none, so none is picked."
         return f"No complete trial to rank ({states})."
     winners = [row.record for row in ranked if row.rank == 1]
@@ -309,8 +311,8 @@ def summary(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> 
     paths = override_paths(record for record in [*top, *beside])
     lines = [f"{heading}, mean ± standard deviation over the trial's seeds:"]
     lines += _aligned([_line(record, objectives, paths, record in top) for record in [*top, *beside]])
+    lines += choice([row.record for row in ranked], objectives)
     if not several:
-        lines += choice([row.record for row in ranked], objectives)
         lines += _differences(top[0], beside, objectives[0])
     lines += [f"warning: trial {r.number}: {text}" for r in [*top, *beside] for text in r.warnings]
     lines += [
@@ -318,9 +320,6 @@ def summary(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> 
         for row in rows
         if row.rank is None and row.record.baseline and row.record.state == "COMPLETE" and row.main_budget
     ]
-    doubtful = any(row.record.metrics.get("select/reliable", 1.0) < 0.5 for row in ranked)
-    if guarded(objectives) and doubtful and not ranked_by_b([row.record for row in ranked], objectives):
-        lines.append("warning: the plain models agree too little for their vote to judge trials")
     others = sum(not row.main_budget for row in rows)
     if others:
         lines.append(f"Left out: {others} complete trial(s) with another evaluation budget.")
@@ -349,9 +348,9 @@ def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
 def _differences(top: TrialRecord, beside: Sequence[TrialRecord], objective: Objective) -> list[str]:
     """One line per baseline. The difference of two means varies by √(s₁² + s₂²); below that it shows nothing."""
     lines: list[str] = ["warning: the best trial is a baseline; no searched trial is better"] if top.baseline else []
-    own, metric = (scores(top, [objective]) or (math.nan,))[0], objective.metric
     if ranked_by_b([top], [objective]):
         return lines  # this objective has not ranked them
+    own, metric = (scores(top, [objective]) or (math.nan,))[0], objective.metric
     for other in beside:
         found = (scores(other, [objective]) or (math.nan,))[0]
         gap = abs(own - found)

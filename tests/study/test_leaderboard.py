@@ -133,6 +133,8 @@ def test_where_the_reference_is_unreliable_criterion_b_ranks() -> None:
 def test_what_is_not_feasible_is_said() -> None:
     collapsed = replace(judged(0, 0.9, feasible=0.0), baseline=True)
     assert summary([collapsed], LABEL_FREE).startswith("No trial is feasible (1 COMPLETE)")
+    # Under another objective such a trial is no less a trial: what it lacks is the number.
+    assert summary([replace(collapsed, values=())], ROBUST) == "No complete trial to rank (1 COMPLETE)."
     text = summary([collapsed, judged(1, 0.5)], LABEL_FREE)
     assert "baseline trial 0 has no rank: not feasible" in text
 
