@@ -4,6 +4,9 @@ A checkpoint is a folder whose `manifest.json` is written last and holds the dig
 that fits it does not exist. One rule makes writing atomic on every kind of storage, and a checkpoint that was torn by a
 kill, a full disk or a broken transfer is told from a whole one. Folders carry a token of their writer: a worker that
 is believed dead and still writes cannot touch what its successor wrote.
+
+People share storages. Only real folders whose names have this product's own form, directly below the trial's folder,
+are ever deleted, and no link is followed on the way.
 """
 
 import contextlib
@@ -33,6 +36,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
 """Seconds between attempts while the storage does not work; doubled each time."""
 BLOCK = ROOM = 1 << 20
 """Bytes that are copied at once; bytes below which a disk counts as full."""
+CHECKPOINT_NAME = re.compile(r"round_([0-9]{1,9})-[0-9a-f]{8}")
+"""What `Checkpoints.save` calls a folder: the round, and the token of the writer. Nothing else is deleted."""
 
 
 class StorageAway(OSError):
@@ -52,7 +57,7 @@ def locate(place: str) -> tuple[fs.FileSystem, str]:
     if "://" in place:
         system, path = fs.FileSystem.from_uri(place)
         return system, path.rstrip("/")
-    return fs.LocalFileSystem(), str(Path(place).resolve())
+    return fs.LocalFileSystem(), str(Path(place).absolute())  # links stay links: a delete must not follow them
 
 
 def below(place: str, *names: str) -> str:
@@ -70,9 +75,10 @@ class Checkpoints:
         """What the storage kept this trial waiting with, for people; the reader empties it."""
         self._patience = patience
         self._known: list[str] = []
-        """Checkpoints that this writer may delete: those it was given and those it wrote, oldest first."""
+        """Names of the checkpoints that this writer may delete: those it was given and those it wrote, oldest first."""
         self._left: set[str] = set()
-        """What earlier attempts had left when this writer began; what is there later is not its to clear."""
+        """Names of the checkpoints that earlier attempts had left when this writer began; later ones are not its to
+        clear."""
 
     def save(self, round_: int, write: Callable[[Path], None]) -> str:
         """Stores what `write` puts into the folder it is given, and deletes all but the newest KEPT checkpoints.
@@ -80,20 +86,19 @@ class Checkpoints:
         Returns: the checkpoint's place, a local path or a URI.
         Raises: StorageAway if the storage did not work for `patience` seconds.
         """
-        place = below(self.folder, f"round_{round_:06d}-{uuid.uuid4().hex[:8]}")
+        name = f"round_{round_:06d}-{uuid.uuid4().hex[:8]}"
+        place = below(self.folder, name)
         self._patiently(partial(_store, write, place), f"cannot write {place}")
-        self._known.append(place)
+        self._known.append(name)
         for old in self._known[:-KEPT]:
-            _delete(old)
+            _delete(self.folder, old)
         self._known = self._known[-KEPT:]
         return place
 
     def look(self) -> None:
         """Remembers what earlier attempts have left; called first of all, before anything that takes long."""
         try:
-            system, path = locate(self.folder)
-            found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
-            self._left = {info.base_name for info in found if info.type == fs.FileType.Directory}
+            self._left = _checkpoints_in(self.folder)
         except OSError as error:
             logger.debug("cannot list %s: %s", self.folder, error)
 
@@ -125,7 +130,8 @@ class Checkpoints:
                     continue
                 load(Path(local))
                 found = place
-                self._known = [self._place_of(one) for one in reversed(candidates[index:])]
+                names = [self._name_here(self._place_of(one)) for one in reversed(candidates[index:])]
+                self._known = [name for name in names if name is not None]
                 break
         if adopt is not None and not faults:
             self._adopt(_round_of(candidates[0]) + 1 if candidates else 1, adopt)
@@ -142,18 +148,23 @@ class Checkpoints:
                 except NoCheckpoint:
                     continue  # it was not finished
                 if adopt(Path(local), place):
-                    self._known.append(place)
+                    self._known.append(name)
                     return
 
     def _place_of(self, recorded: str) -> str:
-        moved = below(self.folder, recorded.rstrip("/").rsplit("/", 1)[-1])
-        return moved if moved.rsplit("/", 1)[-1] in self._left else recorded
+        name = _name_of(recorded)
+        return below(self.folder, name) if name in self._left else recorded
+
+    def _name_here(self, place: str) -> str | None:
+        """The name of a checkpoint of this trial's folder; None for a place elsewhere, which is read and never
+        deleted."""
+        name = _name_of(place)
+        return name if below(self.folder, name) == place.rstrip("/") else None
 
     def _clear(self) -> None:
         """Deletes what earlier attempts left and nobody recorded."""
-        named = {place.rstrip("/").rsplit("/", 1)[-1] for place in self._known}
-        for name in self._left - named:
-            _delete(below(self.folder, name))
+        for name in self._left - set(self._known):
+            _delete(self.folder, name)
 
     def _patiently(self, action: Callable[[], None], what: str) -> None:
         begin, pause, reason = time.monotonic(), FIRST_PAUSE, ""
@@ -173,10 +184,29 @@ class Checkpoints:
             return
 
 
+def _name_of(place: str) -> str:
+    return place.rstrip("/").rsplit("/", 1)[-1]
+
+
 def _round_of(place: str) -> int:
     """The round in a checkpoint's name; −1 for another name."""
-    found = re.fullmatch(r"round_(\d+)-\w+", place.rstrip("/").rsplit("/", 1)[-1])
+    found = CHECKPOINT_NAME.fullmatch(_name_of(place))
     return int(found[1]) if found else -1
+
+
+def _checkpoints_in(folder: str) -> set[str]:
+    """Names of the checkpoints in a trial's folder. Links and folders of other names are none. Raises: OSError."""
+    system, path = locate(folder)
+    if system.type_name == "local":  # pyarrow tells a link to a folder as a folder
+        try:
+            with os.scandir(path) as entries:
+                names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except FileNotFoundError:
+            names = []
+    else:
+        listed = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        names = [info.base_name for info in listed if info.type == fs.FileType.Directory]
+    return {name for name in names if CHECKPOINT_NAME.fullmatch(name)}
 
 
 def _store(write: Callable[[Path], None], place: str) -> None:
@@ -260,15 +290,34 @@ def _read(system: fs.FileSystem, path: str) -> bytes | None:
         return None
 
 
-def _delete(place: str) -> None:
-    """Deletes a checkpoint, its manifest first; what cannot be deleted stays, and costs room only."""
+def _delete(folder: str, name: str) -> None:
+    """Deletes a checkpoint in a trial's folder, its manifest first; what cannot be deleted stays, and costs room only.
+
+    Does nothing for a name of another form, or for a link.
+    """
+    if not CHECKPOINT_NAME.fullmatch(name):
+        return
     try:
-        system, path = locate(place)
+        system, path = locate(below(folder, name))
+        if system.type_name == "local":
+            _delete_local(path)
+            return
         with contextlib.suppress(FileNotFoundError):
             system.delete_file(f"{path}/{MANIFEST}")
         system.delete_dir(path)
     except OSError as error:
-        logger.debug("cannot delete %s: %s", place, error)
+        logger.debug("cannot delete %s in %s: %s", name, folder, error)
+
+
+def _delete_local(path: str) -> None:
+    """Deletes a real folder; links in it are unlinked, and their targets stay. Raises: OSError for a link."""
+    opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            os.unlink(MANIFEST, dir_fd=opened)
+    finally:
+        os.close(opened)
+    shutil.rmtree(path)  # pyarrow's delete_dir empties the target of a link
 
 
 def storage_fault(place: str) -> str | None:

@@ -337,3 +337,95 @@ def test_after_a_fallback_nothing_is_offered(place: str) -> None:
     seen: list[str] = []
     found, faults = resuming(place).restore([newest, older], content([]), adopted(True, seen))
     assert (found, len(faults), seen) == (older, 1, [])
+
+
+def outside(tmp_path: Path) -> Path:
+    """A folder that is no storage of ours, with a tree below it."""
+    home = tmp_path / "home"
+    (home / "deep").mkdir(parents=True)
+    (home / "thesis.txt").write_text("years")
+    (home / "deep" / "manifest.json").write_text("mine")
+    return home
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file below a folder, and what it holds."""
+    return {str(file.relative_to(folder)): file.read_text() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("name", ["latest", "round_000009-0123abcd", "round_000002-0123abcd"])
+def test_a_link_in_a_trials_folder_is_not_followed_by_a_delete(tmp_path: Path, name: str) -> None:
+    """Not even one that is called like a checkpoint, or that would be offered as the next round."""
+    home, trial = outside(tmp_path), tmp_path / "trial"
+    before = tree(home)
+    recorded = Checkpoints(str(trial)).save(1, writer("one"))
+    (trial / name).symlink_to(home)
+    assert resuming(str(trial)).restore([recorded], content([]), adopted(False, []))[0] == recorded
+    assert tree(home) == before
+    assert (trial / name).is_symlink()
+
+
+def test_a_recorded_checkpoint_that_is_a_link_is_read_and_not_deleted(tmp_path: Path) -> None:
+    """Somebody moved it to another disk and left a link."""
+    trial, other = tmp_path / "trial", tmp_path / "other_disk"
+    first = Path(Checkpoints(str(trial)).save(1, writer("one")))
+    first.rename(other)
+    first.symlink_to(other)
+    before, loaded = tree(other), list[bytes]()
+    again = resuming(str(trial))
+    assert again.restore([str(first)], content(loaded)) == (str(first), [])
+    assert loaded == [b"one"]
+    for round_ in (2, 3, 4):
+        again.save(round_, writer("new"))
+    assert tree(other) == before
+
+
+def test_links_inside_a_checkpoint_go_without_their_targets(tmp_path: Path) -> None:
+    home, trial = outside(tmp_path), tmp_path / "trial"
+    before = tree(home)
+    writes = Checkpoints(str(trial))
+    saved = [Path(writes.save(round_, writer("one"))) for round_ in (1, 2)]
+    (saved[0] / "linked").symlink_to(home)
+    (saved[0] / "linked.txt").symlink_to(home / "thesis.txt")
+    (saved[0] / "manifest.json").unlink()
+    (saved[0] / "manifest.json").symlink_to(home / "deep" / "manifest.json")
+    writes.save(3, writer("tri"))
+    assert not saved[0].exists()
+    assert tree(home) == before
+
+
+@pytest.mark.parametrize("name", ["notes", "round_000001-mine", "round_7-0123abcdef", "round_000001-0123abcd.kept"])
+def test_a_folder_made_by_hand_stays(place: str, name: str) -> None:
+    system, path = locate(place)
+    recorded = Checkpoints(place).save(1, writer("one"))
+    unrecorded = Checkpoints(place).save(2, writer("two"))
+    if system.type_name == "local":
+        system.create_dir(f"{path}/{name}")
+    with system.open_output_stream(f"{path}/{name}/notes.txt") as out:
+        out.write(b"by hand")
+    again = resuming(place)
+    again.restore([recorded], content([]))
+    for round_ in (2, 3, 4):
+        again.save(round_, writer("new"))
+    assert read_file(f"{place}/{name}", "notes.txt") == b"by hand"
+    assert read_file(unrecorded, "state.pt") is None
+    assert read_file(recorded, "state.pt") is None
+
+
+@pytest.mark.parametrize("elsewhere", ["another trial", "notes/below", "notes"])
+def test_what_is_recorded_elsewhere_is_read_and_never_deleted(tmp_path: Path, elsewhere: str) -> None:
+    """The database names a place that is not directly in the trial's folder: of a copied storage, or written there."""
+    trial = tmp_path / "trial"
+    made = Path(Checkpoints(str(tmp_path / "made")).save(1, writer("one")))
+    place = {"another trial": tmp_path / "other" / made.name, "notes": trial / "notes"}.get(
+        elsewhere, trial / elsewhere / made.name
+    )
+    place.parent.mkdir(parents=True, exist_ok=True)
+    made.rename(place)
+    before, loaded = tree(place), list[bytes]()
+    again = resuming(str(trial))
+    assert again.restore([str(place)], content(loaded)) == (str(place), [])
+    saved = [again.save(round_, writer("new")) for round_ in (2, 3, 4)]
+    assert loaded == [b"one"]
+    assert tree(place) == before
+    assert [Path(one).exists() for one in saved] == [False, True, True]
