@@ -5,14 +5,14 @@ that fits it does not exist. One rule makes writing atomic on every kind of stor
 kill, a full disk or a broken transfer is told from a whole one. Folders carry a token of their writer: a worker that
 is believed dead and still writes cannot touch what its successor wrote.
 
-People share storages. Only real folders whose names have this product's own form, directly below the trial's folder,
-are ever deleted, and no link is followed on the way.
+People share storages, so what lies there is not trusted. A manifest has a fixed schema: plain file names, sizes and
+digests; a checkpoint is read into its folder and writes nowhere else. Only real folders whose names have this product's
+own form, directly below the trial's folder, are ever deleted, and no link is followed on the way.
 """
 
 import contextlib
 import errno
 import hashlib
-import json
 import logging
 import os
 import re
@@ -23,9 +23,10 @@ import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 from pyarrow import fs
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,10 @@ BLOCK = ROOM = 1 << 20
 """Bytes that are copied at once; bytes below which a disk counts as full."""
 CHECKPOINT_NAME = re.compile(r"round_([0-9]{1,9})-[0-9a-f]{8}")
 """What `Checkpoints.save` calls a folder: the round, and the token of the writer. Nothing else is deleted."""
+FILE_NAME = r"^[a-z][a-z0-9_]{0,40}(\.(pt|json|npz))?$"
+"""Plain names that a checkpoint's files may have."""
+MOST_FILES, MOST_BYTES, MOST_MANIFEST_BYTES = 16, 16 << 30, 1 << 16
+"""Limits of one checkpoint: files, bytes of them together, bytes of its manifest."""
 
 
 class StorageAway(OSError):
@@ -46,6 +51,23 @@ class StorageAway(OSError):
 
 class NoCheckpoint(Exception):
     """The folder holds no whole checkpoint; the message says what is wrong with it."""
+
+
+class FileFacts(BaseModel):
+    """What a manifest says of one file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    bytes: int = Field(ge=0, le=MOST_BYTES)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class Manifest(BaseModel):
+    """All that a manifest may say: the facts of each file of its folder, by name."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    files: dict[Annotated[str, Field(pattern=FILE_NAME)], FileFacts] = Field(min_length=1, max_length=MOST_FILES)
 
 
 def locate(place: str) -> tuple[fs.FileSystem, str]:
@@ -68,9 +90,12 @@ def below(place: str, *names: str) -> str:
 class Checkpoints:
     """Writes a trial's checkpoints and finds the newest whole one; waits for a storage that is away for a while."""
 
-    def __init__(self, folder: str, *, patience: float = 0.0) -> None:
-        """Args: folder: of the trial, local path or URI. patience: seconds that a failing storage is tried again."""
+    def __init__(self, folder: str, *, patience: float = 0.0, files: frozenset[str] | None = None) -> None:
+        """Args: folder: of the trial, local path or URI. patience: seconds that a failing storage is tried again.
+        files: names that a checkpoint's files may have; None: any plain name.
+        """
         self.folder = folder
+        self._files = files
         self.waited: list[str] = []
         """What the storage kept this trial waiting with, for people; the reader empties it."""
         self._patience = patience
@@ -84,11 +109,12 @@ class Checkpoints:
         """Stores what `write` puts into the folder it is given, and deletes all but the newest KEPT checkpoints.
 
         Returns: the checkpoint's place, a local path or a URI.
-        Raises: StorageAway if the storage did not work for `patience` seconds.
+        Raises: StorageAway if the storage did not work for `patience` seconds; ValueError for files that `restore`
+            would refuse: of another name, or too many or too large.
         """
         name = f"round_{round_:06d}-{uuid.uuid4().hex[:8]}"
         place = below(self.folder, name)
-        self._patiently(partial(_store, write, place), f"cannot write {place}")
+        self._patiently(partial(_store, write, place, self._files), f"cannot write {place}")
         self._known.append(name)
         for old in self._known[:-KEPT]:
             _delete(self.folder, old)
@@ -124,7 +150,7 @@ class Checkpoints:
             place = self._place_of(recorded)
             with tempfile.TemporaryDirectory(prefix="checkpoint-") as local:
                 try:
-                    self._patiently(partial(download, place, Path(local)), f"cannot read {place}")
+                    self._patiently(partial(download, place, Path(local), self._files), f"cannot read {place}")
                 except NoCheckpoint as error:
                     faults.append(str(error))
                     continue
@@ -144,7 +170,7 @@ class Checkpoints:
             place = below(self.folder, name)
             with tempfile.TemporaryDirectory(prefix="checkpoint-") as local:
                 try:
-                    self._patiently(partial(download, place, Path(local)), f"cannot read {place}")
+                    self._patiently(partial(download, place, Path(local), self._files), f"cannot read {place}")
                 except NoCheckpoint:
                     continue  # it was not finished
                 if adopt(Path(local), place):
@@ -209,7 +235,7 @@ def _checkpoints_in(folder: str) -> set[str]:
     return {name for name in names if CHECKPOINT_NAME.fullmatch(name)}
 
 
-def _store(write: Callable[[Path], None], place: str) -> None:
+def _store(write: Callable[[Path], None], place: str, files: frozenset[str] | None) -> None:
     """Lets the trial write its files into a draft and uploads them; an attempt that fails leaves no draft behind."""
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
         draft = Path(folder)
@@ -219,52 +245,96 @@ def _store(write: Callable[[Path], None], place: str) -> None:
             if shutil.disk_usage(draft).free < ROOM:
                 raise OSError(errno.ENOSPC, f"No space left for a draft in {draft.parent}") from error
             raise
-        upload(draft, place)
+        upload(draft, place, files)
 
 
-def upload(source: Path, place: str) -> None:
-    """Copies the files of a local folder to `place` and seals them with a manifest. Raises: OSError."""
+def upload(source: Path, place: str, files: frozenset[str] | None = None) -> None:
+    """Copies the files of a local folder to `place` and seals them with a manifest.
+
+    Args: files: names that they may have; None: any plain name.
+    Raises: OSError; ValueError, before anything is copied, if `download` would refuse them.
+    """
+    found = sorted(source.iterdir())
+    for file in found:
+        fault = _name_fault(file.name, files)
+        if fault or not file.is_file():
+            raise ValueError(f"a checkpoint cannot hold {file.name!r}: {fault or 'it is no file'}")
+    if fault := _size_fault([file.stat().st_size for file in found]):
+        raise ValueError(f"a checkpoint cannot hold {fault}")
     system, path = locate(place)
     if system.type_name == "local":  # object stores have no folders
         system.create_dir(path, recursive=True)
-    manifest: dict[str, Any] = {}
-    for file in sorted(source.iterdir()):
-        digest = hashlib.sha256()
+    facts: dict[str, FileFacts] = {}
+    for file in found:
+        digest, size = hashlib.sha256(), 0
         with file.open("rb") as read, system.open_output_stream(f"{path}/{file.name}") as out:
             while block := read.read(BLOCK):
                 digest.update(block)
+                size += len(block)
                 out.write(block)
-        manifest[file.name] = {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
+        facts[file.name] = FileFacts(bytes=size, sha256=digest.hexdigest())
     with system.open_output_stream(f"{path}/{MANIFEST}") as out:
-        out.write(json.dumps({"files": manifest}, indent=1).encode())
+        out.write(Manifest(files=facts).model_dump_json(indent=1).encode())
 
 
-def download(place: str, target: Path) -> None:
-    """Copies a whole checkpoint into a local folder.
+def download(place: str, target: Path, files: frozenset[str] | None = None) -> None:
+    """Copies a whole checkpoint into a local folder, and writes nowhere else.
 
+    Args: files: names that its files may have; None: any plain name.
     Raises: NoCheckpoint if it is gone, torn or changed; OSError if the storage does not answer.
     """
     system, path = locate(place)
-    raw = _read(system, f"{path}/{MANIFEST}")
-    if raw is None:
-        raise NoCheckpoint(f"the checkpoint {place} is gone or was never finished")
     try:
-        files = json.loads(raw)["files"]
-        wanted = {str(name): str(facts["sha256"]) for name, facts in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise NoCheckpoint(f"the checkpoint {place} is damaged: {MANIFEST} cannot be read") from None
-    for name, expected in wanted.items():
-        content = _read(system, f"{path}/{name}")
-        if content is None or hashlib.sha256(content).hexdigest() != expected:
-            what = "is missing" if content is None else "is not what was written"
-            raise NoCheckpoint(f"the checkpoint {place} is damaged: {name} {what}")
-        (target / name).write_bytes(content)
+        raw = _read(system, f"{path}/{MANIFEST}", MOST_MANIFEST_BYTES)
+        if raw is None:
+            raise NoCheckpoint(f"the checkpoint {place} is gone or was never finished")
+        wanted = _files_of(raw, files)
+        for name, facts in wanted.items():
+            if _size(system, f"{path}/{name}") not in (None, facts.bytes):
+                raise ValueError(f"{name} is not what was written")
+        for name, facts in wanted.items():
+            _fetch(system, f"{path}/{name}", facts, target / name)
+    except ValueError as error:
+        raise NoCheckpoint(f"the checkpoint {place} is damaged: {error}") from None
+
+
+def _files_of(manifest: bytes, files: frozenset[str] | None) -> dict[str, FileFacts]:
+    """The files that a manifest lists. Raises: ValueError for anything but a manifest of an allowed size and names."""
+    try:
+        wanted = Manifest.model_validate_json(manifest).files
+    except ValidationError as error:
+        details = error.errors(include_input=False, include_url=False)[0]
+        where = f"{'.'.join(map(str, details['loc']))[:80]!r}: " if details["loc"] else ""
+        raise ValueError(f"{MANIFEST} cannot be read: {where}{details['msg']}") from None
+    faults = [_name_fault(name, files) for name in wanted] + [_size_fault([facts.bytes for facts in wanted.values()])]
+    if fault := next(filter(None, faults), ""):
+        raise ValueError(f"{MANIFEST} lists {fault}")
+    return wanted
+
+
+def _name_fault(name: str, files: frozenset[str] | None) -> str:
+    """Why a checkpoint's file cannot have this name; empty if it can."""
+    if name == MANIFEST or not re.fullmatch(FILE_NAME, name):
+        return f"{name[:80]!r}, which is no plain name of a checkpoint's file"
+    if files is not None and name not in files:
+        return f"{name!r}, which is none of {', '.join(sorted(files))}"
+    return ""
+
+
+def _size_fault(sizes: Sequence[int]) -> str:
+    """Why files of these sizes are no checkpoint; empty if they can be."""
+    if not 1 <= len(sizes) <= MOST_FILES:
+        return f"{len(sizes)} files; allowed are 1 to {MOST_FILES}"
+    return f"{sum(sizes)} bytes; allowed are {MOST_BYTES}" if sum(sizes) > MOST_BYTES else ""
 
 
 def read_file(place: str, name: str) -> bytes | None:
-    """One file of a checkpoint, None where it is missing. Raises: OSError if the storage does not answer."""
+    """One file of a checkpoint, None where it is missing.
+
+    Raises: OSError if the storage does not answer; ValueError if it is no file, or larger than a checkpoint may be.
+    """
     system, path = locate(place)
-    return _read(system, f"{path}/{name}")
+    return _read(system, f"{path}/{name}", MOST_BYTES)
 
 
 def write_file(place: str, name: str, content: bytes) -> None:
@@ -282,12 +352,47 @@ def write_file(place: str, name: str, content: bytes) -> None:
         out.write(content)
 
 
-def _read(system: fs.FileSystem, path: str) -> bytes | None:
+def _read(system: fs.FileSystem, path: str, most: int) -> bytes | None:
+    """A file, None where it is missing. Raises: OSError; ValueError if it is no file or has more than `most` bytes."""
+    size = _size(system, path)
+    if size is None:
+        return None
+    if size > most:
+        raise ValueError(f"{_name_of(path)} has {size} bytes; allowed are {most}")
     try:
         with system.open_input_stream(path) as stream:
-            return bytes(stream.read())
+            content: bytes = stream.read(size)
+            return content
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def _size(system: fs.FileSystem, path: str) -> int | None:
+    """Bytes of a file, None where it is missing. Raises: OSError; ValueError if it is no file: to open it might wait
+    for ever."""
+    info = system.get_file_info(path)
+    if info.type == fs.FileType.NotFound:
+        return None
+    if info.type != fs.FileType.File:
+        raise ValueError(f"{_name_of(path)} is not a file")
+    return int(info.size)
+
+
+def _fetch(system: fs.FileSystem, path: str, facts: FileFacts, target: Path) -> None:
+    """Copies one file of a checkpoint. Raises: OSError; ValueError if it is missing or not what was written."""
+    digest, left = hashlib.sha256(), facts.bytes
+    try:
+        with system.open_input_stream(path) as stream, target.open("xb") as out:
+            while block := stream.read(min(BLOCK, left + 1)):
+                left -= len(block)
+                if left < 0:  # it grew meanwhile
+                    break
+                digest.update(block)
+                out.write(block)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{target.name} is missing") from None
+    if left or digest.hexdigest() != facts.sha256:
+        raise ValueError(f"{target.name} is not what was written")
 
 
 def _delete(folder: str, name: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import ray
 import torch
@@ -18,10 +18,12 @@ from trainables.checkpoints import Checkpoints
 from trainables.config import AttackTrialConfig, TrialConfig
 from trainables.data_parts import DataKey, provide_parts
 from trainables.reference import provide_reference, reference_from
-from trainables.trial import Report, Trial
+from trainables.trial import ARRAYS_FILE, CONFIG_FILE, STATE_FILE, Report, Trial
 
 REPORT_FILE = "report.json"
 """In a checkpoint: what its round reports, for the case that nobody lives to record it."""
+FILES = frozenset({STATE_FILE, CONFIG_FILE, ARRAYS_FILE, REPORT_FILE})
+"""All that a trial's checkpoint may hold."""
 
 
 class RunsInRounds(Protocol):
@@ -41,6 +43,8 @@ class TrialTrainable(tune.Trainable):
     given out again by the driver, from what the study's database has recorded.
     """
 
+    files: ClassVar[frozenset[str] | None] = None
+    """Names that the files of its checkpoints may have; None: any plain name."""
     trial: RunsInRounds | None = None
 
     def build(self, config: dict[str, Any]) -> RunsInRounds:
@@ -55,7 +59,7 @@ class TrialTrainable(tune.Trainable):
         torch.set_num_threads(config["threads"])
         self.trial = None  # an actor that is used again must not hold two trials in memory
         self._round_seconds = float(config["round_seconds"])
-        self._checkpoints = Checkpoints(config["folder"], patience=config["patience"])
+        self._checkpoints = Checkpoints(config["folder"], patience=config["patience"], files=self.files)
         self._checkpoints.look()
         with time_limit(self._round_seconds):
             provide_parts({key: partial(ray.get, stored) for key, stored in (data or {}).items()})
@@ -126,12 +130,16 @@ def time_limit(seconds: float) -> Iterator[None]:
 class ModelTrainable(TrialTrainable):
     """Trains a model and scores it clean and attacked."""
 
+    files = FILES
+
     def build(self, config: dict[str, Any]) -> RunsInRounds:
         return Trial(TrialConfig.model_validate(config))
 
 
 class AttackTrainable(TrialTrainable):
     """Trains an attacker against one saved model and scores the damage."""
+
+    files = FILES
 
     def build(self, config: dict[str, Any]) -> RunsInRounds:
         return AttackTrial(AttackTrialConfig.model_validate(config))

@@ -1,8 +1,12 @@
 """Checkpoints on a local disk and on a real server of the S3 protocol: whole or not there, two kept, outages borne."""
 
+import hashlib
+import json
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from object_store import ObjectStore
@@ -429,3 +433,99 @@ def test_what_is_recorded_elsewhere_is_read_and_never_deleted(tmp_path: Path, el
     assert loaded == [b"one"]
     assert tree(place) == before
     assert [Path(one).exists() for one in saved] == [False, True, True]
+
+
+def forged(manifest: bytes, name: str, body: bytes, **facts: Any) -> bytes:
+    """A manifest that lists one more file, with the right size and digest unless told otherwise."""
+    whole = json.loads(manifest)
+    whole["files"][name] = {"bytes": len(body), "sha256": hashlib.sha256(body).hexdigest(), **facts}
+    return json.dumps(whole).encode()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../X",
+        "../X",
+        "deep/X",
+        "/X",
+        "~/X",
+        "..",
+        ".bashrc",
+        "manifest.json",
+        "sitecustomize.py",
+        "X",
+        "a\0b",
+        "a" * 300,
+    ],
+)
+def test_a_manifest_writes_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Whoever may write to the storage adds a file to a checkpoint, at a place that the worker could reach."""
+    trial, scratch = tmp_path / "a" / "b" / "trial", tmp_path / "c" / "d" / "scratch"
+    scratch.mkdir(parents=True)
+    writes = Checkpoints(str(trial))
+    older, newest = writes.save(1, writer("old")), writes.save(2, writer("new"))
+    body = b"mine"
+    if name == "/X":
+        name = str(tmp_path / "elsewhere" / "X")
+        Path(name).parent.mkdir()
+    if name not in ("..", "manifest.json", "a\0b") and len(name) < 256:
+        planted = Path(newest, name)
+        planted.parent.mkdir(exist_ok=True)
+        planted.write_bytes(body)
+    rewrite(newest, "manifest.json", lambda raw: forged(raw, name, body))
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    loaded: list[bytes] = []
+    found, faults = Checkpoints(str(trial)).restore([newest, older], content(loaded))
+    assert (found, loaded) == (older, [b"old"])
+    assert "is damaged: manifest.json" in faults[0]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda raw: forged(raw, "extra.npz", b"", bytes=(16 << 30) + 1), "less than or equal"),
+        (lambda raw: forged(raw, "extra.npz", b"", bytes=16 << 30), "allowed are 17179869184"),
+        (lambda raw: forged(raw, "extra.npz", b"", bytes=-1), "greater than or equal"),
+        (lambda raw: forged(raw, "extra.npz", b"", bytes="4"), "valid integer"),
+        (lambda raw: forged(raw, "extra.npz", b"", sha256="0"), "match pattern"),
+        (lambda raw: forged(raw, "extra.npz", b"", run="X"), "not permitted"),
+        (lambda raw: json.dumps({**json.loads(raw), "pickle": "X"}).encode(), "not permitted"),
+        (lambda raw: json.dumps({"files": {f"file_{i}": 0 for i in range(17)}}).encode(), "cannot be read"),
+        (lambda raw: raw + b" " * (1 << 20), "bytes; allowed are 65536"),
+    ],
+)
+def test_a_manifest_has_a_fixed_schema_and_a_limit(place: str, change: Callable[[bytes], bytes], words: str) -> None:
+    writes = Checkpoints(place)
+    older, newest = writes.save(1, writer("old")), writes.save(2, writer("new"))
+    rewrite(newest, "manifest.json", change)
+    found, faults = Checkpoints(place).restore([newest, older], content([]))
+    assert found == older
+    assert words in faults[0]
+
+
+def test_a_trial_names_the_files_of_its_checkpoints(place: str) -> None:
+    """A file that is plain and whole, and that this kind of trial never writes, is not taken from a storage."""
+    names = frozenset({"state.pt", "config.json"})
+    older, newest = (Checkpoints(place, files=names).save(round_, writer("old")) for round_ in (1, 2))
+    system, path = locate(newest)
+    with system.open_output_stream(f"{path}/extra.json") as out:
+        out.write(b"{}")
+    rewrite(newest, "manifest.json", lambda raw: forged(raw, "extra.json", b"{}"))
+    assert Checkpoints(place).restore([newest, older], content([]))[0] == newest
+    found, faults = Checkpoints(place, files=names).restore([newest, older], content([]))
+    assert found == older
+    assert "manifest.json lists 'extra.json', which is none of config.json, state.pt" in faults[0]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "State.pt", "manifest.json", "sub"])
+def test_what_could_not_be_read_back_is_not_stored(place: str, name: str) -> None:
+    def write(folder: Path) -> None:
+        (folder / name).mkdir() if name == "sub" else (folder / name).write_text("x")
+
+    with pytest.raises(ValueError, match=f"a checkpoint cannot hold '{name}'"):
+        Checkpoints(place, patience=60).save(1, write)
+    with pytest.raises(ValueError, match="a checkpoint cannot hold 0 files"):
+        Checkpoints(place, patience=60).save(1, lambda folder: None)
