@@ -1,4 +1,4 @@
-"""Steers a running study through its database, and says how it stands: `python -m study.control NAME pause`.
+"""Steers a running study through its database, says how it stands, backs it up: `python -m study.control NAME pause`.
 
 Wishes are read by the driver every few seconds, wherever it runs; this command needs nothing but the database.
 """
@@ -10,18 +10,19 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from study.cli import exit_code_of, refuse
 from study.leaderboard import Objective, goals, rank, scores, since_improvement, spread
-from study.provenance import redact
 from study.records import TrialRecord
 from study.source import SpecError
 
 if TYPE_CHECKING:
     from study.ledger import Ledger
 
-ACTIONS = ("status", "pause", "resume", "stop")
+WISHES, COPIES = ("pause", "resume", "stop"), ("backup", "restore")
+ACTIONS = ("status", *WISHES, *COPIES)
 State = Literal["running", "pausing", "paused", "stopping", "finished", "not running", "unknown"]
 
 
@@ -241,8 +242,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(
         prog="python -m study.control",
-        description="Pauses, resumes or stops a running study, from any machine that reaches its database; or says how "
-        "it stands.",
+        description="Pauses, resumes or stops a running study, from any machine that reaches its database; says how "
+        "it stands; writes it to a file and brings it back.",
         epilog="Exit codes: 0 done, 2 bad input.",
     )
     result.add_argument("name", metavar="NAME", help="name of the study")
@@ -252,8 +253,10 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         default="status",
         help="status (default); pause: no new trials, open ones end their round and wait, the driver stays; resume; "
-        "stop: open rounds end, then the driver",
+        "stop: open rounds end, then the driver; backup: writes FILE, whether the study runs or not; restore: brings "
+        "the study back from FILE, into a database that does not have it",
     )
+    result.add_argument("file", metavar="FILE", nargs="?", type=Path, help="of backup, a new file, and of restore")
     result.add_argument(
         "--storage", default="runs", metavar="DIR", help="the study's storage.path; default: %(default)s"
     )
@@ -263,19 +266,28 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns: 0, or 2 for an unknown study or action, or a database that is not there."""
+    """Returns: 0, or 2 for an unknown study or action, a database that is not there, or a FILE that will not do."""
     return exit_code_of(_run, parser().parse_args(argv))
 
 
 def _run(given: argparse.Namespace) -> int:
     if given.action not in ACTIONS:
         raise SpecError([f"unknown action {given.action!r}; there are {', '.join(ACTIONS)}"])
+    if given.action in COPIES and given.file is None:
+        raise SpecError([f"{given.action} needs a file: python -m study.control {given.name} {given.action} FILE"])
+    if given.action not in COPIES and given.file is not None:
+        raise SpecError([f"{given.action} takes no file, got {str(given.file)!r}"])
 
-    from study.ledger import Ledger, LedgerError, is_outage
+    from study.backup import back_up, restore
+    from study.ledger import Ledger, LedgerError, database_fault
 
     try:
+        message = restore(given.file, given.name, given.storage) if given.action == "restore" else ""
         ledger = Ledger.open_existing(given.name, storage_path=given.storage)
-        message = "" if given.action == "status" else act(ledger, given.action)
+        if given.action == "backup":
+            message = back_up(ledger, given.file)
+        elif given.action in WISHES:
+            message = act(ledger, given.action)
         if given.json_output:
             print(json.dumps({**asdict(status_of(ledger)), "message": message}))
         else:
@@ -283,10 +295,9 @@ def _run(given: argparse.Namespace) -> int:
     except LedgerError as error:
         return refuse(error, debug=given.debug)
     except Exception as error:
-        if not is_outage(error):
+        if not (fault := database_fault(error)):
             raise
-        reason = redact(str(error.__cause__ or error).strip().splitlines()[0])
-        return refuse(LedgerError(f"the study database does not answer: {reason}"), debug=given.debug)
+        return refuse(LedgerError(fault), debug=given.debug)
     return 0
 
 

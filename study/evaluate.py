@@ -136,7 +136,7 @@ def _run(given: argparse.Namespace) -> int:
     _check_flags(given)
 
     from ardmvc_core.checks import EvaluationError
-    from study.ledger import LedgerError, is_outage
+    from study.ledger import LedgerError, database_fault
 
     try:
         request = _prepare(given)
@@ -151,10 +151,9 @@ def _run(given: argparse.Namespace) -> int:
         print("interrupted: the report that was at work is not written", file=sys.stderr)
         return 130
     except Exception as error:
-        if not is_outage(error):
+        if not (fault := database_fault(error)):
             raise
-        reason = redact(str(error.__cause__ or error).strip().splitlines()[0])
-        return refuse(LedgerError(f"the study database does not answer: {reason}"), debug=given.debug)
+        return refuse(LedgerError(fault), debug=given.debug)
 
 
 def note_score_use(target: Target, digest: str, storage: str) -> None:

@@ -1,7 +1,8 @@
 """One driver per study: a lease in the study's database, taken by compare-and-swap and kept alive by a counter.
 
 Whether a driver lives is judged by whether its counter moves while one watches, by the watcher's own monotonic clock:
-clocks of two machines need not agree, and may jump.
+clocks of two machines need not agree, and may jump. Whether the lease is still its own is asked by a driver in each
+transaction that writes, so that one which was stopped at any moment, and taken over, writes nothing when it goes on.
 """
 
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.orm import ORMExecuteState, Session, sessionmaker
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +25,11 @@ HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 30.0
 """A driver whose counter has not moved for so long may be taken over with --takeover."""
 FENCE_SECONDS = 2.5 * HEARTBEAT_SECONDS
-"""A driver that has not heard of its lease for so long asks before it writes; see `Lease.check`."""
+"""A driver that has not heard of its lease for so long asks before it begins something; see `Lease.check`."""
 
+TABLE_NAME = "ardmvc_leases"
 _TABLE = sa.Table(
-    "ardmvc_leases",
+    TABLE_NAME,
     sa.MetaData(),
     sa.Column("study_id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("holder", sa.Text, nullable=False),  # JSON; "" while nobody holds it
@@ -44,6 +47,11 @@ class LeaseLost(Exception):
     """Another driver has taken the study over; this one must stop."""
 
 
+def make_table(bind: sa.Engine) -> None:
+    """Makes the table of the leases, if it is missing."""
+    _TABLE.create(bind, checkfirst=True)
+
+
 class Lease:
     """The lease of one study, for one driver."""
 
@@ -52,6 +60,8 @@ class Lease:
         self.lost = threading.Event()
         """Set once another driver has taken the study over."""
         self._holder = ""
+        self._beat_known = 0
+        """The counter has come so far, as seen from here."""
         self._heard, self._beaten = _awake(), time.monotonic()
         self._beating = threading.Lock()
         self._stop = threading.Event()
@@ -62,7 +72,7 @@ class Lease:
         Raises: LeaseHeld naming the holder if it is alive, or may be.
         """
         try:
-            _TABLE.create(self._engine, checkfirst=True)
+            make_table(self._engine)
         except sa.exc.DBAPIError:  # another driver was quicker, or there is no database, which the next line finds
             self._row()
         holder = {
@@ -84,6 +94,7 @@ class Lease:
                 taken = self._swap(row, mine)
             if taken:
                 break
+        self._beat_known = 0 if row is None else row["beat"] + 1
         self._holder = mine
         self._heard, self._beaten = _awake(), time.monotonic()
         threading.Thread(target=self._keep_alive, name="lease", daemon=True).start()
@@ -98,10 +109,44 @@ class Lease:
                 logger.debug("the lease is not given back: %s", type(error).__name__)
         self._holder = ""
 
+    def guard(self, sessions: "sessionmaker[Session]") -> None:
+        """From now on, what these sessions write is committed only while the lease is ours.
+
+        Otherwise LeaseLost is raised in place of the commit, and nothing is written. Sessions that read are left alone.
+        """
+
+        def flushed(session: Session, _: Any) -> None:
+            session.info["writes"] = True
+
+        def executed(statement: ORMExecuteState) -> None:
+            if not statement.is_select:
+                statement.session.info["writes"] = True
+
+        def committing(session: Session) -> None:
+            session.flush()
+            if session.info.pop("writes", False) and self._holder:
+                self._confirm(session)
+
+        sa.event.listen(sessions, "after_flush", flushed)
+        sa.event.listen(sessions, "do_orm_execute", executed)
+        sa.event.listen(sessions, "before_commit", committing)
+
+    def _confirm(self, session: Session) -> None:
+        """Raises: LeaseLost unless the lease is ours, and stays so until the transaction ends.
+
+        A takeover changes the row that is read here, so it waits: sqlite has one writer at a time, which is this
+        transaction by now; PostgreSQL locks the row. A counter that went back means an older state of the database.
+        """
+        ours = (_TABLE.c.study_id == self._study_id) & (_TABLE.c.holder == self._holder)
+        row = sa.select(_TABLE.c.beat).where(ours, _TABLE.c.beat >= self._beat_known).with_for_update(read=True)
+        if session.execute(row).first() is None:
+            self.lost.set()
+            raise LeaseLost(f"study {self._name!r} was taken over by another driver")
+
     def check(self) -> bool:
         """Whether the lease is ours, asked of the database only if it was not heard of lately.
 
-        A driver that was stopped, and woken after another has taken over, must not write what it had in hand.
+        Spares a driver that was stopped, and taken over, the beginning of something that it may not write.
         """
         if self._holder and _awake() - self._heard > FENCE_SECONDS and not self._beat():
             self.lost.set()
@@ -166,6 +211,7 @@ class Lease:
             now = time.monotonic()
             passed = max(0.0, now - self._beaten)
             kept = self._write(beat=_TABLE.c.beat + 1, heartbeat=time.time(), seconds=_TABLE.c.seconds + passed)
+            self._beat_known += kept
             self._heard, self._beaten = _awake(), now
         return kept
 

@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from study.lease import Lease, LeaseHeld, LeaseLost
 from study.provenance import git_commit, redact
 from study.records import Attempt, TrialRecord
+from study.sqlite_files import damage, has_log, means_damage, passes
 
 if TYPE_CHECKING:  # it brings torch, and commands that only look at a study are to answer at once
     from study.spec import StudySpec
@@ -39,8 +40,14 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
 """Seconds between attempts while the database does not answer; doubled each time."""
 FAILOVER = ("25006",)
 """What PostgreSQL says while another server takes over: it may only be read for now."""
-SQLITE_OUTAGES = ("locked", "disk is full", "disk I/O error", "unable to open")
-"""What sqlite says when trying later may work."""
+IDLE_SECONDS = 15
+"""PostgreSQL ends a transaction in which nothing happens for so long: a driver that is stopped in the middle of a write
+does not keep the next driver from taking over, by the locks that it holds."""
+MENDING = (
+    "Move it away with its -wal and -shm files, and bring the study back from a backup: "
+    "python -m study.control NAME restore FILE"
+)
+"""What to do about a damaged file."""
 
 
 class LedgerError(Exception):
@@ -72,12 +79,15 @@ def open_storage(url: str, *, create: bool) -> optuna.storages.BaseStorage:
                 "ARDMVC_STUDY_DB must name a file, like sqlite:////data/studies.db; memory keeps no study"
             )
         file = Path(parsed.database)
-        if not file.exists() and not create:
+        if not create and not file.exists():
             raise NoStudy(f"there is no study database at {file}")
+        if not create and file.is_file() and not file.stat().st_size and not has_log(file):
+            raise NoStudy(f"there is no study database at {file}: the file is empty")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LedgerError(f"cannot make the folder of the study database {file}: {error.strerror}") from error
+        _refuse_damage(file)
     try:
         storage = _make_storage(url, parsed)
     except ImportError as error:
@@ -89,8 +99,7 @@ def open_storage(url: str, *, create: bool) -> optuna.storages.BaseStorage:
         lines = str(error.__cause__ or error).splitlines() or [type(error).__name__]
         reason = redact(lines[0]).replace(parsed.password or "\0", "***")
         raise LedgerError(f"cannot reach the study database {redact(url)}: {reason}") from error
-    if parsed.get_backend_name() == "sqlite":
-        _quick_commits(storage.engine)
+    _set_up_connections(storage.engine)
     return optuna.storages.get_storage(storage)  # adds the cache of finished trials
 
 
@@ -112,6 +121,16 @@ def _make_storage(url: str, parsed: sqlalchemy.engine.URL) -> optuna.storages.RD
     raise AssertionError("unreachable")
 
 
+def engine_of(storage: optuna.storages.BaseStorage) -> sqlalchemy.engine.Engine:
+    """SQLAlchemy's engine of a database that was opened here."""
+    engine: sqlalchemy.engine.Engine = _without_cache(storage).engine
+    return engine
+
+
+def _without_cache(storage: optuna.storages.BaseStorage) -> Any:
+    return getattr(storage, "_backend", storage)
+
+
 def _connect_args(url: sqlalchemy.engine.URL) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
         return {"timeout": 30}
@@ -122,14 +141,36 @@ def _connect_args(url: sqlalchemy.engine.URL) -> dict[str, Any]:
     return {"connect_timeout": 5, **alive}
 
 
-def _quick_commits(engine: sqlalchemy.engine.Engine) -> None:
-    """Write-ahead log, no disk flush per commit: a killed process loses nothing, and a commit costs under 1 ms."""
+def _set_up_connections(engine: sqlalchemy.engine.Engine) -> None:
+    """sqlite: no disk flush per commit, since with a write-ahead log a killed process loses nothing, and a commit costs
+    under 1 ms. PostgreSQL: see IDLE_SECONDS."""
+    settings = {
+        "sqlite": "PRAGMA synchronous=NORMAL",
+        "postgresql": f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'",
+    }
+    setting = settings.get(engine.name)
+    if setting is None:
+        return
 
-    def pragmas(connection: Any, _: Any) -> None:
-        connection.execute("PRAGMA synchronous=NORMAL")
+    def set_up(connection: Any, _: Any) -> None:
+        with closing(connection.cursor()) as cursor:
+            cursor.execute(setting)
+        connection.commit()
 
-    sqlalchemy.event.listen(engine, "connect", pragmas)
+    sqlalchemy.event.listen(engine, "connect", set_up)
     engine.dispose()
+
+
+def _refuse_damage(file: Path) -> None:
+    """Raises: LedgerError if a database file is there and is not whole."""
+    try:
+        fault = damage(file) if file.exists() else None
+    except OSError as error:
+        raise LedgerError(f"cannot read the study database {file}: {error.strerror}") from error
+    except sqlite3.Error:
+        return  # it is away, which whoever opens it next finds too
+    if fault:
+        raise LedgerError(f"the study database {file} cannot be used: {fault}. {MENDING}")
 
 
 P = ParamSpec("P")
@@ -138,18 +179,36 @@ R = TypeVar("R")
 
 def is_outage(error: BaseException) -> bool:
     """Whether an error of the database means that it is away, and not that something is wrong with what was asked."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, sqlalchemy.exc.DBAPIError):
-        cause = cause.__cause__
+    cause = _database_error(error)
     if cause is None:
         return False
     if isinstance(cause.orig, sqlite3.Error):
-        return any(words in str(cause.orig) for words in SQLITE_OUTAGES)
+        return passes(cause.orig)
     if getattr(cause.orig, "sqlstate", None) in FAILOVER:
         return True
     return cause.connection_invalidated or isinstance(
         cause, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError
     )
+
+
+def database_fault(error: BaseException) -> str | None:
+    """What an error says of the database, without passwords: it is away, or damaged; None if it says neither."""
+    cause = _database_error(error)
+    if is_outage(error):
+        return f"the study database does not answer: {_reason(error)}"
+    if cause is not None and isinstance(cause.orig, sqlite3.Error) and means_damage(cause.orig):
+        return f"the study database is damaged: {_reason(error)}. {MENDING}"
+    return None
+
+
+def _database_error(error: BaseException | None) -> sqlalchemy.exc.DBAPIError | None:
+    while error is not None and not isinstance(error, sqlalchemy.exc.DBAPIError):
+        error = error.__cause__
+    return error
+
+
+def _reason(error: BaseException) -> str:
+    return redact(str(error.__cause__ or error).strip().splitlines()[0])
 
 
 def _patient(method: Callable[P, R]) -> Callable[P, R]:
@@ -175,12 +234,9 @@ def _patient(method: Callable[P, R]) -> Callable[P, R]:
                     raise
                 if not warned:
                     warned = True
-                    reason = redact(str(error.__cause__ or error).strip().splitlines()[0])
-                    logger.warning(
-                        "the study database does not answer: %s; it is waited for, up to %.0f min",
-                        reason,
-                        ledger.patience / 60,
-                    )
+                    fault, minutes = database_fault(error), ledger.patience / 60
+                    logger.warning("%s; it is waited for, up to %.0f min", fault, minutes)
+                ledger.engine.dispose()  # a connection that was opened to a read-only file stays read-only
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
                 continue
@@ -242,6 +298,7 @@ class Ledger:
         if stored is None:
             study.set_user_attr("uid", uuid.uuid4().hex)
             ledger.adopt(spec)
+            ledger._empty_log()
         elif not extends(old := as_of_today(stored), identity, len(ledger.frozen_trials())):
             differences = list_differences(old, identity)
             shown = "\n".join(f"  {line}" for line in differences)
@@ -418,6 +475,19 @@ class Ledger:
         except optuna.exceptions.UpdateFinishedTrialError:
             pass  # an earlier attempt came through, and its answer was lost
         self._open.pop(number, None)
+        self._empty_log()
+
+    def _empty_log(self) -> None:
+        """Moves sqlite's write-ahead log into the database, so that a copy of that file alone knows the study.
+
+        Waits for nobody: what another process still reads moves the next time.
+        """
+        if self.engine.name == "sqlite":
+            try:
+                with self.engine.connect() as connection:
+                    connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
+            except sqlalchemy.exc.DBAPIError as error:  # what is written is safe in the log
+                logger.debug("the log of the study database is not emptied: %s", _reason(error))
 
     @_patient
     def interrupt(self, number: int) -> None:
@@ -465,6 +535,7 @@ class Ledger:
             lease.acquire(takeover=takeover)
         except LeaseHeld as error:
             raise LedgerError(str(error)) from error
+        lease.guard(_without_cache(self._storage).scoped_session.session_factory)
         self.lease = lease
 
     def release(self) -> None:
@@ -488,8 +559,12 @@ class Ledger:
         return self._lease().seconds
 
     def _lease(self) -> Lease:
-        backend = getattr(self._storage, "_backend", self._storage)
-        return Lease(backend.engine, self._study._study_id, self.name)
+        return Lease(self.engine, self._study._study_id, self.name)
+
+    @property
+    def engine(self) -> sqlalchemy.engine.Engine:
+        """Of the database that the study is in."""
+        return engine_of(self._storage)
 
 
 class _Known:

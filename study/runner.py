@@ -21,7 +21,7 @@ import ray
 from study.conductor import Conductor, StopNow
 from study.label_free import by_pra
 from study.lease import LeaseLost
-from study.ledger import Ledger, LedgerError, is_outage, study_url
+from study.ledger import Ledger, LedgerError, database_fault, study_url
 from study.provenance import redact
 from study.records import TrialRecord
 from study.sampling import Suggestions, make_pruner
@@ -127,14 +127,17 @@ def run_study(
         else:
             _show_end(spec, ledger.records(), uri, json_output, code, note)
         return code
+    except LeaseLost as error:
+        _say(f"{error}; this one has stopped")
+        return 130
     except BaseException as error:
         # Without a working database nothing can be said there; trials left as running are taken up all the same.
         ledger.patience = 0.0
         with contextlib.suppress(Exception):
             if conductor and not conductor.error and not ledger.lost:
                 conductor.interrupt()
-        if is_outage(error):
-            raise StudyBroken(f"the study database does not answer: {redact(str(error.__cause__ or error))}") from error
+        if fault := database_fault(error):
+            raise StudyBroken(fault) from error
         raise
     finally:
         if display:
@@ -192,17 +195,15 @@ def _open(
         old = Ledger.open_existing(warm_start, url).frozen_trials() if warm_start else ()
         ledger = Ledger.open_or_create(spec, url, pruner)
         ledger.acquire(takeover=takeover)
-    except LedgerError as error:
+        if ledger.control == "stop":
+            ledger.set_control("")  # it was meant for the driver before
+    except (LedgerError, LeaseLost) as error:
         raise StudyRefused(str(error)) from error
     except Exception as error:
-        if is_outage(error):
-            raise StudyRefused(
-                f"the study database does not answer: {redact(str(error.__cause__ or error))}"
-            ) from error
+        if fault := database_fault(error):
+            raise StudyRefused(fault) from error
         raise
     ledger.patience = 60 * spec.limits.outage_minutes
-    if ledger.control == "stop":
-        ledger.set_control("")  # it was meant for the driver before
     return spec, ledger, old
 
 
@@ -304,7 +305,7 @@ def _fit(spec: StudySpec, conductor: Conductor, trainable: type | None, folder: 
         problem = conductor.error or error
         if isinstance(problem, LeaseLost):
             return
-        reason = redact(f"{type(problem).__name__}: {problem}")
+        reason = database_fault(problem) or redact(f"{type(problem).__name__}: {problem}")
         raise StudyBroken(f"the driver stopped: {reason}") from error
 
 

@@ -265,7 +265,7 @@ def test_wishes_for_a_study_that_nobody_runs(ledger: Ledger, run_control: RunCon
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("tiny", "halt"), "unknown action 'halt'; there are status, pause, resume, stop\n"),
+        (("tiny", "halt"), "unknown action 'halt'; there are status, pause, resume, stop, backup, restore\n"),
         (("other", "pause"), "there is no study 'other'; known: tiny\n"),
     ],
 )

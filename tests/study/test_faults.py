@@ -21,6 +21,7 @@ from object_store import ObjectStore
 from postgres import Postgres
 
 from study.addresses import make_sqlite
+from study.control import main as control
 from study.tracking import check_reachable, default_uri
 
 RANDOM = {"sampler": {"name": "random"}}
@@ -124,6 +125,55 @@ def test_a_worker_that_is_killed(tmp_path: Path, best: tuple[int, float]) -> Non
     assert "died" in attempt.reason
     assert not attempt.lost
     note("worker SIGKILLed", left, seconds)
+
+
+def stopped(driver: "subprocess.Popen[str]") -> bool:
+    return Path(f"/proc/{driver.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
+
+
+@pytest.mark.slow
+def test_a_driver_that_wakes_up_after_it_was_taken_over(tmp_path: Path, best: tuple[int, float]) -> None:
+    """It was stopped between looking at its lease and writing; what it had in hand is not written."""
+    study = FaultStudy(tmp_path)
+    first = study.start(DRIVER_FAULT="stopped:1:2", PLACE="another machine")
+    study.until(lambda: stopped(first), first)
+    second = study.start("--takeover")
+    seconds = Clock(study).until_new_round(second, new_worker=True)
+    os.kill(first.pid, signal.SIGCONT)
+    assert study.wait(first) == 130, study.output
+    assert study.output.count("was taken over by another driver; this one has stopped") == 1
+    assert study.wait(second) == 0, study.output
+    assert "Traceback" not in study.output
+    note("driver stopped before a write, and taken over", study.check(best), seconds)
+
+
+@pytest.mark.slow
+def test_a_damaged_database_and_a_backup_made_while_the_study_ran(
+    tmp_path: Path, best: tuple[int, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = FaultStudy(tmp_path)
+    monkeypatch.setenv("ARDMVC_STUDY_DB", study.url)
+    driver = study.start()
+    study.until_round(10, driver)
+    assert control(["tiny", "backup", str(tmp_path / "tiny.backup")]) == 0
+    study.until_round(15, driver)
+    kill_driver(driver)
+    file = tmp_path / "runs" / "studies.db"
+    os.truncate(file, file.stat().st_size // 2)
+    assert study.finish() == 2
+    said = study.output.splitlines()[-1]
+    assert said.startswith(f"the study database {file} cannot be used: ")
+    assert "Traceback" not in study.output
+
+    (tmp_path / "damaged").mkdir()
+    for part in list(file.parent.glob("studies.db*")):
+        part.rename(tmp_path / "damaged" / part.name)
+    assert control(["tiny", "restore", str(tmp_path / "tiny.backup")]) == 0
+    assert 9 <= sum(record.round for record in study.records()) < 15  # the tenth may not have been recorded yet
+    driver = study.start()
+    seconds = Clock(study).until_new_round(driver, new_worker=True)
+    assert study.wait(driver) == 0, study.output
+    note("database damaged, restored from a backup", study.check(best), seconds)
 
 
 @pytest.mark.slow

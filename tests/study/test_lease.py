@@ -2,17 +2,22 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import sqlalchemy as sa
+from optuna.distributions import FloatDistribution
+from postgres import Postgres
 
 from study import lease as lease_module
 from study.lease import Lease, LeaseHeld
@@ -168,6 +173,138 @@ def test_a_driver_that_was_taken_over_while_it_slept_writes_nothing(
     assert ledger.lost
     study = optuna.load_study(study_name="tiny", storage=study_url(tiny_spec().storage.path))
     assert len(study.trials) == 1
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'studies.db'}"
+    running: Postgres = request.getfixturevalue("postgres")
+    return running.url(f"lease_{uuid.uuid4().hex}")
+
+
+def make_study(spec: StudySpec, url: str) -> None:
+    """A study with a running trial that has done a round."""
+    ledger = Ledger.open_or_create(spec, url, None)
+    ledger.add(overrides={}, config={}, rounds=4, baseline=False, params={}, distributions={})
+    ledger.engine.dispose()
+
+
+@contextmanager
+def stopped_driver(url: str, write: str, moment: str) -> Iterator["subprocess.Popen[str]"]:
+    """A driver that has stopped in the middle of a write; it ends with the block at the latest."""
+    command = [sys.executable, str(ROOT / "tests" / "support" / "stopped_driver.py"), url, write, moment]
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        _, status = os.waitpid(driver.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status), driver.communicate()
+        yield driver
+    finally:
+        driver.kill()
+        driver.wait()
+
+
+def rows_of(ledger: Ledger) -> dict[str, list[Any]]:
+    """All that the database holds, but for the leases."""
+    tables = sa.MetaData()
+    tables.reflect(ledger.engine)
+    with ledger.engine.connect() as connection:
+        return {
+            table.name: [tuple(row) for row in connection.execute(sa.select(table).order_by(*table.primary_key))]
+            for table in tables.sorted_tables
+            if table.name != lease_module.TABLE_NAME
+        }
+
+
+@pytest.mark.parametrize(
+    ("database", "write"),
+    [
+        *(("sqlite", write) for write in ("add", "report", "progress", "finish", "set_control")),
+        *(("postgresql", write) for write in ("add", "progress", "fail", "interrupt")),
+    ],
+    indirect=["database"],
+)
+def test_a_driver_stopped_before_a_write_and_taken_over_does_not_write(
+    tiny_spec: SpecMaker, database: str, write: str
+) -> None:
+    """It had looked at its lease, and is stopped before its statement; nothing tells it afterwards but the database."""
+    make_study(tiny_spec(), database)
+    with stopped_driver(database, write, "statement") as driver:
+        ledger = Ledger.open_existing("tiny", database)
+        taker = Lease(ledger.engine, ledger._study._study_id, "tiny")
+        taker.acquire(takeover=True, stale_seconds=1)
+        before = rows_of(ledger)
+        os.kill(driver.pid, signal.SIGCONT)
+        said, _ = driver.communicate(timeout=60)
+        assert (driver.returncode, said) == (0, "study 'tiny' was taken over by another driver\n")
+        assert rows_of(ledger) == before
+        assert (taker.describe() or {})["pid"] == os.getpid()
+        taker.release()
+
+
+def test_a_driver_stopped_before_its_commit_is_taken_over_all_the_same(
+    tiny_spec: SpecMaker, postgres: Postgres
+) -> None:
+    """Its transaction holds the lease's row; PostgreSQL ends it, since nothing happens in it."""
+    url = postgres.url(f"lease_{uuid.uuid4().hex}")
+    make_study(tiny_spec(), url)
+    with stopped_driver(url, "progress", "commit") as driver:
+        ledger = Ledger.open_existing("tiny", url)
+        before = rows_of(ledger)
+        taker = Lease(ledger.engine, ledger._study._study_id, "tiny")
+        taker.acquire(takeover=True, stale_seconds=1)
+        os.kill(driver.pid, signal.SIGCONT)
+        said, _ = driver.communicate(timeout=60)
+        assert (driver.returncode, said) == (0, "study 'tiny' was taken over by another driver\n")
+        assert rows_of(ledger) == before
+        taker.release()
+
+
+def test_a_driver_on_a_database_that_was_put_back_does_not_write(tiny_spec: SpecMaker) -> None:
+    """The lease in it is this driver's, and older than what the driver has written there."""
+    ledger = open_ledger(tiny_spec())
+    ledger.acquire()
+    assert ledger.lease
+    facts: dict[str, Any] = {"overrides": {}, "config": {}, "rounds": 4, "baseline": False}
+    assert ledger.lease._beat()
+    assert ledger.add(**facts, params={}, distributions={}) == 0
+    with engine_of(ledger).begin() as connection:
+        connection.execute(sa.update(lease_module._TABLE).values(beat=lease_module._TABLE.c.beat - 1))
+    with pytest.raises(lease_module.LeaseLost):
+        ledger.add(**facts, params={}, distributions={})
+    assert len(open_ledger(tiny_spec()).records()) == 1
+
+
+def test_the_lease_is_read_once_in_a_transaction_that_writes_and_in_no_other(
+    tiny_spec: SpecMaker, database: str
+) -> None:
+    make_study(tiny_spec(), database)
+    ledger = Ledger.open_existing("tiny", database)
+    ledger.acquire()
+    assert ledger.lease
+    ledger.lease._stop.set()  # so that no heartbeat is counted
+    seen: list[str] = []
+
+    @sa.event.listens_for(ledger.engine, "before_cursor_execute")
+    def executing(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        seen.append(statement)
+
+    @sa.event.listens_for(ledger.engine, "commit")
+    def committing(_: Any) -> None:
+        seen.append("COMMIT")
+
+    ledger.frozen_trials()
+    assert (ledger.control, ledger.spec["name"]) == ("", "tiny")
+    assert "COMMIT" in seen
+    assert not [statement for statement in seen if lease_module.TABLE_NAME in statement]
+    seen.clear()
+    params, distributions = {"x": 0.5}, {"x": FloatDistribution(0, 1)}
+    ledger.add(overrides={}, config={}, rounds=4, baseline=False, params=params, distributions=distributions)
+    (place,) = [index for index, statement in enumerate(seen) if lease_module.TABLE_NAME in statement]
+    assert seen[place + 1] == "COMMIT"
+    assert len([statement for statement in seen[:place] if statement.startswith("INSERT")]) > 5
+    ledger.release()
 
 
 def test_time_of_all_drivers_adds_up(tiny_spec: SpecMaker, monkeypatch: pytest.MonkeyPatch) -> None:

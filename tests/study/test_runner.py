@@ -6,9 +6,12 @@ import subprocess
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from mlflow import MlflowClient
+from optuna.trial import TrialState
 from staged_trainables import ROUNDS, Accidents, BreaksDatabase, Staged, TakesLease
 from tiny_studies import ROOT, run_sweep, study_dict, sweep_command, write_study
 
@@ -130,6 +133,32 @@ def test_a_trial_killed_after_its_last_checkpoint_is_not_run_again(tiny_spec: Sp
     (record,) = records_of(spec)
     assert (record.state, record.values) == ("COMPLETE", (0.7,))
     assert record.history == ((ROUNDS, 1, {"robust/acc": 0.7}),)
+
+
+def test_a_driver_that_is_taken_over_at_its_start_says_so(
+    tiny_spec: SpecMaker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the moment in which it would note its new limits."""
+    spec = tiny_spec(limits={"trials": 1})
+    file = Path(spec.storage.path) / "studies.db"
+    ledger = Ledger.open_or_create(spec, study_url(file.parent), None)
+    ledger.add(overrides={}, config={}, rounds=ROUNDS, baseline=True, params={}, distributions={})
+    ledger.finish(0, TrialState.COMPLETE, [0.5])
+    taken: list[str] = []
+
+    def executing(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("UPDATE study_user_attributes") and not taken:
+            taken.append(statement)
+            with closing(sqlite3.connect(file)) as other, other:
+                other.execute("UPDATE ardmvc_leases SET holder = '{}', beat = beat + 1")
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", executing)
+    try:
+        assert run_study(tiny_spec(limits={"trials": 1, "failures": 7})) == 130
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", executing)
+    assert capsys.readouterr().err == "study 'tiny' was taken over by another driver; this one has stopped\n"
+    assert Ledger.open_existing("tiny", study_url(file.parent)).spec["limits"]["failures"] == 3
 
 
 @pytest.mark.slow  # test_faults has the same interruption, and counts what is left

@@ -1,8 +1,9 @@
 """A driver with faults on demand: python fault_driver.py STUDY.yaml [--address A] [--takeover]
 
 `DRIVER_FAULT` names the moment at which it kills itself: `told:N` between telling the database that trial N has ended
-and telling MLflow; `stored:N:R` between round R's checkpoint of trial N and its record. `CLOCK_OFFSET` is how many
-seconds its wall clock is wrong.
+and telling MLflow; `stored:N:R` between round R's checkpoint of trial N and its record. At `stopped:N:R` it stops
+(SIGSTOP) before the statement that would record round R. `CLOCK_OFFSET` is how many seconds its wall clock is wrong,
+`PLACE` a machine that it takes itself to be on.
 """
 
 import argparse
@@ -16,8 +17,10 @@ if offset := float(os.environ.get("CLOCK_OFFSET", "0")):
     right = time.time
     time.time = lambda: right() + offset  # before anything takes a reference to it
 
+import sqlalchemy as sa
 from counted_trainables import Counted
 
+from study import lease
 from study.cli import exit_code_of
 from study.ledger import Ledger
 from study.runner import StudyBroken, StudyRefused, run_study
@@ -38,9 +41,21 @@ def install(fault: str) -> None:
     def killed_progress(self: Ledger, number: int, told: Any) -> None:
         if kind == "stored" and (number, told["round"]) == wanted:
             os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "stopped" and (number, told["round"]) == wanted:
+            stop_before_write(self)
         progress(self, number, told)
 
     Ledger.finish, Ledger.progress = killed_finish, killed_progress  # type: ignore[method-assign]
+
+
+def stop_before_write(ledger: Ledger) -> None:
+    """Stops this process once, before the next statement that changes the study."""
+    stops = [signal.SIGSTOP]
+
+    @sa.event.listens_for(ledger.engine, "before_cursor_execute")
+    def executing(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if stops and statement.startswith(("INSERT", "UPDATE")) and lease.TABLE_NAME not in statement:
+            os.kill(os.getpid(), stops.pop())
 
 
 def main() -> int:
@@ -55,6 +70,8 @@ def main() -> int:
 def run(given: argparse.Namespace) -> int:
     if fault := os.environ.get("DRIVER_FAULT"):
         install(fault)
+    if place := os.environ.get("PLACE"):
+        lease._place = lambda: place
     try:
         return run_study(load_spec(given.file), address=given.address, takeover=given.takeover, trainable=Counted)
     except StudyRefused as error:
