@@ -2,8 +2,6 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STUDY ?= ar_dmvc_am.yaml
-# A database URL given from outside wins; the default is the local file that every study logs to.
-MLFLOW_URI ?= $(if $(MLFLOW_TRACKING_URI),$(MLFLOW_TRACKING_URI),sqlite:///$(CURDIR)/runs/mlflow.db)
 
 .PHONY: sweep test lint ui
 .venv/.stamp: pyproject.toml constraints.txt
@@ -23,5 +21,7 @@ lint: .venv/.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# MLFLOW_TRACKING_URI from outside wins; the default is the local file that every study logs to. Neither make nor a
+# command line sees the address, which may hold a password: the shell hands it on in the environment.
 ui: .venv/.stamp
-	$(BIN)/python -m mlflow ui --backend-store-uri $(MLFLOW_URI)
+	@MLFLOW_BACKEND_STORE_URI="$${MLFLOW_TRACKING_URI:-sqlite:///$$PWD/runs/mlflow.db}" exec $(BIN)/python -m mlflow ui

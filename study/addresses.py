@@ -11,9 +11,13 @@ import urllib.request
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from study.provenance import redact
+from study.secrets import Address, first_line
+
+if TYPE_CHECKING:  # it takes a while, and not every address is a database's
+    from sqlalchemy.engine import URL
 
 FILE_NAME, ARTIFACT_FOLDER = "mlflow.db", "mlartifacts"
 TIMEOUT = 3
@@ -26,56 +30,59 @@ def default_uri(storage_path: str = "runs") -> str:
     return f"sqlite:///{folder / FILE_NAME}"
 
 
-def tracking_uri(storage_path: str = "runs") -> str:
+def tracking_uri(storage_path: str = "runs") -> Address:
     """`MLFLOW_TRACKING_URI`, or the default."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or default_uri(storage_path)
+    return Address(os.environ.get("MLFLOW_TRACKING_URI") or default_uri(storage_path))
 
 
-def sqlite_file(uri: str) -> Path | None:
+def sqlite_file(uri: str | Address) -> Path | None:
     """The file of a sqlite URI, None for any other."""
-    if not uri.startswith("sqlite:"):
+    text = Address(uri).reveal()
+    if not text.startswith("sqlite:"):
         return None
-    name = uri.partition(":///")[2].partition("?")[0]
+    name = text.partition(":///")[2].partition("?")[0]
     return Path(name).resolve() if name and name != ":memory:" else None
 
 
-def artifact_location(uri: str, artifact_root: str | None) -> str | None:
+def artifact_location(uri: str | Address, artifact_root: str | None) -> str | None:
     """Where a new experiment's artifacts go; None lets the tracking server decide.
 
     Args: artifact_root: absolute folder or URI for stores that are a bare database; None: beside the sqlite file.
     """
-    if uri.startswith(("http:", "https:", "databricks")):
+    if Address(uri).reveal().startswith(("http:", "https:", "databricks")):
         return None
     file = sqlite_file(uri)
     return artifact_root or (str(file.parent / ARTIFACT_FOLDER) if file else None)
 
 
-def local_fault(uri: str) -> str | None:
+def local_fault(uri: str | Address) -> str | None:
     """What is wrong with an address, found in a few seconds and without MLflow; holds no password."""
-    scheme = urlsplit(uri).scheme.split("+")[0]
-    shown = redact(uri)
-    if scheme == "sqlite":
-        return _sqlite_fault(uri)
-    if scheme in ("http", "https"):
-        fault = _connection_fault(uri)
-        return f"cannot reach the MLflow server {shown}: {fault}" if fault else None
-    if scheme in ("postgresql", "mysql", "mssql"):
-        return _database_fault(uri)
-    if scheme.startswith("databricks") or uri == "databricks":
+    address = Address(uri)
+    kind, text = address.kind, address.reveal()
+    if kind == "sqlite":
+        return _sqlite_fault(address)
+    if kind in ("http", "https"):
+        fault = _connection_fault(address)
+        return f"cannot reach the MLflow server {address}: {fault}" if fault else None
+    if kind in ("postgresql", "mysql", "mssql"):
+        return _database_fault(address)
+    if text.startswith("databricks"):
         return None
-    if scheme in ("", "file"):
+    forms = f"use a database such as {default_uri()!r} or a server such as 'http://localhost:5000'"
+    if text.startswith("file:") or ":" not in text:
         return (
-            f"MLFLOW_TRACKING_URI {shown!r} is a folder, and MLflow has given up file stores; "
-            f"use a database such as {default_uri()!r} or a server such as 'http://localhost:5000' "
+            f"MLFLOW_TRACKING_URI {str(address)!r} is a folder, and MLflow has given up file stores; {forms} "
             "(`mlflow migrate-filestore` moves what an old folder holds)"
         )
-    return f"MLFLOW_TRACKING_URI {shown!r}: unknown kind {scheme!r}; known: sqlite, postgresql, http, https"
+    if not kind:
+        return f"MLFLOW_TRACKING_URI is no address: it has no `://`; {forms}"
+    return f"MLFLOW_TRACKING_URI {str(address)!r}: unknown kind {kind!r}; known: sqlite, postgresql, http, https"
 
 
-def _sqlite_fault(uri: str) -> str | None:
-    file = sqlite_file(uri)
+def _sqlite_fault(address: Address) -> str | None:
+    file = sqlite_file(address)
     if file is None:
-        return f"MLFLOW_TRACKING_URI {redact(uri)!r} names no file; use the form {default_uri()!r}"
+        return f"MLFLOW_TRACKING_URI {str(address)!r} names no file; use the form {default_uri()!r}"
     folder = next(parent for parent in file.parents if parent.exists())
     if not folder.is_dir():
         return f"cannot make the MLflow database {file}: {folder} is not a folder"
@@ -95,36 +102,55 @@ def _sqlite_fault(uri: str) -> str | None:
     return None if os.access(file, os.W_OK) else f"cannot write to the MLflow database {file}: no permission"
 
 
-def _connection_fault(uri: str) -> str | None:
-    parts = urlsplit(uri)
+def _connection_fault(address: Address) -> str | None:
     try:
+        parts = urlsplit(address.reveal())
         host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-    except ValueError as error:
-        return str(error)
+    except ValueError:  # whose text may hold a piece of the password
+        return "its host or its port cannot be read; `@ / ? # [ ]` in a password are written in percent, as in %40"
     if parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
         return None  # only the proxy can be reached from here
     try:
         socket.create_connection((host, port), timeout=TIMEOUT).close()
     except OSError as error:
-        return error.strerror or str(error) or type(error).__name__
+        return error.strerror or first_line(error)
+    except ValueError:  # of a name that cannot be one
+        return "its host has no name that can be looked up"
     return None
 
 
-def _database_fault(uri: str) -> str | None:
+def database_url(address: Address) -> "URL":
+    """A database's address as SQLAlchemy reads it.
+
+    Raises: ValueError if it is none, or can be read in two ways; the message goes on from the address's name, and
+        repeats nothing of it.
+    """
     import sqlalchemy
 
     try:
-        url = sqlalchemy.engine.make_url(uri)
+        url = sqlalchemy.engine.make_url(address.reveal())
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        raise ValueError("is no database URL") from None  # what was said may hold a piece of the password
+    before_fields = address.reveal().partition("?")[0]
+    if url.get_backend_name() != "sqlite" and (before_fields.count("@") > 1 or "@" in (url.host or "")):
+        raise ValueError("has an `@` too many: in a user, a password and a name it is written %40")
+    return url
+
+
+def _database_fault(address: Address) -> str | None:
+    import sqlalchemy
+
+    try:
+        url = database_url(address)
         wait = {"connect_timeout": TIMEOUT} if url.get_backend_name() in ("postgresql", "mysql") else {}
         engine = sqlalchemy.create_engine(url, connect_args=wait, poolclass=sqlalchemy.pool.NullPool)
         engine.connect().close()
     except ImportError as error:
-        return f"the MLflow database {redact(uri)} needs a driver that is not installed: {error}"
+        return f"the MLflow database {address} needs a driver that is not installed: {error}"
+    except ValueError as error:
+        return f"MLFLOW_TRACKING_URI {error}; one looks like {default_uri()!r}"
     except Exception as error:  # every driver has its own exceptions; all mean: not reachable
-        reason = str(getattr(error, "orig", None) or error).strip().splitlines()
-        return (
-            f"cannot reach the MLflow database {redact(uri)}: {redact(reason[0] if reason else type(error).__name__)}"
-        )
+        return f"cannot reach the MLflow database {address}: {first_line(getattr(error, 'orig', None) or error)}"
     return None
 
 

@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from study.provenance import redact
+from study.secrets import guard_output, redact, remember_arguments
 from study.source import SpecError
 
 
@@ -27,8 +27,13 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def exit_code_of(run: Callable[[argparse.Namespace], int], given: argparse.Namespace) -> int:
-    """Runs a command. Returns: its exit code; 2 for a SpecError, whose message is printed, 130 for Ctrl-C."""
+    """Runs a command, and hides what is secret in all that it prints of errors.
+
+    Returns: its exit code; 2 for a SpecError, whose message is printed, 130 for Ctrl-C.
+    """
     level = logging.DEBUG if given.debug else logging.WARNING
+    guard_output()
+    remember_arguments(vars(given).values())
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
     try:
         return run(given)
@@ -42,6 +47,6 @@ def exit_code_of(run: Callable[[argparse.Namespace], int], given: argparse.Names
 def refuse(error: Exception, *, debug: bool) -> int:
     """Prints why nothing was started, without passwords, under --debug with the traceback. Returns: 2."""
     if debug:
-        traceback.print_exc()
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
     print(redact(str(error)), file=sys.stderr)
     return 2

@@ -18,9 +18,9 @@ from optuna.trial import TrialState
 from study.leaderboard import since_improvement
 from study.lease import LeaseLost
 from study.ledger import Ledger, is_outage
-from study.provenance import redact
 from study.records import Attempt, Observer, TrialRecord
 from study.sampling import Suggestions, as_point, next_overrides
+from study.secrets import redact
 from study.spec import StudySpec
 from trainables.checkpoints import KEPT, below
 
@@ -273,7 +273,7 @@ class Conductor:
         for note in json.loads(result.get("notes", "[]")):
             logger.warning("trial %d: %s", number, redact(note))
         if result.get("failure"):
-            self._failures[number] = str(result["failure"])
+            self._failures[number] = redact(str(result["failure"]))
             return
         stored = result.get("checkpoint", "")
         if stored and self._stored.get(number) == stored:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from study.cli import add_run_flags, exit_code_of
+from study.cli import add_run_flags, exit_code_of, refuse
 from study.source import SpecError
 
 if TYPE_CHECKING:
@@ -122,7 +122,8 @@ def _run(given: argparse.Namespace) -> int:
     except StudyRefused as error:
         raise SpecError([str(error)]) from error
     except StudyBroken as error:
-        print(f"{error}\nthe same command goes on once that is mended", file=sys.stderr)
+        refuse(error, debug=given.debug)
+        print("the same command goes on once that is mended", file=sys.stderr)
         return 1
     return code or int(state["failed"] > 0)
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from study.cli import exit_code_of, refuse
-from study.provenance import command, git_commit, redact, versions
+from study.provenance import command, git_commit, versions
+from study.secrets import redact
 from study.source import SpecError
 
 if TYPE_CHECKING:
@@ -464,7 +465,7 @@ def _mlflow(storage: str) -> Iterator[Any]:
         try:
             yield client
         except Exception as error:  # whatever it is, the model is not found
-            raise SpecError([f"MLflow at {redact(uri)}: {reason_of(error)}"]) from error
+            raise SpecError([f"MLflow at {uri}: {reason_of(error)}"]) from error
 
 
 # The work

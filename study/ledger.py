@@ -19,9 +19,11 @@ import sqlalchemy
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from study.addresses import database_url
 from study.lease import Lease, LeaseHeld, LeaseLost
-from study.provenance import git_commit, redact
+from study.provenance import git_commit
 from study.records import Attempt, TrialRecord
+from study.secrets import Address, first_line
 from study.sqlite_files import damage, has_log, means_damage, passes
 
 if TYPE_CHECKING:  # it brings torch, and commands that only look at a study are to answer at once
@@ -58,21 +60,22 @@ class NoStudy(LedgerError):
     """There is no study of that name, or no database yet."""
 
 
-def study_url(storage: str | Path) -> str:
+def study_url(storage: str | Path) -> Address:
     """`ARDMVC_STUDY_DB`, or a sqlite file in the storage folder; in `runs` if the storage is no local folder."""
     folder = Path("runs" if "://" in str(storage) else storage).resolve()
-    return os.environ.get("ARDMVC_STUDY_DB") or f"sqlite:///{folder / 'studies.db'}"
+    return Address(os.environ.get("ARDMVC_STUDY_DB") or f"sqlite:///{folder / 'studies.db'}")
 
 
-def open_storage(url: str, *, create: bool) -> optuna.storages.BaseStorage:
+def open_storage(url: str | Address, *, create: bool) -> optuna.storages.BaseStorage:
     """The database behind `url`, its tables made if they are missing.
 
     Raises: LedgerError when it cannot be reached, or when it is a missing file and `create` is off.
     """
+    address = Address(url)
     try:
-        parsed = sqlalchemy.engine.make_url(url)
-    except sqlalchemy.exc.ArgumentError as error:
-        raise LedgerError("ARDMVC_STUDY_DB is no database URL; one looks like sqlite:////data/studies.db") from error
+        parsed = database_url(address)
+    except ValueError as error:
+        raise LedgerError(f"ARDMVC_STUDY_DB {error}; one looks like sqlite:////data/studies.db") from error
     if parsed.get_backend_name() == "sqlite":
         if parsed.database in (None, "", ":memory:"):
             raise LedgerError(
@@ -89,21 +92,17 @@ def open_storage(url: str, *, create: bool) -> optuna.storages.BaseStorage:
             raise LedgerError(f"cannot make the folder of the study database {file}: {error.strerror}") from error
         _refuse_damage(file)
     try:
-        storage = _make_storage(url, parsed)
+        storage = _make_storage(address, parsed)
     except ImportError as error:
         missing = getattr(error.__cause__, "name", None) or parsed.drivername
-        raise LedgerError(
-            f"the study database {redact(url)} needs a driver that is not installed: {missing}"
-        ) from error
+        raise LedgerError(f"the study database {address} needs a driver that is not installed: {missing}") from error
     except Exception as error:  # every driver has its own exceptions; all mean: not reachable
-        lines = str(error.__cause__ or error).splitlines() or [type(error).__name__]
-        reason = redact(lines[0]).replace(parsed.password or "\0", "***")
-        raise LedgerError(f"cannot reach the study database {redact(url)}: {reason}") from error
+        raise LedgerError(f"cannot reach the study database {address}: {first_line(error)}") from error
     _set_up_connections(storage.engine)
     return optuna.storages.get_storage(storage)  # adds the cache of finished trials
 
 
-def _make_storage(url: str, parsed: sqlalchemy.engine.URL) -> optuna.storages.RDBStorage:
+def _make_storage(address: Address, parsed: sqlalchemy.engine.URL) -> optuna.storages.RDBStorage:
     """Opens the database; of several processes that make its tables at once, all but one have to try again."""
     for left in range(SCHEMA_ATTEMPTS - 1, -1, -1):
         try:
@@ -112,7 +111,7 @@ def _make_storage(url: str, parsed: sqlalchemy.engine.URL) -> optuna.storages.RD
                     database.execute("PRAGMA journal_mode=WAL")  # kept in the file; makes the tables sooner
             # A connection that a restarted server has dropped is replaced before it is used.
             options = {"connect_args": _connect_args(parsed), "pool_pre_ping": True}
-            return optuna.storages.RDBStorage(url, engine_kwargs=options)
+            return optuna.storages.RDBStorage(address.reveal(), engine_kwargs=options)
         except Exception as error:
             text = f"{error} {error.__cause__}".lower()
             if not left or not any(words in text for words in SCHEMA_RACES):
@@ -195,9 +194,9 @@ def database_fault(error: BaseException) -> str | None:
     """What an error says of the database, without passwords: it is away, or damaged; None if it says neither."""
     cause = _database_error(error)
     if is_outage(error):
-        return f"the study database does not answer: {_reason(error)}"
+        return f"the study database does not answer: {first_line(error)}"
     if cause is not None and isinstance(cause.orig, sqlite3.Error) and means_damage(cause.orig):
-        return f"the study database is damaged: {_reason(error)}. {MENDING}"
+        return f"the study database is damaged: {first_line(error)}. {MENDING}"
     return None
 
 
@@ -205,10 +204,6 @@ def _database_error(error: BaseException | None) -> sqlalchemy.exc.DBAPIError | 
     while error is not None and not isinstance(error, sqlalchemy.exc.DBAPIError):
         error = error.__cause__
     return error
-
-
-def _reason(error: BaseException) -> str:
-    return redact(str(error.__cause__ or error).strip().splitlines()[0])
 
 
 def _patient(method: Callable[P, R]) -> Callable[P, R]:
@@ -268,7 +263,7 @@ class Ledger:
         self.name = study.study_name
 
     @classmethod
-    def open_existing(cls, name: str, url: str | None = None, storage_path: str = "runs") -> "Ledger":
+    def open_existing(cls, name: str, url: str | Address | None = None, storage_path: str = "runs") -> "Ledger":
         """The study of that name.
 
         Raises: LedgerError if there is none (known ones are named), or the database cannot be reached.
@@ -280,7 +275,7 @@ class Ledger:
         return cls(optuna.load_study(study_name=name, storage=storage), storage)
 
     @classmethod
-    def open_or_create(cls, spec: "StudySpec", url: str, pruner: optuna.pruners.BasePruner) -> "Ledger":
+    def open_or_create(cls, spec: "StudySpec", url: str | Address, pruner: optuna.pruners.BasePruner) -> "Ledger":
         """The study that `spec` names, made if it is missing.
 
         Raises: LedgerError if it exists with another identity; the message lists the differences and the two ways on.
@@ -487,7 +482,7 @@ class Ledger:
                 with self.engine.connect() as connection:
                     connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
             except sqlalchemy.exc.DBAPIError as error:  # what is written is safe in the log
-                logger.debug("the log of the study database is not emptied: %s", _reason(error))
+                logger.debug("the log of the study database is not emptied: %s", first_line(error))
 
     @_patient
     def interrupt(self, number: int) -> None:

@@ -2,43 +2,11 @@
 
 import importlib.metadata
 import platform
-import re
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-_USER_INFO = re.compile(r"(?P<scheme>\b[a-zA-Z][\w+.-]*://)(?P<user>[^\s:@/'\"]*)(?P<rest>:?)[^\s'\"]*@")
-_SECRET_FIELD = re.compile(
-    r"(?i)([?&](?:[\w-]*(?:password|passwd|secret|token|signature|access_?key)[\w-]*)=)[^&\s'\"]+"
-)
-
-
-def redact(text: str) -> str:
-    """The text with the passwords and tokens of every URL in it replaced by `***`.
-
-    A name without a password stays, except before a web address, where it may be a token.
-    """
-
-    def hide(found: re.Match[str]) -> str:
-        web = found["scheme"].lower().startswith("http")
-        if found["rest"]:
-            return f"{found['scheme']}{found['user']}:***@"
-        return f"{found['scheme']}***@" if web else f"{found['scheme']}{found['user']}@"
-
-    return _SECRET_FIELD.sub(r"\1***", _USER_INFO.sub(hide, text))
-
-
-def cleaned(item: Any) -> Any:
-    """A nested value as plain JSON types, every text of it redacted."""
-    if isinstance(item, Mapping):
-        return {str(key): cleaned(entry) for key, entry in item.items()}
-    if isinstance(item, list | tuple):
-        return [cleaned(entry) for entry in item]
-    if item is None or isinstance(item, bool | int | float):
-        return item
-    return redact(str(item))
+from study.secrets import redact
 
 
 def command() -> str:

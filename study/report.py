@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from study.cli import exit_code_of, refuse
 from study.leaderboard import (
     Objective,
     Row,
@@ -30,6 +31,7 @@ from study.leaderboard import (
     value,
 )
 from study.records import TrialRecord
+from study.secrets import first_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -326,7 +328,7 @@ def _parser() -> argparse.ArgumentParser:
         help="attacks every trial's model on the score part, reads the labels, and says how well criteria that need "
         "none chose; for benchmark data, when nothing is left to choose",
     )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("--debug", action="store_true", help="tracebacks and debug messages")
     return parser
 
 
@@ -354,8 +356,11 @@ def _render(given: argparse.Namespace, name: str, records: Sequence[TrialRecord]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns: 0, or 2 for an unknown study, an unreachable database or a place that cannot be written to."""
-    given = _parser().parse_args(arguments)
-    from study.ledger import Ledger, LedgerError
+    return exit_code_of(_run, _parser().parse_args(arguments))
+
+
+def _run(given: argparse.Namespace) -> int:
+    from study.ledger import Ledger, LedgerError, is_outage
 
     try:
         if given.format == "parquet" and given.output is None:
@@ -377,10 +382,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             sys.stdout.write(content.decode())
     except (LedgerError, OSError, ValueError) as error:
-        if given.debug:
+        return refuse(error, debug=given.debug)
+    except Exception as error:
+        if not is_outage(error):
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refuse(LedgerError(f"the study database does not answer: {first_line(error)}"), debug=given.debug)
     return 0
 
 

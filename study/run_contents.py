@@ -13,8 +13,8 @@ import yaml
 
 from study.leaderboard import Objective, Standing, scores
 from study.outbox import Parcel, Point
-from study.provenance import cleaned, redact
 from study.records import TrialRecord
+from study.secrets import cleaned, redact
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,12 +5,14 @@ import gc
 import json
 import logging
 import os
+import re
+import shlex
 import signal
 import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -22,11 +24,11 @@ from study.conductor import Conductor, StopNow
 from study.label_free import by_pra
 from study.lease import LeaseLost
 from study.ledger import Ledger, LedgerError, database_fault, study_url
-from study.provenance import redact
 from study.records import TrialRecord
 from study.sampling import Suggestions, make_pruner
 from study.saved_models import with_checkpoint
 from study.search import OptunaPruning, OptunaSearcher, Relay
+from study.secrets import Address, redact
 from study.spec import StudySpec
 from trainables.checkpoints import below, read_file, storage_fault, write_file
 from trainables.config import TrialConfig, protocols_of
@@ -49,6 +51,11 @@ QUIET = {
     # Interruptions are ours: open rounds come to their end first.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
+OF_DRIVER = re.compile(
+    r"ARDMVC_STUDY_DB|_?MLFLOW_\w*(?:URI|STORE|USERNAME|PASSWORD|TOKEN|SECRET|KEY|AUTH)|PG[A-Z]+|MYSQL_\w+|DATABRICKS_\w+"
+    r"|\w*PASSWORD"
+)
+"""Variables that say where the databases are and who may use them: nothing that Ray starts gets them."""
 OF_WORKERS = ("RAY_CHDIR_TO_TRIAL_DIR", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO")
 """What of QUIET the workers of a running cluster must be told; those of a local one inherit it."""
 SPOT_GRACE = 15.0
@@ -218,13 +225,14 @@ def connect(address: str | None, spec: StudySpec) -> None:
     for name in ("ray.tune", "ray.train", "ray"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        # "local" so that a cluster which this machine happens to advertise is never joined by accident.
-        ray.init(
-            address=address or "local",
-            log_to_driver=False,
-            logging_level=logging.CRITICAL,
-            **({"runtime_env": _our_code()} if address else {"include_dashboard": False}),
-        )
+        with _databases_stay_here():
+            # "local" so that a cluster which this machine happens to advertise is never joined by accident.
+            ray.init(
+                address=address or "local",
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                **({"runtime_env": _our_code()} if address else {"include_dashboard": False}),
+            )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise StudyRefused(f"cannot join the Ray cluster at {address!r}: {error}") from error
     have = ray.cluster_resources()
@@ -236,6 +244,33 @@ def connect(address: str | None, spec: StudySpec) -> None:
             raise StudyRefused(
                 f"resources.{resource.lower()}: a trial asks for {wanted:g}, the cluster has {have.get(resource, 0):g}"
             )
+
+
+@contextmanager
+def _databases_stay_here() -> Iterator[None]:
+    """Ray's servers, from which local workers inherit, start without addresses and passwords of databases.
+
+    The environment of this process stays as it is: threads that connect to a database or to MLflow meanwhile need it.
+    """
+    from ray._private import services
+
+    start = services.ConsolePopen
+
+    def start_without(command: Any, *, env: Mapping[str, str], **options: Any) -> Any:
+        return start(
+            command, env={name: value for name, value in env.items() if not _of_driver(name, value)}, **options
+        )
+
+    services.ConsolePopen = start_without
+    try:
+        yield
+    finally:
+        services.ConsolePopen = start
+
+
+def _of_driver(name: str, value: str) -> bool:
+    databases = ("postgres", "mysql", "mariadb", "mssql", "oracle")
+    return bool(OF_DRIVER.fullmatch(name)) or ("://" in value and Address(value).kind.startswith(databases))
 
 
 def _keep_keys_here() -> None:
@@ -416,12 +451,13 @@ def _say(note: str) -> None:
         print(note, file=sys.stderr)
 
 
-def _show_end(spec: StudySpec, records: list[TrialRecord], uri: str, json_output: bool, code: int, note: str) -> None:
+def _show_end(
+    spec: StudySpec, records: list[TrialRecord], uri: Address, json_output: bool, code: int, note: str
+) -> None:
     if code == 130:
         print(note, file=sys.stderr)
         return
     from study.report import leaderboard, summary
-    from study.tracking import redact
 
     if json_output:
         print(json.dumps({"study": spec.name, "note": note, "trials": [asdict(record) for record in records]}))
@@ -430,4 +466,5 @@ def _show_end(spec: StudySpec, records: list[TrialRecord], uri: str, json_output
         print(note)
     print(leaderboard(records, spec.objectives))
     print(summary(records, spec.objectives))
-    print(f"Compare the trials: make ui   (or: mlflow ui --backend-store-uri {redact(uri)})")
+    ui = "make ui" + f"   (or: mlflow ui --backend-store-uri {shlex.quote(str(uri))})" * (uri.kind == "sqlite")
+    print(f"Compare the trials: {uri if uri.kind.startswith('http') else ui}")

@@ -4,13 +4,14 @@ from pathlib import Path
 
 from study.leaderboard import best, goals
 from study.ledger import Ledger, LedgerError
+from study.secrets import Address, has_login
 from study.spec import StudySpec
 from trainables.checkpoints import read_file
 
 PREFIX = "study:"
 
 
-def find_checkpoint(reference: str, url: str) -> str:
+def find_checkpoint(reference: str, url: str | Address) -> str:
     """Folder of the saved model that `reference` names.
 
     Args: reference: a folder or URI, `study:NAME` or `study:NAME/NUMBER`. url: database of the studies.
@@ -27,6 +28,8 @@ def find_checkpoint(reference: str, url: str) -> str:
         if record is None or not record.checkpoint:
             raise LedgerError(f"{reference}: no complete trial with a saved model yet")
         folder = record.checkpoint
+    if has_login(folder):
+        raise LedgerError("trial.checkpoint: keys and options of a storage come from the environment")
     try:
         found = read_file(folder, "config.json")
     except (OSError, ValueError) as error:
@@ -38,7 +41,7 @@ def find_checkpoint(reference: str, url: str) -> str:
     return folder if "://" in folder else str(Path(folder).resolve())
 
 
-def with_checkpoint(spec: StudySpec, url: str) -> StudySpec:
+def with_checkpoint(spec: StudySpec, url: str | Address) -> StudySpec:
     """An attacker study with `trial.checkpoint` as a folder; any other as it is. Raises: as `find_checkpoint`."""
     if spec.trainable != "attacker":
         return spec

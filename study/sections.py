@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from study.provenance import redact
+from study.secrets import Address, has_login
 
 
 class Section(BaseModel):
@@ -152,8 +152,8 @@ class Storage(Section):
     def _is_a_folder(cls, value: str) -> str:
         kind, mark, rest = value.partition("://")
         if mark and kind not in ("s3", "gs"):
-            raise ValueError(f"must be a folder, or begin with s3:// or gs://, got {redact(value)!r}")
-        if mark and ("@" in rest.partition("/")[0] or "?" in rest):
+            raise ValueError(f"must be a folder, or begin with s3:// or gs://, got {str(Address(value))!r}")
+        if has_login(value):
             raise ValueError("keys and options of a storage come from the environment and not from its address")
         if mark and not rest.strip("/"):
             raise ValueError(f"must name a bucket or folder, got {value!r}")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from study.cli import add_run_flags, exit_code_of
+from study.cli import add_run_flags, exit_code_of, refuse
 from study.faults import suggestion
 from study.paper_table.plan import (
     PUBLISHED_SEED,
@@ -116,7 +116,8 @@ def _run(given: argparse.Namespace) -> int:
     except StudyRefused as error:
         raise SpecError([str(error)]) from error
     except StudyBroken as error:
-        print(f"{error}\nthe same command goes on once that is mended", file=sys.stderr)
+        refuse(error, debug=given.debug)
+        print("the same command goes on once that is mended", file=sys.stderr)
         return 1
     return code or int(show.failed)
 

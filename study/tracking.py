@@ -25,7 +25,7 @@ from study.addresses import (
 )
 from study.leaderboard import Objective, Standing, goals
 from study.outbox import Courier, Parcel
-from study.provenance import cleaned, command, environment, git_commit, redact, versions
+from study.provenance import command, environment, git_commit, versions
 from study.records import TrialRecord
 from study.run_contents import (
     Run,
@@ -46,6 +46,7 @@ from study.run_contents import (
     trial_tags,
     whole_lines,
 )
+from study.secrets import Address, cleaned, redact
 
 logger = logging.getLogger(__name__)
 
@@ -66,32 +67,33 @@ SETTINGS = {
 }
 
 
-def check_reachable(uri: str) -> str | None:
+def check_reachable(uri: str | Address) -> str | None:
     """What is wrong with an address, in a sentence without its password; None if runs can be written there.
 
     Answers within a few seconds; a server is asked as the tracker will ask it, with its credentials.
     """
     if fault := local_fault(uri):
         return fault
-    if not uri.startswith(("http:", "https:")):
+    address = Address(uri)
+    if not address.kind.startswith("http"):
         return None
     try:
         with _environment({**SETTINGS, "MLFLOW_HTTP_REQUEST_TIMEOUT": str(2 * TIMEOUT)}):
-            _client(uri).search_experiments(max_results=1)
+            _client(address).search_experiments(max_results=1)
     except Exception as error:  # whatever it is, nothing can be written there
         what = "refuses this study" if refuses_login(error) else "does not answer as one"
-        return f"the MLflow server {redact(uri)} {what}: {reason_of(error)}"
+        return f"the MLflow server {address} {what}: {reason_of(error)}"
     return None
 
 
-def _client(uri: str) -> Any:
+def _client(address: Address) -> Any:
     """MLflow's client, its loggers and alembic's quiet."""
     import mlflow
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    return mlflow.MlflowClient(tracking_uri=uri)
+    return mlflow.MlflowClient(tracking_uri=address.reveal())
 
 
 @contextmanager
@@ -113,7 +115,7 @@ class _Runs:
 
     def __init__(
         self,
-        uri: str,
+        uri: Address,
         artifacts: str | None,
         experiment: str,
         tags: Mapping[str, str],
@@ -122,7 +124,7 @@ class _Runs:
         figures: Callable[[], dict[str, float]],
         is_finished: Callable[[], bool],
     ) -> None:
-        self.name = f"MLflow at {redact(uri)}"
+        self.name = f"MLflow at {uri}"
         self._uri, self._artifacts, self._experiment_name = uri, artifacts, experiment
         self._tags, self._spec, self._is_finished = dict(tags), spec, is_finished
         self._records, self._figures = records, figures
@@ -339,7 +341,7 @@ class MLflowTracker:
         self,
         spec: Mapping[str, Any],
         *,
-        uri: str,
+        uri: str | Address,
         study_name: str,
         artifact_root: str | None = None,
         experiment: str | None = None,
@@ -354,7 +356,7 @@ class MLflowTracker:
         MLflow is imported in a thread: pandas and pyarrow should not be half imported in another at this moment.
         """
         os.environ.update({name: os.environ.get(name, value) for name, value in SETTINGS.items()})
-        self._uri = uri
+        self._uri = Address(uri)
         self._spec = cleaned(spec)
         self._lock = threading.Lock()
         self._records: dict[int, TrialRecord] = {}
@@ -363,7 +365,7 @@ class MLflowTracker:
         self._finished: bool | None = None
         own = {**(tags or {}), "study": study_name, **({"study_id": identity} if identity else {})}
         runs = _Runs(
-            uri,
+            self._uri,
             artifact_location(uri, artifact_root),
             experiment or study_name,
             own,
@@ -427,9 +429,7 @@ class MLflowTracker:
         if not self._courier.close(timeout):
             numbers = ", ".join(map(str, self._courier.waiting()))
             what = f"trials {numbers}" if numbers else "the summary"
-            logger.warning(
-                "MLflow at %s has not got everything (%s); the same command sends it again", redact(self._uri), what
-            )
+            logger.warning("MLflow at %s has not got everything (%s); the same command sends it again", self._uri, what)
 
     def _remember(self, record: TrialRecord) -> None:
         with self._lock:
@@ -458,4 +458,4 @@ def _now() -> int:
     return time.time_ns() // 1_000_000
 
 
-__all__ = ["MLflowTracker", "check_reachable", "default_uri", "redact", "tracking_uri"]
+__all__ = ["MLflowTracker", "check_reachable", "default_uri", "tracking_uri"]

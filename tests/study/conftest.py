@@ -1,6 +1,10 @@
 """Fixtures of the study tests."""
 
+import logging
 import os
+import sys
+import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +15,25 @@ from object_store import ObjectStore
 from postgres import Postgres
 from tiny_studies import study_dict
 
+from study import secrets
 from study.spec import StudySpec
 
 # Ray's workers must find the trainables that tests stage.
 os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, [str(Path(tiny_studies.__file__).parent), os.environ.get("PYTHONPATH", "")])
 )
+
+
+@pytest.fixture(autouse=True)
+def _own_secrets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test makes known as secret, and the hooks that hide it, are its own."""
+    monkeypatch.setattr(secrets, "_known", {})
+    hooks = ((sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook"), (warnings, "formatwarning"))
+    for place, name in hooks:
+        monkeypatch.setattr(place, name, getattr(place, name))
+    factory = logging.getLogRecordFactory()
+    yield
+    logging.setLogRecordFactory(factory)
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def refused(
         assert output.out == ""
         assert "Traceback" not in output.err
         assert output.err.count("\n") == 1, output.err
-        for secret in (postgres.password, "wr0ng-password", SECRET):
+        for secret in (postgres.core, "wr0ng-password", SECRET):
             assert secret not in output.err
         return output.err
 
@@ -40,7 +40,7 @@ def refused(
 
 @pytest.mark.parametrize("variable", ["ARDMVC_STUDY_DB", "MLFLOW_TRACKING_URI"])
 def test_a_wrong_password(refused: Refused, postgres: Postgres, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
-    monkeypatch.setenv(variable, postgres.url("wrong").replace(postgres.password, "wr0ng-password"))
+    monkeypatch.setenv(variable, postgres.url("wrong").replace(postgres.core, "wr0ng-password"))
     message = refused()
     assert f"{postgres.user}:***@127.0.0.1:{postgres.port}/wrong" in message
     assert "password authentication failed" in message

@@ -100,7 +100,7 @@ def test_files_and_servers_give_the_same_study_and_keep_its_secrets(
         (dump / f"{name}.json").write_text(json.dumps(rows_of(postgres.url(name)), default=str))
     assert "servers" in (dump / "study.json").read_text()
     assert list(session.rglob("*.log")), "Ray wrote its logs there"
-    for secret in (postgres.password, SECRET):
+    for secret in (postgres.core, SECRET):
         assert files_holding(secret, there, session, downloaded, dump) == []
         assert secret not in done.stdout + done.stderr
     assert KEY not in done.stdout + done.stderr

@@ -283,7 +283,7 @@ def test_a_missing_database_is_not_made(run_control: RunControl, tmp_path: Path)
 def test_the_database_may_be_named_by_the_environment(
     ledger: Ledger, run_control: RunControl, tiny_spec: SpecMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ARDMVC_STUDY_DB", study_url(tiny_spec().storage.path))
+    monkeypatch.setenv("ARDMVC_STUDY_DB", study_url(tiny_spec().storage.path).reveal())
     assert run_control("tiny", "pause", storage="/nowhere")[0] == 0
     assert ledger.control == "pause"
     monkeypatch.setenv("ARDMVC_STUDY_DB", "postgresql+psycopg://me:s3cret@127.0.0.1:1/studies")

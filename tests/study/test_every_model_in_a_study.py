@@ -62,7 +62,7 @@ def shown(runs: Path) -> list[Run]:
 
 
 def test_database_holds_a_complete_trial_of_every_model(runs: Path, records: dict[str, TrialRecord]) -> None:
-    trials = optuna.load_study(study_name="tiny", storage=study_url(runs)).trials
+    trials = optuna.load_study(study_name="tiny", storage=study_url(runs).reveal()).trials
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * len(MODELS)
     assert list(records) == list(MODELS)
     assert [trial.value for trial in trials] == [record.metrics["robust/acc"] for record in records.values()]

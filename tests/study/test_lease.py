@@ -104,7 +104,7 @@ def test_lease_of_a_dead_process_on_this_machine_is_taken_at_once(tiny_spec: Spe
     code = (
         "import os, signal\n"
         "from study.ledger import Ledger\n"
-        f"Ledger.open_existing('tiny', {study_url(spec.storage.path)!r}).acquire()\n"
+        f"Ledger.open_existing('tiny', {study_url(spec.storage.path).reveal()!r}).acquire()\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == -9
@@ -171,7 +171,7 @@ def test_a_driver_that_was_taken_over_while_it_slept_writes_nothing(
     with pytest.raises(lease_module.LeaseLost, match="was taken over by another driver"):
         ledger.add(**facts, params={}, distributions={})
     assert ledger.lost
-    study = optuna.load_study(study_name="tiny", storage=study_url(tiny_spec().storage.path))
+    study = optuna.load_study(study_name="tiny", storage=study_url(tiny_spec().storage.path).reveal())
     assert len(study.trials) == 1
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ import pytest
 from study import outbox
 from study.addresses import local_fault, make_sqlite
 from study.records import TrialRecord
-from study.tracking import MLflowTracker, check_reachable, default_uri, redact, tracking_uri
+from study.secrets import redact
+from study.tracking import MLflowTracker, check_reachable, default_uri, tracking_uri
 
 ROOT = Path(__file__).parents[2]
 SPEC = {
@@ -387,21 +389,24 @@ def test_figures_and_data_digests_of_a_checkpoint(
     assert [trials[n].info.status for n in (1, 2)] == ["FINISHED"] * 2
 
 
+@pytest.mark.parametrize("secret", ["pa55-word", "pa55'word", 'pa55"word', "pa55 word", "pa55@word", "pa55%20w%6frd"])
 def test_no_password_reaches_the_store(
-    uri: str, tmp_path: Path, open_tracker: Callable[..., MLflowTracker], monkeypatch: pytest.MonkeyPatch
+    uri: str, tmp_path: Path, open_tracker: Callable[..., MLflowTracker], monkeypatch: pytest.MonkeyPatch, secret: str
 ) -> None:
-    secret = "pa55-word"
     url = f"postgresql://user:{secret}@db.example/x"
+    monkeypatch.setenv("ARDMVC_STUDY_DB", url)
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "study.sweep", "--set", f"storage.url={url}"])
     tracker = open_tracker(spec={**SPEC, "storage": {"url": url}}, tags={"from": url})
     config = {"dataset": {"root": url}}
     tracker.trial_started(replace(running(0), config=config, overrides={"dataset.root": url}))
-    tracker.trial_ended(replace(running(0, 1), config=config, state="FAIL", failure=f"cannot open {url}"))
+    said = f"cannot open {url}: {url!r}, {secret!r}, {unquote(secret)}"
+    tracker.trial_ended(replace(running(0, 1), config=config, state="FAIL", failure=said, warnings=(said,)))
     tracker.close()
     trial = Seen(uri).trials()[0]
     assert trial.data.params["dataset.root"] == "postgresql://user:***@db.example/x"
+    assert trial.data.tags["failure"].startswith("cannot open postgresql://user:***@db.example/x: ")
     for file in tmp_path.rglob("*"):
-        assert not file.is_file() or secret.encode() not in file.read_bytes(), file
+        assert not file.is_file() or b"pa55" not in file.read_bytes(), file
 
 
 def test_an_outage_at_the_start_is_made_up_for(
@@ -517,16 +522,16 @@ def test_a_server_that_stops_and_comes_back(
         ("file:///tmp/mlruns", "MLflow has given up file stores"),
         ("ftp://host/x", "unknown kind 'ftp'; known: sqlite, postgresql, http, https"),
         ("sqlite://", "names no file"),
-        ("http://user:secret@127.0.0.1:1", "cannot reach the MLflow server http://user:***@127.0.0.1:1"),
-        ("http://127.0.0.1:99999", "Port out of range"),
-        ("postgresql+psycopg2://user:secret@127.0.0.1:1/x", "postgresql+psycopg2://user:***@127.0.0.1:1/x"),
+        ("http://user:s3cret@127.0.0.1:1", "cannot reach the MLflow server http://user:***@127.0.0.1:1"),
+        ("http://127.0.0.1:99999", "its host or its port cannot be read"),
+        ("postgresql+psycopg2://user:s3cret@127.0.0.1:1/x", "postgresql+psycopg2://user:***@127.0.0.1:1/x"),
     ],
 )
 def test_addresses_that_cannot_work(uri: str, want: str) -> None:
     fault = check_reachable(uri)
     assert fault is not None
     assert want in fault
-    assert "secret" not in fault
+    assert "s3cret" not in fault
 
 
 def test_sqlite_files_that_cannot_work(tmp_path: Path) -> None:
@@ -556,11 +561,11 @@ def test_a_web_server_that_is_not_mlflow() -> None:
 def test_default_and_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
-    assert tracking_uri() == f"sqlite:///{tmp_path}/runs/mlflow.db"
-    assert tracking_uri("/data/runs") == "sqlite:////data/runs/mlflow.db"
-    assert tracking_uri("s3://bucket/runs") == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert tracking_uri().reveal() == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert tracking_uri("/data/runs").reveal() == "sqlite:////data/runs/mlflow.db"
+    assert tracking_uri("s3://bucket/runs").reveal() == f"sqlite:///{tmp_path}/runs/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
-    assert tracking_uri("/data/runs") == "http://mlflow:5000"
+    assert tracking_uri("/data/runs").reveal() == "http://mlflow:5000"
 
 
 @pytest.mark.parametrize(

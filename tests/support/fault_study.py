@@ -136,7 +136,7 @@ class FaultStudy:
 
     @property
     def url(self) -> str:
-        return self._environment.get("ARDMVC_STUDY_DB") or study_url(self.folder / "runs")
+        return self._environment.get("ARDMVC_STUDY_DB") or study_url(self.folder / "runs").reveal()
 
     def records(self) -> list[TrialRecord]:
         """The trials in the database; none before there is one."""

@@ -14,6 +14,7 @@ import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 from psycopg import sql
@@ -35,7 +36,9 @@ class Postgres:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.user, self.password = "tester", f"pw-{secrets.token_hex(12)}"
+        self.core = secrets.token_hex(12)
+        """The part of the password that no quoting changes."""
+        self.user, self.password = "tester", f"it's \"p@{self.core}/%:#"
         self.host, self.port = "127.0.0.1", _free_port()
         self.log = folder / "postgres.log"
         self._data = Path(tempfile.mkdtemp(prefix="postgres-")) / "data"
@@ -61,7 +64,7 @@ class Postgres:
                     make = sql.SQL("CREATE DATABASE {} OWNER {}")
                     connection.execute(make.format(sql.Identifier(database), sql.Identifier(self.user)))
             self._databases.add(database)
-        return f"postgresql+psycopg://{self.user}:{self.password}@{self.host}:{self.port}/{database}"
+        return f"postgresql+psycopg://{self.user}:{quote(self.password, safe='')}@{self.host}:{self.port}/{database}"
 
     def stop(self) -> None:
         """A fast shutdown: every connection is cut. Does nothing if the server is down."""
