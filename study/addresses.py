@@ -164,12 +164,13 @@ def make_sqlite(file: Path) -> None:
     if file.exists():
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    with (file.parent / f".{file.name}.lock").open("w") as lock:
+    with (file.parent / f".{file.name}.lock").open("a") as lock:  # a link there may name somebody's file
         fcntl.flock(lock, fcntl.LOCK_EX)
         if file.exists():
             return
         for left in file.parent.glob(f".{file.name}.new-*"):
-            left.unlink()
+            if left.name.rpartition("-")[2].isdecimal() and (left.is_symlink() or left.is_file()):
+                left.unlink()
         draft = file.with_name(f".{file.name}.new-{os.getpid()}")
         template = _template()
         if template.exists():

@@ -216,8 +216,8 @@ def _prepare(given: argparse.Namespace) -> Request:
     target = find_target(given.model, given.storage)
     try:
         config = saved_config(target.checkpoint)
-    except ValueError as error:
-        raise SpecError([str(error)]) from error
+    except (OSError, ValueError) as error:
+        raise SpecError([" ".join(str(error).split())]) from error
     if config.protocol == "official":
         raise SpecError(
             [
@@ -315,25 +315,23 @@ def _check_parts(target: Target, parts: "dict[str, Part]", stored: Mapping[str, 
 
 def _load(target: Target, repeat: int, device: Any) -> "nn.Module":
     """The model, in inference mode. Raises: SpecError if its weights are damaged, not finite, or lack centroids."""
-    import pickle
-    import zipfile
-
     import torch
 
     from ardmvc_core.kmeans import KMeansHead
+    from trainables.checkpoints import damage_of, is_damage
     from trainables.trial import load_model
 
-    damage = (RuntimeError, EOFError, KeyError, IndexError, TypeError, pickle.UnpicklingError, zipfile.BadZipFile)
     centroids = "cannot be attacked: its k-means head has no stored centroids"
     try:
         model, _ = load_model(target.checkpoint, device, repeat)
     except (OSError, ValueError) as error:
         raise SpecError([" ".join(str(error).split())]) from error
-    except damage as error:
-        text = " ".join(str(error).split())
-        if "centroids" in text or "temperature" in text:
+    except Exception as error:
+        if not is_damage(error):
+            raise
+        if "centroids" in str(error) or "temperature" in str(error):
             raise SpecError([f"{target.reference} {centroids}"]) from error
-        raise SpecError([f"{target.checkpoint} holds no model of its own config: {text}"]) from error
+        raise SpecError([f"{target.checkpoint} holds no model of its own config: {damage_of(error)}"]) from error
     for module in model.modules():
         # Until centroids are fitted the temperature is exactly 1; fitted, it is a median of squared distances.
         if isinstance(module, KMeansHead) and float(module.temperature) == 1.0:

@@ -136,13 +136,13 @@ def _attacker_faults(spec: StudySpec) -> list[str]:
 def target_trial(spec: StudySpec) -> TrialConfig:
     """The config of the trial whose saved model an attacker study attacks.
 
-    Raises: ValueError if there is no such model.
+    Raises: ValueError if there is no such model, or its storage does not answer.
     """
     from study.ledger import LedgerError, study_url
     from study.saved_models import find_checkpoint
 
     try:
         folder = find_checkpoint(str(spec.trial["checkpoint"]), study_url(spec.storage.path))
-    except LedgerError as error:
-        raise ValueError(str(error).removeprefix("trial.checkpoint: ")) from None
-    return saved_config(folder)
+        return saved_config(folder)
+    except (LedgerError, OSError) as error:
+        raise ValueError(" ".join(str(error).removeprefix("trial.checkpoint: ").split())) from None

@@ -302,17 +302,6 @@ def _finite(item: Any) -> Any:
     return [_finite(entry) for entry in item] if isinstance(item, list | tuple) else item
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all: a reader never finds half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_bytes(content)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m study.report", description=__doc__)
     parser.add_argument("name", help="name of the study")
@@ -361,6 +350,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: argparse.Namespace) -> int:
     from study.ledger import Ledger, LedgerError, is_outage
+    from trainables.checkpoints import write_file
 
     try:
         if given.format == "parquet" and given.output is None:
@@ -376,9 +366,9 @@ def _run(given: argparse.Namespace) -> int:
             content = _render(given, ledger.name, records, spec)
         if given.figures is not None:
             for key, figure in all_figures(records, goals(spec), spec.get("space", {})).items():
-                _write(given.figures / f"{key}.png", _png(figure))
+                write_file(str(given.figures), f"{key}.png", _png(figure))
         if given.output is not None:
-            _write(given.output, content)
+            write_file(str(given.output.parent), given.output.name, content)
         else:
             sys.stdout.write(content.decode())
     except (LedgerError, OSError, ValueError) as error:

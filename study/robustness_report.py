@@ -6,7 +6,6 @@ Everything is read from an `Assessment`; nothing is computed here that changes a
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from ardmvc_core.robustness import ATTACK_SCORES, CURVE_TIER, Assessment
 from ardmvc_core.sanity import STEP_GRID, CheckResult
 from study.certificates import Certificates, section
 from study.figures import BLUE, GREEN, GREY, INK, ORANGE, RED, add_legend, new_figure, style
+from trainables.checkpoints import write_file
 
 FIGURES = ("eps_curve", "step_curve", "union_growth", "attack_scores", "pictures")
 """Every figure that a report may have, in its order."""
@@ -456,24 +456,22 @@ def as_json(found: Assessment, facts: Facts) -> str:
 def write(found: Assessment, facts: Facts, folder: Path) -> None:
     """Writes `report.md`, `report.json`, `evaluation.npz` and `figures/*.png`, each whole or not at all.
 
-    Figures that an earlier report left there and this one does not have are deleted.
+    Figures that an earlier report left there and this one does not have are deleted, unless `figures` is a link.
 
     Raises: OSError if the folder cannot be written to.
     """
     figures = all_figures(found)
     drawn = folder / "figures"
-    drawn.mkdir(parents=True, exist_ok=True)
     for name in FIGURES:
-        file = drawn / f"{name}.png"
         if name in figures:
-            _put(file, _png(figures[name]))
-        else:
-            file.unlink(missing_ok=True)
+            write_file(str(drawn), f"{name}.png", _png(figures[name]))
+        elif not drawn.is_symlink():
+            (drawn / f"{name}.png").unlink(missing_ok=True)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **found.suite.evaluation.arrays())
-    _put(folder / "evaluation.npz", buffer.getvalue())
-    _put(folder / "report.json", as_json(found, facts).encode())
-    _put(folder / "report.md", markdown(found, facts, tuple(figures)).encode())
+    write_file(str(folder), "evaluation.npz", buffer.getvalue())
+    write_file(str(folder), "report.json", as_json(found, facts).encode())
+    write_file(str(folder), "report.md", markdown(found, facts, tuple(figures)).encode())
 
 
 def _finite(item: Any) -> Any:
@@ -482,15 +480,6 @@ def _finite(item: Any) -> Any:
     if isinstance(item, Mapping):
         return {key: _finite(entry) for key, entry in item.items()}
     return [_finite(entry) for entry in item] if isinstance(item, list | tuple) else item
-
-
-def _put(file: Path, content: bytes) -> None:
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        draft.write_bytes(content)
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _png(figure: Figure) -> bytes:

@@ -55,6 +55,8 @@ class OptunaSearcher(Searcher):
 
 LOST = re.compile(r"node (was|has been) (terminated|dead|died|drained|preempted)|node.*(failed|died)|raylet", re.I)
 """What Ray says of an actor whose machine is gone; the words are the only difference to one that crashed."""
+AWAY = f"{StorageAway.__module__}.{StorageAway.__qualname__}: "
+"""How a line of a traceback begins that says so: of an exception in an actor's constructor Ray keeps the text alone."""
 
 
 def _reason(trial: RayTrial) -> tuple[str, bool]:
@@ -70,8 +72,8 @@ def _reason(trial: RayTrial) -> tuple[str, bool]:
     cut_off = isinstance(cause, ActorUnavailableError)  # the machine went, or the way to it, before Ray knew which
     # Of an actor that died while it was made, Ray tells the whole traceback; its last line is the reason.
     text = lines[-1] if gone and lines else " ".join(lines)
-    blameless = cut_off or isinstance(cause, StorageAway)
-    return f"{type(cause).__name__}: {text}", blameless or (gone and bool(LOST.search(" ".join(lines))))
+    away = isinstance(cause, StorageAway) or (gone and any(line.startswith(AWAY) for line in lines))
+    return f"{type(cause).__name__}: {text}", cut_off or away or (gone and bool(LOST.search(" ".join(lines))))
 
 
 class OptunaPruning(FIFOScheduler):

@@ -15,25 +15,36 @@ from scipy.optimize import linear_sum_assignment
 from study.figures import BLUE, GREEN, GREY, INK, ORANGE, RED, add_legend, new_figure, style
 from study.leaderboard import value
 from study.records import TrialRecord
-from trainables.checkpoints import read_file
+from trainables.checkpoints import is_damage, read_file
 
 Arrays = Mapping[str, NDArray[Any]]
 
 
 def load_arrays(checkpoint: str | None) -> dict[str, NDArray[Any]]:
-    """`evaluation.npz` of a checkpoint folder (local path or URI); empty where there is none."""
+    """`evaluation.npz` of a checkpoint folder (local path or URI); empty where there is none, or a damaged one."""
     raw = read_checkpoint(checkpoint, "evaluation.npz")
     if raw is None:
         return {}
-    with np.load(io.BytesIO(raw), allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
+    try:
+        with np.load(io.BytesIO(raw), allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except Exception as error:
+        if not is_damage(error):
+            raise
+        return {}
 
 
 def load_part_digests(checkpoint: str | None) -> dict[str, str]:
-    """Data part → digest of its index list, as the checkpoint stored it; empty where there is none."""
+    """Data part → digest of its index list, as the checkpoint stored it; empty where there is none, or a damaged
+    one."""
     raw = read_checkpoint(checkpoint, "config.json")
-    parts = json.loads(raw).get("parts", {}) if raw else {}
-    return {str(name): str(digest) for name, digest in parts.items()}
+    try:
+        parts = json.loads(raw).get("parts", {}) if raw else {}
+        return {str(name): str(digest) for name, digest in parts.items()}
+    except Exception as error:
+        if not is_damage(error):
+            raise
+        return {}
 
 
 def read_checkpoint(checkpoint: str | None, name: str) -> bytes | None:

@@ -13,6 +13,7 @@ from ardmvc_core.attacks.gan import GANTrainer
 from ardmvc_core.evaluation import PreparedAttack, evaluate_attacks
 from ardmvc_core.seeding import generator
 from trainables.building import pick_device
+from trainables.checkpoints import unchanged_on_failure
 from trainables.config import AttackTrialConfig
 from trainables.data_parts import cached_parts
 from trainables.trial import ARRAYS_FILE, CONFIG_FILE, STATE_FILE, Report, load_model
@@ -77,7 +78,14 @@ class AttackTrial:
         np.savez_compressed(folder / ARRAYS_FILE, allow_pickle=False, **self._arrays)
 
     def load(self, folder: Path) -> None:
-        """Goes on from what `save` wrote, bit for bit on the same machine."""
+        """Goes on from what `save` wrote, bit for bit on the same machine.
+
+        Raises: what readers raise of a damaged checkpoint; then nothing has changed.
+        """
         state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
-        self.round, self.seconds = state["round"], state["seconds"]
-        self.trainer.load_state_dict(state["trainer"])
+        round_, seconds = int(state["round"]), float(state["seconds"])
+        with unchanged_on_failure([self.trainer]):
+            self.trainer.load_state_dict(state["trainer"])
+            if self.trainer.epoch != min(round_ * self.config.evaluate_every, self.config.attack.epochs):
+                raise ValueError(f"the checkpoint {folder} has epoch {self.trainer.epoch} in round {round_}")
+        self.round, self.seconds = round_, seconds

@@ -15,17 +15,21 @@ import errno
 import hashlib
 import logging
 import os
+import pickle
 import re
 import shutil
+import struct
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Sequence
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Protocol
 
-from pyarrow import fs
+from pyarrow import ArrowException, fs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 logger = logging.getLogger(__name__)
@@ -43,14 +47,80 @@ FILE_NAME = r"^[a-z][a-z0-9_]{0,40}(\.(pt|json|npz))?$"
 """Plain names that a checkpoint's files may have."""
 MOST_FILES, MOST_BYTES, MOST_MANIFEST_BYTES = 16, 16 << 30, 1 << 16
 """Limits of one checkpoint: files, bytes of them together, bytes of its manifest."""
+TEMPORARY_NAME = re.compile(r"\.(probe-[0-9a-f]{32}|.+\.[0-9a-f]{32}\.part)")
+"""Names of this product's temporary files in a storage."""
+STALE_SECONDS = 7 * 24 * 3600
+"""Age of a temporary file that no process can still be writing, whatever the clocks of two machines say."""
+
+OBJECT_ERRORS = frozenset(
+    getattr(errno, name) for name in ("ENOENT", "ENOTDIR", "EISDIR", "ELOOP", "ENAMETOOLONG", "EACCES", "EPERM")
+)
+"""What a file system says of one object that cannot be read, while it works."""
+PARSE_ERRORS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,  # torch's way to refuse a pickle with wrong types in it
+    EOFError,
+    RecursionError,
+    NotImplementedError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    ArrowException,
+)
+"""What readers raise of content that is not what they write."""
 
 
 class StorageAway(OSError):
-    """The storage did not work for longer than it is waited for: no fault of the trial."""
+    """The storage does not work, for as long as it is waited for where it is: no fault of the trial."""
 
 
 class NoCheckpoint(Exception):
     """The folder holds no whole checkpoint; the message says what is wrong with it."""
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether an error of reading says that the object is wrong: then the one before may do.
+
+    False where the storage does not answer, which is waited for, and where this process or its device cannot go on.
+    Everything that is read from a storage tells the three apart here.
+    """
+    if isinstance(error, OSError):
+        return error.errno in OBJECT_ERRORS
+    # torch says so of no file of its own and of shapes that do not fit; of a device that failed or is full it raises
+    # children of that class.
+    return type(error) is RuntimeError or isinstance(error, (NoCheckpoint, *PARSE_ERRORS))
+
+
+def damage_of(error: BaseException) -> str:
+    """What is wrong with an object, in a line."""
+    if isinstance(error, pickle.UnpicklingError):  # torch's text advises to read it without its safeguard
+        return "it holds something else than tensors and plain values"
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text}" if isinstance(error, LookupError) or not text else text
+
+
+class Stateful(Protocol):
+    """What has a state that can be put back."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@contextlib.contextmanager
+def unchanged_on_failure(parts: Sequence[Stateful]) -> Iterator[None]:
+    """Puts the states back if the block fails: what is half loaded is nothing to go on from."""
+    before = [part.state_dict() for part in parts]
+    try:
+        yield
+    except BaseException:
+        for part, state in zip(parts, before, strict=True):
+            part.load_state_dict(state)
+        raise
 
 
 class FileFacts(BaseModel):
@@ -136,12 +206,15 @@ class Checkpoints:
     ) -> tuple[str | None, list[str]]:
         """Hands the newest whole checkpoint to `load`, and deletes what `look` has seen and no candidate names.
 
+        A checkpoint counts as whole only if it loads: an error of `load` or `adopt` that `is_damage` makes the next
+        one's turn. So both must change nothing when they raise.
+
         Args: candidates: places of recorded checkpoints, newest first; one that is not there is looked for by its name
             in this folder, to where a storage may have moved. adopt: is shown a whole checkpoint of the round after the
             newest recorded one, which an attempt had stored and nobody lived to record, and its place; it says whether
             it goes on from there.
         Returns: the recorded place that was loaded, None if none is whole; and a sentence for each that was not.
-        Raises: StorageAway if the storage did not work for `patience` seconds; what `load` and `adopt` raise.
+        Raises: StorageAway if the storage did not work for `patience` seconds; other errors of `load` and `adopt`.
         """
         faults: list[str] = []
         found = None
@@ -150,32 +223,37 @@ class Checkpoints:
             place = self._place_of(recorded)
             with tempfile.TemporaryDirectory(prefix="checkpoint-") as local:
                 try:
-                    self._patiently(partial(download, place, Path(local), self._files), f"cannot read {place}")
-                except NoCheckpoint as error:
-                    faults.append(str(error))
+                    self._download(place, Path(local))
+                    load(Path(local))
+                except Exception as error:
+                    if not is_damage(error):
+                        raise
+                    whole = isinstance(error, NoCheckpoint)
+                    faults.append(str(error) if whole else f"the checkpoint {place} is damaged: {damage_of(error)}")
                     continue
-                load(Path(local))
                 found = place
                 names = [self._name_here(self._place_of(one)) for one in reversed(candidates[index:])]
                 self._known = [name for name in names if name is not None]
                 break
         if adopt is not None and not faults:
-            self._adopt(_round_of(candidates[0]) + 1 if candidates else 1, adopt)
+            self._adopt(round_of(candidates[0]) + 1 if candidates else 1, adopt)
         if found is not None:
             self._clear()
         return found, faults
 
     def _adopt(self, round_: int, adopt: Callable[[Path, str], bool]) -> None:
-        for name in sorted(name for name in self._left if _round_of(name) == round_):
+        for name in sorted(name for name in self._left if round_of(name) == round_):
             place = below(self.folder, name)
             with tempfile.TemporaryDirectory(prefix="checkpoint-") as local:
                 try:
-                    self._patiently(partial(download, place, Path(local), self._files), f"cannot read {place}")
-                except NoCheckpoint:
-                    continue  # it was not finished
-                if adopt(Path(local), place):
-                    self._known.append(name)
-                    return
+                    self._download(place, Path(local))
+                    if adopt(Path(local), place):
+                        self._known.append(name)
+                        return
+                except Exception as error:
+                    if not is_damage(error):
+                        raise
+                    logger.debug("not taken up: %s", error)  # most likely it was not finished
 
     def _place_of(self, recorded: str) -> str:
         name = _name_of(recorded)
@@ -192,12 +270,28 @@ class Checkpoints:
         for name in self._left - set(self._known):
             _delete(self.folder, name)
 
-    def _patiently(self, action: Callable[[], None], what: str) -> None:
+    def while_away(self, action: Callable[[], None], what: str) -> None:
+        """Calls `action`, again while it raises StorageAway. Args: what: cannot be done then, in words.
+
+        Raises: StorageAway if it did so for `patience` seconds; other errors of `action` at once.
+        """
+        self._patiently(action, what, lambda error: isinstance(error, StorageAway))
+
+    def _download(self, place: str, target: Path) -> None:
+        read = partial(download, place, target, self._files)
+        self._patiently(read, f"cannot read {place}", lambda error: not is_damage(error))
+
+    def _patiently(
+        self, action: Callable[[], None], what: str, passes: Callable[[OSError], bool] = lambda error: True
+    ) -> None:
+        """Args: passes: whether an error may be over when the action is tried again."""
         begin, pause, reason = time.monotonic(), FIRST_PAUSE, ""
         while True:
             try:
                 action()
             except OSError as error:
+                if not passes(error):
+                    raise
                 left = begin + self._patience - time.monotonic()
                 reason = f"{what}: {error}"
                 if left <= 0:
@@ -214,7 +308,7 @@ def _name_of(place: str) -> str:
     return place.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _round_of(place: str) -> int:
+def round_of(place: str) -> int:
     """The round in a checkpoint's name; −1 for another name."""
     found = CHECKPOINT_NAME.fullmatch(_name_of(place))
     return int(found[1]) if found else -1
@@ -283,8 +377,8 @@ def download(place: str, target: Path, files: frozenset[str] | None = None) -> N
     Args: files: names that its files may have; None: any plain name.
     Raises: NoCheckpoint if it is gone, torn or changed; OSError if the storage does not answer.
     """
-    system, path = locate(place)
     try:
+        system, path = locate(place)
         raw = _read(system, f"{path}/{MANIFEST}", MOST_MANIFEST_BYTES)
         if raw is None:
             raise NoCheckpoint(f"the checkpoint {place} is gone or was never finished")
@@ -294,8 +388,10 @@ def download(place: str, target: Path, files: frozenset[str] | None = None) -> N
                 raise ValueError(f"{name} is not what was written")
         for name, facts in wanted.items():
             _fetch(system, f"{path}/{name}", facts, target / name)
-    except ValueError as error:
-        raise NoCheckpoint(f"the checkpoint {place} is damaged: {error}") from None
+    except (OSError, *PARSE_ERRORS) as error:
+        if not is_damage(error):
+            raise
+        raise NoCheckpoint(f"the checkpoint {place} is damaged: {damage_of(error)}") from error
 
 
 def _files_of(manifest: bytes, files: frozenset[str] | None) -> dict[str, FileFacts]:
@@ -331,10 +427,16 @@ def _size_fault(sizes: Sequence[int]) -> str:
 def read_file(place: str, name: str) -> bytes | None:
     """One file of a checkpoint, None where it is missing.
 
-    Raises: OSError if the storage does not answer; ValueError if it is no file, or larger than a checkpoint may be.
+    Raises: StorageAway if the storage does not answer; OSError or ValueError if it is no file, may not be read, or is
+        larger than a checkpoint may be.
     """
-    system, path = locate(place)
-    return _read(system, f"{path}/{name}", MOST_BYTES)
+    try:
+        system, path = locate(place)
+        return _read(system, f"{path}/{name}", MOST_BYTES)
+    except OSError as error:
+        if is_damage(error):
+            raise
+        raise StorageAway(f"cannot read {below(place, name)}: {error}") from error
 
 
 def write_file(place: str, name: str, content: bytes) -> None:
@@ -342,10 +444,17 @@ def write_file(place: str, name: str, content: bytes) -> None:
     system, path = locate(place)
     if system.type_name == "local":
         system.create_dir(path, recursive=True)
-        whole, half = f"{path}/{name}", f"{path}/{name}.{os.getpid()}.part"
-        with system.open_output_stream(half) as out:
-            out.write(content)
-        system.move(half, whole)
+        _clear_stale(path)
+        # Nobody can have laid a link of that name there, through which a file elsewhere would be written.
+        half = f"{path}/.{name}.{uuid.uuid4().hex}.part"
+        try:
+            with system.open_output_stream(half) as out:
+                out.write(content)
+            system.move(half, f"{path}/{name}")
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(half)
+            raise
         return
     # An object store shows an object only once it is complete.
     with system.open_output_stream(f"{path}/{name}") as out:
@@ -382,7 +491,7 @@ def _fetch(system: fs.FileSystem, path: str, facts: FileFacts, target: Path) -> 
     """Copies one file of a checkpoint. Raises: OSError; ValueError if it is missing or not what was written."""
     digest, left = hashlib.sha256(), facts.bytes
     try:
-        with system.open_input_stream(path) as stream, target.open("xb") as out:
+        with system.open_input_stream(path) as stream, target.open("wb") as out:
             while block := stream.read(min(BLOCK, left + 1)):
                 left -= len(block)
                 if left < 0:  # it grew meanwhile
@@ -425,6 +534,15 @@ def _delete_local(path: str) -> None:
     shutil.rmtree(path)  # pyarrow's delete_dir empties the target of a link
 
 
+def _clear_stale(path: str) -> None:
+    """Deletes temporary files in a local folder that a killed process of this product has left days ago."""
+    with contextlib.suppress(OSError), os.scandir(path) as entries:
+        for entry in entries:
+            ours = TEMPORARY_NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+            if ours and time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_SECONDS:
+                os.unlink(entry.path)
+
+
 def storage_fault(place: str) -> str | None:
     """What is wrong with a storage folder, in a sentence; None if files can be written, read and deleted there."""
     name = f".probe-{uuid.uuid4().hex}"
@@ -432,11 +550,14 @@ def storage_fault(place: str) -> str | None:
         system, path = locate(place)
         if system.type_name == "local":
             system.create_dir(path, recursive=True)
+            _clear_stale(path)
         with system.open_output_stream(f"{path}/{name}") as out:
             out.write(b"probe")
-        with system.open_input_stream(f"{path}/{name}") as stream:
-            same = stream.read() == b"probe"
-        system.delete_file(f"{path}/{name}")
+        try:
+            with system.open_input_stream(f"{path}/{name}") as stream:
+                same = stream.read() == b"probe"
+        finally:
+            system.delete_file(f"{path}/{name}")
     except (OSError, ValueError) as error:
         return f"storage.path: cannot write to {place}: {' '.join(str(error).split())}"
     return None if same else f"storage.path: {place} does not give back what is written to it"

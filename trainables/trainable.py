@@ -14,7 +14,7 @@ import torch
 from ray import tune
 
 from trainables.attack_trial import AttackTrial
-from trainables.checkpoints import Checkpoints
+from trainables.checkpoints import Checkpoints, round_of
 from trainables.config import AttackTrialConfig, TrialConfig
 from trainables.data_parts import DataKey, provide_parts
 from trainables.reference import provide_reference, reference_from
@@ -31,7 +31,8 @@ class RunsInRounds(Protocol):
 
     def run_round(self) -> Report: ...
     def save(self, folder: Path) -> None: ...
-    def load(self, folder: Path) -> None: ...
+    def load(self, folder: Path) -> None:
+        """Changes nothing when it raises."""
 
 
 class TrialTrainable(tune.Trainable):
@@ -61,15 +62,19 @@ class TrialTrainable(tune.Trainable):
         self._round_seconds = float(config["round_seconds"])
         self._checkpoints = Checkpoints(config["folder"], patience=config["patience"], files=self.files)
         self._checkpoints.look()
-        with time_limit(self._round_seconds):
-            provide_parts({key: partial(ray.get, stored) for key, stored in (data or {}).items()})
-            provide_reference(None if reference is None else partial(reference_from, reference))
-            self.trial = self.build(json.loads(config["config"]))
+        provide_parts({key: partial(ray.get, stored) for key, stored in (data or {}).items()})
+        provide_reference(None if reference is None else partial(reference_from, reference))
+        self._checkpoints.while_away(partial(self._build, config["config"]), "cannot build the trial")
+        assert self.trial is not None
         # Waiting for a storage is allowed for; one that hangs in place of failing is not.
-        self._storage_seconds = self._round_seconds and self._round_seconds + 2 * config["patience"]
+        self._storage_seconds: float = self._round_seconds and self._round_seconds + 2 * config["patience"]
         with time_limit(self._storage_seconds):
             self._stored: Report | None = None
-            self._notes = self._checkpoints.restore(config["resume"], self.trial.load, self._adopt)[1]
+            self._notes: list[str] = self._checkpoints.restore(config["resume"], self.trial.load, self._adopt)[1]
+
+    def _build(self, config: str) -> None:
+        with time_limit(self._round_seconds):
+            self.trial = self.build(json.loads(config))
 
     def _adopt(self, folder: Path, place: str) -> bool:
         """Goes on from a round that an attempt had stored and nobody lived to record: its report is given again."""
@@ -77,12 +82,11 @@ class TrialTrainable(tune.Trainable):
         file = folder / REPORT_FILE
         if not file.exists():
             return False
-        report: Report = json.loads(file.read_text())
-        try:
-            self.trial.load(folder)
-        except ValueError:  # of another config
-            return False
-        self._stored = {**report, "checkpoint": place}
+        report: Report = {**json.loads(file.read_text()), "checkpoint": place}
+        if report["round"] != round_of(place):
+            raise ValueError(f"{place} reports round {report['round']!r}")
+        self.trial.load(folder)
+        self._stored = report
         return True
 
     def step(self) -> Report:

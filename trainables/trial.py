@@ -22,7 +22,7 @@ from ardmvc_core.seeding import derive_seed, seed_everything
 from ardmvc_core.selection import clean_clustering_loss, seed_agreement, select_scores
 from ardmvc_core.training import NonFiniteLoss, Trainer, calibrate
 from trainables.building import build_model, pick_device
-from trainables.checkpoints import read_file
+from trainables.checkpoints import StorageAway, read_file, unchanged_on_failure
 from trainables.config import TrialConfig, identity, protocols_of
 from trainables.data_parts import cached_parts, without_labels
 from trainables.reference import study_reference
@@ -212,7 +212,8 @@ class Trial:
     def load(self, folder: Path) -> None:
         """Goes on from what `save` wrote, bit for bit on the same machine.
 
-        Raises: ValueError if the checkpoint is of another config.
+        Raises: ValueError if the checkpoint is of another config; what readers raise of a damaged one. Then nothing
+            has changed.
         """
         facts = json.loads((folder / CONFIG_FILE).read_text())
         # Read as a config first: one that was written before a field was there has its default.
@@ -220,9 +221,13 @@ class Trial:
         if identity(saved.model_dump(mode="json")) != identity(self.config.model_dump(mode="json")):
             raise ValueError(f"the checkpoint {folder} was written by a trial with another config")
         state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
-        self.round, self.seconds, self.failure = state["round"], state["seconds"], state["failure"]
-        for trainer, trainer_state in zip(self.trainers, state["trainers"], strict=True):
-            trainer.load_state_dict(trainer_state)
+        round_, seconds, failure = int(state["round"]), float(state["seconds"]), state["failure"]
+        with unchanged_on_failure(self.trainers):
+            for trainer, trainer_state in zip(self.trainers, state["trainers"], strict=True):
+                trainer.load_state_dict(trainer_state)
+                if trainer.epoch != min(round_ * self.config.evaluate_every, trainer.epochs):
+                    raise ValueError(f"the checkpoint {folder} has epoch {trainer.epoch} in round {round_}")
+        self.round, self.seconds, self.failure = round_, seconds, failure
 
 
 def aggregate(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -245,7 +250,7 @@ def per_seed(runs: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
 def load_model(checkpoint: str, device: torch.device, repeat: int = 0) -> tuple[nn.Module, TrialConfig]:
     """The trained network of a trial's checkpoint (local path or URI), in inference mode, and the config of its trial.
 
-    Raises: ValueError if there is no checkpoint of a trial.
+    Raises: ValueError if there is no checkpoint of a trial; StorageAway if the storage does not answer.
     """
     config = saved_config(checkpoint)
     train = cached_parts(config.dataset, protocols_of(config.protocol)[0])["train"].data
@@ -259,9 +264,14 @@ def load_model(checkpoint: str, device: torch.device, repeat: int = 0) -> tuple[
 
 
 def saved_config(checkpoint: str) -> TrialConfig:
-    """The config of the model trial whose checkpoint (local path or URI) this is. Raises: ValueError if it is none."""
+    """The config of the model trial whose checkpoint (local path or URI) this is.
+
+    Raises: ValueError if it is none; StorageAway if the storage does not answer.
+    """
     try:
         raw = read_file(checkpoint, CONFIG_FILE)
+    except StorageAway:
+        raise
     except (OSError, ValueError) as error:
         raise ValueError(f"{checkpoint} cannot be read: {' '.join(str(error).split())}") from error
     if raw is None:

@@ -292,6 +292,11 @@ def test_each_eps_has_a_report_of_its_own_and_figures_of_before_go(checkpoint: P
     old.parent.mkdir(parents=True)
     old.touch()
     (old.parent / "mine.png").touch()
+    theirs = tmp_path / "pictures" / "eps_curve.png"  # of somebody who linked a folder there
+    theirs.parent.mkdir()
+    theirs.touch()
+    (tmp_path / "eps_0.05").mkdir()
+    (tmp_path / "eps_0.05" / "figures").symlink_to(theirs.parent)
     arguments = ("--tier", "probe", "--eps", "0.05,0.2", "--views", "1", "--samples", "4", "--part", "score", "--json")
     ended = evaluate(str(checkpoint), *arguments, "--out", str(tmp_path))
     assert ended.code == 0, ended.err
@@ -300,7 +305,7 @@ def test_each_eps_has_a_report_of_its_own_and_figures_of_before_go(checkpoint: P
     assert [one["budget"]["attacked_views"] for one in found] == [[1], [1]]
     assert [one["erasable"][0] for one in found] == [0, 0]
     assert [Path(one["folder"]).name for one in found] == ["eps_0.05", "eps_0.2"]
-    assert (not old.exists(), (old.parent / "mine.png").exists()) == (True, True)
+    assert (old.exists(), (old.parent / "mine.png").exists(), theirs.exists()) == (False, True, True)
     assert "the score part (" in ended.err
 
 

@@ -228,3 +228,11 @@ def test_checkpoints_by_path_and_uri(tmp_path: Path) -> None:
     for place in (None, str(tmp_path / "gone"), (tmp_path / "gone").as_uri()):
         assert load_arrays(place) == {}
         assert load_part_digests(place) == {}
+
+
+@pytest.mark.parametrize("raw", [b"", b"PK", b"\x93NUMPY", b"[" * 100_000, b"{}", b"[]", b"\xff", b'{"parts": []}'])
+def test_a_damaged_file_of_a_checkpoint_shows_nothing(tmp_path: Path, raw: bytes) -> None:
+    for name in ("evaluation.npz", "config.json"):
+        (tmp_path / name).write_bytes(raw)
+    assert load_arrays(str(tmp_path)) == {}
+    assert load_part_digests(str(tmp_path)) == {}

@@ -1,7 +1,11 @@
 """Limits end a study in order, say why, and let the same command go on; no test starts more than one Ray."""
 
+import hashlib
+import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,6 +60,41 @@ class Falling(Staged):
         return StagedTrial(self.number, 0.5 if self.number == 0 else 0.9 - 0.1 * self.number)
 
 
+class LosesStorage(Staged):
+    """Loses its worker in round 2; the disk fails (a real EIO) the first AWAY times that it is built anew."""
+
+    AWAY = 4
+
+    def build(self, config: dict[str, Any]) -> StagedTrial:
+        trial = super().build(config)
+        kept = Path(f"{self._checkpoints.folder}.kept")
+        builds = Path(f"{self._checkpoints.folder}.builds")
+        builds.parent.mkdir(parents=True, exist_ok=True)
+        with builds.open("a") as log:
+            log.write("x")
+        if len(builds.read_text()) == 2 + self.AWAY:
+            for checkpoint in Path(self._checkpoints.folder).iterdir():
+                shutil.rmtree(checkpoint)
+                shutil.copytree(kept / checkpoint.name, checkpoint)
+        return trial
+
+    def step(self) -> Report:
+        assert isinstance(self.trial, StagedTrial)
+        kept = Path(f"{self._checkpoints.folder}.kept")
+        if self.trial.round == 1 and not kept.exists():
+            shutil.copytree(self._checkpoints.folder, kept)
+            for checkpoint in Path(self._checkpoints.folder).iterdir():
+                for file in checkpoint.iterdir():
+                    if file.name != "manifest.json":
+                        file.unlink()
+                        file.symlink_to("/proc/self/mem")  # its first page cannot be read
+                empty = {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
+                names = [file.name for file in checkpoint.iterdir() if file.name != "manifest.json"]
+                (checkpoint / "manifest.json").write_text(json.dumps({"files": dict.fromkeys(names, empty)}))
+            raise RuntimeError("a passing fault")
+        return super().step()
+
+
 class Steps:
     """A driver without Ray: trials are given out and end as the test says."""
 
@@ -93,6 +132,24 @@ class Steps:
 
     def verdict(self) -> tuple[int, str]:
         return runner._verdict(self.spec, self.conductor, self.conductor.interrupt(), False)
+
+
+# A storage that is away
+
+
+def test_a_storage_that_is_lost_while_a_worker_is_built_is_no_fault_of_the_trial(
+    tiny_spec: SpecMaker, one_ray: None
+) -> None:
+    """Ray tells of an exception in a constructor as of a worker that died, in words alone."""
+    spec = tiny_spec(limits={"trials": 1, "failures": 0, "outage_minutes": 0.001})
+    assert run_study(spec, trainable=LosesStorage) == 0
+    (record,) = records_of(spec)
+    assert (record.state, record.round) == ("COMPLETE", ROUNDS)
+    assert "a passing fault" in record.attempts[0].reason
+    assert [attempt.lost for attempt in record.attempts] == [False, *[True] * LosesStorage.AWAY]
+    for attempt in record.attempts[1:]:
+        assert "StorageAway: cannot read" in attempt.reason
+        assert "Input/output error" in attempt.reason
 
 
 # limits.patience

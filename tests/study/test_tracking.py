@@ -534,6 +534,21 @@ def test_addresses_that_cannot_work(uri: str, want: str) -> None:
     assert "s3cret" not in fault
 
 
+def test_making_a_store_touches_nothing_that_others_put_there(empty_store: Path, tmp_path: Path) -> None:
+    """Links and folders lie where drafts and the lock of a store would; the storage is a shared one."""
+    folder, thesis = tmp_path / "runs", tmp_path / "thesis"
+    (folder / ".mlflow.db.new-2").mkdir(parents=True)
+    (folder / ".mlflow.db.new-kept").write_text("by hand")
+    thesis.write_text("years")
+    for name in (".mlflow.db.new-3", f".mlflow.db.new-{os.getpid()}", ".mlflow.db.lock"):
+        (folder / name).symlink_to(thesis)
+    make_sqlite(folder / "mlflow.db")
+    assert check_reachable(default_uri(str(folder))) is None
+    assert (folder / ".mlflow.db.new-2").is_dir()
+    assert (folder / ".mlflow.db.new-kept").read_text() == "by hand"
+    assert thesis.read_text() == "years"
+
+
 def test_sqlite_files_that_cannot_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no database, but long enough to be taken for one" * 10)
     assert "file is not a database" in str(check_reachable(f"sqlite:///{tmp_path}/file"))

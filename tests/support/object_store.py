@@ -17,10 +17,11 @@ REFUSAL = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate
 
 
 class ObjectStore:
-    """Starts with one bucket, `studies`. While `refuses_writes` is set, whatever would change an object is refused."""
+    """Starts with one bucket, `studies`. While `refuses_writes` is set, whatever would change an object is refused;
+    while `refuses_reads` is, all else."""
 
     def __init__(self) -> None:
-        self.refuses_writes = False
+        self.refuses_writes = self.refuses_reads = False
         self.refused = 0
         self._app = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._serve, threaded=True)
@@ -58,7 +59,8 @@ class ObjectStore:
         return [found["Key"] for page in pages for found in page.get("Contents", [])]
 
     def _serve(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if self.refuses_writes and environ["REQUEST_METHOD"] in ("PUT", "POST", "DELETE"):
+        writes = environ["REQUEST_METHOD"] in ("PUT", "POST", "DELETE")
+        if self.refuses_writes if writes else self.refuses_reads:
             self.refused += 1
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start_response("503 Slow Down", [("Content-Type", "application/xml")])

@@ -2,17 +2,30 @@
 
 import hashlib
 import json
+import os
+import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from object_store import ObjectStore
 
 from trainables import checkpoints
-from trainables.checkpoints import Checkpoints, NoCheckpoint, StorageAway, download, locate, read_file, storage_fault
+from trainables.checkpoints import (
+    Checkpoints,
+    NoCheckpoint,
+    StorageAway,
+    download,
+    locate,
+    read_file,
+    storage_fault,
+    write_file,
+)
 
 
 @pytest.fixture(scope="module")
@@ -497,7 +510,10 @@ def test_a_manifest_writes_nowhere_else(tmp_path: Path, monkeypatch: pytest.Monk
         (lambda raw: raw + b" " * (1 << 20), "bytes; allowed are 65536"),
     ],
 )
-def test_a_manifest_has_a_fixed_schema_and_a_limit(place: str, change: Callable[[bytes], bytes], words: str) -> None:
+def test_a_manifest_has_a_fixed_schema_and_a_limit(
+    tmp_path: Path, change: Callable[[bytes], bytes], words: str
+) -> None:
+    place = str(tmp_path / "trial")
     writes = Checkpoints(place)
     older, newest = writes.save(1, writer("old")), writes.save(2, writer("new"))
     rewrite(newest, "manifest.json", change)
@@ -529,3 +545,226 @@ def test_what_could_not_be_read_back_is_not_stored(place: str, name: str) -> Non
         Checkpoints(place, patience=60).save(1, write)
     with pytest.raises(ValueError, match="a checkpoint cannot hold 0 files"):
         Checkpoints(place, patience=60).save(1, lambda folder: None)
+
+
+Damage = Callable[[Path], object]
+"""What happens to a checkpoint's folder."""
+
+
+def manifest(raw: bytes) -> Damage:
+    return lambda folder: (folder / "manifest.json").write_bytes(raw)
+
+
+def listed(name: str, **facts: Any) -> Damage:
+    """The manifest lists one file more; what it says of it is right but for `facts`."""
+
+    def change(folder: Path) -> None:
+        file = folder / "manifest.json"
+        file.write_bytes(forged(file.read_bytes(), name, b"{}", **facts))
+
+    return change
+
+
+def content_of(change: Callable[[bytes], bytes]) -> Damage:
+    return lambda folder: (folder / "state.pt").write_bytes(change((folder / "state.pt").read_bytes()))
+
+
+def replaced(name: str, make: Callable[[Path], object]) -> Damage:
+    """Something else stands in place of a file, or of the whole folder if `name` is empty."""
+
+    def change(folder: Path) -> None:
+        place = folder / name if name else folder
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+        make(place)
+
+    return change
+
+
+def loop(place: Path) -> None:
+    place.symlink_to(place)
+
+
+def dangling(place: Path) -> None:
+    place.symlink_to(place.with_name("nowhere"))
+
+
+DAMAGES: dict[str, Damage] = {
+    "manifest missing": lambda folder: (folder / "manifest.json").unlink(),
+    "manifest empty": manifest(b""),
+    "manifest cut short": lambda folder: os.truncate(folder / "manifest.json", 40),
+    "manifest not JSON": manifest(b"files: none"),
+    "manifest a list": manifest(b"[]"),
+    "manifest of no files": manifest(b'{"files": {}}'),
+    "manifest 100,000 deep": manifest(b"[" * 100_000 + b"]" * 100_000),
+    "manifest 30,000 deep": manifest(b'{"files":' + b"[" * 30_000 + b"]" * 30_000 + b"}"),
+    "manifest not UTF-8": manifest(b'{"files": {"state.pt\xff": {}}}'),
+    "manifest with an integer of 5,000 digits": manifest(
+        b'{"files": {"state.pt": {"bytes": ' + b"9" * 5000 + b', "sha256": "' + b"0" * 64 + b'"}}}'
+    ),
+    "manifest of gigabytes": lambda folder: os.truncate(folder / "manifest.json", 8 << 30),
+    "manifest a folder": replaced("manifest.json", Path.mkdir),
+    "manifest a link to itself": replaced("manifest.json", loop),
+    "manifest a pipe": replaced("manifest.json", os.mkfifo),
+    "a name with NUL": listed("a\0b"),
+    "a name too long": listed("a" * 300),
+    "a name above": listed("../config.json"),
+    "an absolute name": listed("/etc/hostname"),
+    "an unexpected name": listed("run.sh"),
+    "a surrogate in a name": manifest(b'{"files": {"\\ud800": {}}}'),
+    "a file missing": lambda folder: (folder / "state.pt").unlink(),
+    "a file listed and not there": listed("extra.json"),
+    "a file cut short": content_of(lambda raw: raw[:-1]),
+    "a file empty": content_of(lambda raw: b""),
+    "a file grown": content_of(lambda raw: raw + b"x"),
+    "a byte changed": content_of(lambda raw: raw[:500] + b"X" + raw[501:]),
+    "a folder for a file": replaced("state.pt", Path.mkdir),
+    "a link to itself for a file": replaced("state.pt", loop),
+    "a dangling link for a file": replaced("state.pt", dangling),
+    "a pipe for a file": replaced("state.pt", os.mkfifo),
+    "a device for a file": replaced("state.pt", lambda place: place.symlink_to("/dev/zero")),
+    "a file for the folder": replaced("", Path.touch),
+    "a dangling link for the folder": replaced("", dangling),
+    "a link to itself for the folder": replaced("", loop),
+    "a pipe for the folder": replaced("", os.mkfifo),
+}
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is waited for."""
+
+    def sleep(seconds: float) -> None:
+        raise AssertionError("it was taken for an outage")
+
+    monkeypatch.setattr(checkpoints.time, "sleep", sleep)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_whatever_the_damage_the_one_before_is_taken_at_once(tmp_path: Path, at_once: None, damage: str) -> None:
+    home, trial = outside(tmp_path), tmp_path / "trial"
+    before = tree(home)
+    writes = Checkpoints(str(trial))
+    older, newest = (writes.save(round_, writer(text)) for round_, text in ((1, "old"), (2, "new")))
+    DAMAGES[damage](Path(newest))
+    loaded: list[bytes] = []
+    again = Checkpoints(str(trial), patience=600)
+    again.look()
+    found, faults = again.restore([newest, older], content(loaded), adopted(True, []))
+    assert (found, loaded, len(faults), again.waited) == (older, [b"old"], 1, [])
+    assert faults[0].startswith(f"the checkpoint {newest} is ")
+    assert tree(home) == before
+    # What is damaged counts for nothing: after the next round there are two whole ones again.
+    repeated = again.save(2, writer("two"))
+    assert Checkpoints(str(trial)).restore([repeated, older], content(loaded)) == (repeated, [])
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["", "/", "\0", "/a\0b/round_000002-0123abcd", "no-such-scheme://x/y", "s3://", "/" + "a" * 300, "/a" * 3000],
+)
+def test_a_recorded_place_that_can_be_none_is_passed_over(tmp_path: Path, at_once: None, place: str) -> None:
+    older = Checkpoints(str(tmp_path)).save(1, writer("old"))
+    loaded: list[bytes] = []
+    found, faults = Checkpoints(str(tmp_path), patience=600).restore([place, older], content(loaded))
+    assert (found, loaded, len(faults)) == (older, [b"old"], 1)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "state.pt", ""])
+def test_a_file_that_may_not_be_read_is_passed_over(at_once: None, name: str) -> None:
+    """The rights of one file, or of one folder, are wrong."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        user = os.geteuid()
+        os.seteuid(user or 65534)  # root may read everything
+        try:
+            writes = Checkpoints(f"{folder}/trial")
+            older, newest = (writes.save(round_, writer(text)) for round_, text in ((1, "old"), (2, "new")))
+            os.chmod(f"{newest}/{name}", 0)
+            loaded: list[bytes] = []
+            found, _ = Checkpoints(f"{folder}/trial", patience=600).restore([newest, older], content(loaded))
+            assert (found, loaded) == (older, [b"old"])
+        finally:
+            os.seteuid(user)
+
+
+def test_a_disk_that_fails_is_waited_for_and_is_no_damage(tmp_path: Path) -> None:
+    """The first page of a process's own memory cannot be read: a real EIO."""
+    trial = Checkpoints(str(tmp_path))
+    older, newest = trial.save(1, writer("old")), Path(trial.save(2, lambda folder: (folder / "state.pt").touch()))
+    (newest / "state.pt").unlink()
+    (newest / "state.pt").symlink_to("/proc/self/mem")
+    loaded: list[bytes] = []
+    with pytest.raises(StorageAway, match=r"Input/output error.*\(tried for 0.1 s\)"):
+        Checkpoints(str(tmp_path), patience=0.1).restore([str(newest), older], content(loaded))
+    assert loaded == []
+
+
+def test_a_store_that_refuses_connections_is_waited_for_and_is_no_damage(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.install(monkeypatch)
+    place = f"s3://studies/{tmp_path.name}"
+    saved = Checkpoints(place).save(1, writer("one"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(StorageAway, match=r"cannot read s3://.*\(tried for 0.1 s\)"):
+        Checkpoints(place, patience=0.1).restore([saved], content([]))
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyError("x"), EOFError(), RuntimeError("sizes do not fit")])
+def test_what_is_whole_and_does_not_load_gives_way(place: str, error: Exception) -> None:
+    writes = Checkpoints(place)
+    older, newest = writes.save(1, writer("old")), writes.save(2, writer("new"))
+
+    def load(folder: Path) -> None:
+        if (folder / "state.pt").read_bytes().startswith(b"new"):
+            raise error
+
+    found, faults = Checkpoints(place).restore([newest, older], load)
+    assert found == older
+    assert faults[0].startswith(f"the checkpoint {newest} is damaged: ")
+
+
+def test_a_device_that_is_full_is_no_damage(tmp_path: Path) -> None:
+    saved = Checkpoints(str(tmp_path)).save(1, writer("old"))
+
+    def load(folder: Path) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        Checkpoints(str(tmp_path)).restore([saved], load)
+
+
+# Single files
+
+
+def test_a_file_is_not_written_through_a_link(tmp_path: Path) -> None:
+    home, study = outside(tmp_path), tmp_path / "study"
+    before = tree(home)
+    study.mkdir()
+    (study / "reference.npz").symlink_to(home / "thesis.txt")
+    (study / f"reference.npz.{os.getpid()}.part").symlink_to(home / "thesis.txt")  # a draft's name that can be guessed
+    write_file(str(study), "reference.npz", b"new")
+    assert read_file(str(study), "reference.npz") == b"new"
+    assert tree(home) == before
+
+
+def test_only_old_temporary_files_of_our_own_are_cleared(tmp_path: Path) -> None:
+    token, old = "0123456789abcdef" * 2, time.time() - 30 * 24 * 3600
+    ours = [f".probe-{token}", f".report.md.{token}.part"]
+    others = [f".probe-{token[1:]}", "film.part", ".hidden.1234.part", f"x.{token}.part", f".probe-{token[:-1]}x"]
+    for name in [*ours, *others]:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (old, old))
+    new = f".study.md.{token}.part"
+    (tmp_path / new).touch()
+    (tmp_path / f".probe-{token[::-1]}").symlink_to(tmp_path / others[0])
+    write_file(str(tmp_path), "report.md", b"new")
+    left = {file.name for file in tmp_path.iterdir()}
+    assert left == {*others, new, f".probe-{token[::-1]}", "report.md"}
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda place: place.symlink_to("/dev/zero")])
+def test_something_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path, make: Damage) -> None:
+    make(tmp_path / "config.json")
+    with pytest.raises(ValueError, match=r"config\.json is not a file"):
+        read_file(str(tmp_path), "config.json")
