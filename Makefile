@@ -3,11 +3,18 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STUDY ?= ar_dmvc_am.yaml
 
-.PHONY: sweep test lint ui
-.venv/.stamp: pyproject.toml constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+
+.PHONY: sweep test lint ui sbom
+.venv/.stamp: pyproject.toml $(wildcard requirements*.txt) mlflow/requirements.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	# On its own, and first: otherwise pip prefers the package index, whose torch for Linux is one with CUDA.
+	$(INSTALL) --require-hashes -r requirements-cpu.txt || echo "pip knows of no torch without CUDA; taking the other"
+	$(INSTALL) --require-hashes -r requirements-dev.txt
+	# What is missing now is missing to a torch with CUDA.
+	$(BIN)/python -m pip check >/dev/null || $(INSTALL) --require-hashes -r requirements-cuda.txt
+	$(INSTALL) --no-build-isolation -e .
+	$(BIN)/python -m pip check
 	touch $@
 
 sweep: .venv/.stamp
@@ -22,6 +29,12 @@ lint: .venv/.stamp
 	$(BIN)/mypy
 
 # MLFLOW_TRACKING_URI from outside wins; the default is the local file that every study logs to. Neither make nor a
-# command line sees the address, which may hold a password: the shell hands it on in the environment.
+# command line sees the address, which may hold a password: the shell hands it on in the environment. As in
+# mlflow/serve.sh, nothing is sent to MLflow's makers, and no workers wait for jobs.
+ui: export MLFLOW_DISABLE_TELEMETRY ?= true
+ui: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION ?= false
 ui: .venv/.stamp
 	@MLFLOW_BACKEND_STORE_URI="$${MLFLOW_TRACKING_URI:-sqlite:///$$PWD/runs/mlflow.db}" exec $(BIN)/python -m mlflow ui
+
+sbom: .venv/.stamp
+	$(BIN)/python .ci/sbom.py dist/sbom.json

@@ -16,7 +16,12 @@ from typing import Any, TypeGuard
 
 import yaml
 
-CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
+ROOT = Path(__file__).resolve().parents[1]
+REQUIREMENTS = (
+    *("requirements.txt", "requirements-cuda.txt", "requirements-dev.txt"),
+    *("mlflow/requirements.txt", "study/clusters/requirements.txt"),
+)
+"""The files of pinned packages, with a hash for every file that may be installed."""
 PYTHON = "py311"
 PROVIDERS = ("aws", "gcp", "local")
 IDLE_MINUTES = (1, 30)
@@ -80,7 +85,12 @@ GCP_NODE: Shape = {
     "tags": {"items": None},
 }
 CONTAINER: Shape = {
-    **dict.fromkeys(("name", "image", "imagePullPolicy", "command", "args", "lifecycle", "securityContext")),
+    **dict.fromkeys(("name", "image", "imagePullPolicy", "command", "args", "lifecycle")),
+    "securityContext": {
+        **dict.fromkeys(("privileged", "allowPrivilegeEscalation", "readOnlyRootFilesystem", "seccompProfile")),
+        **dict.fromkeys(("runAsNonRoot", "runAsUser", "runAsGroup")),
+        "capabilities": {"drop": None},
+    },
     "resources": {"requests": None, "limits": None},
     "env": [{"name": None, "value": None, "valueFrom": {"secretKeyRef": None, "configMapKeyRef": None}}],
     "envFrom": [{"secretRef": None, "configMapRef": None}],
@@ -91,7 +101,9 @@ POD: Shape = {
     "metadata": {"labels": None, "annotations": None},
     "spec": {
         **dict.fromkeys(("restartPolicy", "serviceAccountName", "nodeSelector", "affinity", "imagePullSecrets")),
-        **dict.fromkeys(("priorityClassName", "securityContext", "terminationGracePeriodSeconds", "volumes")),
+        **dict.fromkeys(("priorityClassName", "terminationGracePeriodSeconds", "volumes")),
+        "automountServiceAccountToken": None,
+        "securityContext": dict.fromkeys(("runAsNonRoot", "runAsUser", "runAsGroup", "fsGroup", "seccompProfile")),
         "tolerations": [dict.fromkeys(("key", "operator", "value", "effect", "tolerationSeconds"))],
         "containers": [CONTAINER],
         "initContainers": [CONTAINER],
@@ -109,7 +121,10 @@ RAY_JOB: Shape = {
             "rayVersion": None,
             "enableInTreeAutoscaling": None,
             "autoscalerOptions": dict.fromkeys(
-                ("version", "upscalingMode", "idleTimeoutSeconds", "resources", "env", "imagePullPolicy")
+                (
+                    *("version", "upscalingMode", "idleTimeoutSeconds", "resources", "env", "imagePullPolicy"),
+                    "securityContext",
+                )
             ),
             "authOptions": {"mode": None},
             "headGroupSpec": {"serviceType": None, "rayStartParams": None, "template": POD},
@@ -143,13 +158,18 @@ def faults(file: Path) -> list[str]:
         if pattern.search(line)
     ]
     try:
-        config = yaml.safe_load(text)
+        config, *policies = list(yaml.safe_load_all(text)) or [None]
     except yaml.YAMLError as error:
         return [*found, f"is no YAML: {' '.join(str(error).split())}"]
     if not isinstance(config, dict):
         return [*found, "must be a mapping: a file of Ray's cluster launcher, or a RayJob"]
     for rule in rules_for(config):
         found += rule(config)
+    if rules_for(config) is JOB_RULES:
+        found += network_policy(config, policies)
+        found += [fault for policy in policies for rule in COMMON_RULES for fault in rule(mapping(policy))]
+    elif policies:
+        found.append("must be one document: only a RayJob has a NetworkPolicy beside it")
     return found
 
 
@@ -191,32 +211,44 @@ def closed_network(config: dict[str, Any]) -> Iterator[str]:
 
 
 def images(config: dict[str, Any]) -> Iterator[str]:
-    """Every image is of the Ray and the Python that constraints.txt stands for."""
+    """Every image is of the pinned Ray and Python, and is named by its digest: a tag may be pushed again."""
     wanted = f"{pins().get('ray')}-{PYTHON}"
     for path, key, value in leaves(config):
         if key != "image" and not key.endswith("_image"):
             continue
-        name, _, tag = str(value).rpartition(":")
+        named, _, digest = str(value).partition("@")
+        name, _, tag = named.rpartition(":")
         if not re.match(rf"{re.escape(wanted)}(-|$)", tag):
-            yield f"{path}: must have the tag {wanted}, as in constraints.txt, got {str(value)!r}"
+            yield f"{path}: must have the tag {wanted}, as pinned in requirements.txt, got {str(value)!r}"
         elif "provider" in config and name != "rayproject/ray":
             yield f"{path}: must be rayproject/ray, got {name!r}"
+        elif not re.fullmatch(r"sha256:[0-9a-f]{64}|<[A-Z_]+>", digest):
+            yield f"{path}: must end in @sha256:DIGEST, which `docker buildx imagetools inspect {named}` shows"
+
+
+def token(config: dict[str, Any]) -> Iterator[str]:
+    """Nothing turns Ray's tokens off: whoever reaches its ports could run anything."""
+    for path, _, value in leaves(config):
+        for mode in re.findall(r"\bRAY_AUTH_MODE=[\"']?([^\s\"']*)", str(value)):
+            if mode != "token":
+                yield f"{path}: RAY_AUTH_MODE must be token, got {mode!r}"
+    for path, entry in mappings(config):
+        if entry.get("name") == "RAY_AUTH_MODE" and entry.get("value") != "token":
+            yield f"{path}: RAY_AUTH_MODE must be token, got {entry.get('value')!r}"
 
 
 def pinned_packages(config: dict[str, Any]) -> Iterator[str]:
-    """Commands install fixed versions, those of constraints.txt where it names the package."""
+    """Commands install what the files of pinned packages name, and nothing else."""
     known = pins()
     for path, _, value in leaves(config):
         if not isinstance(value, str):
             continue
-        versions = re.findall(r"([A-Za-z][\w.-]*)(?:\[[^\]]*\])?==([\w.]+)", value)
-        versions += re.findall(r"(\w+)\.__version__ == ['\"]([\w.]+)", value)
-        for name, version in versions:
+        for name, version in re.findall(r"(\w+)\.__version__ == ['\"]([\w.]+)", value):
             pin = known.get(normal(name), version)
             if version != pin:
-                yield f"{path}: {name} {version} is not the {pin} of constraints.txt"
+                yield f"{path}: {name} {version} is not the {pin} of requirements.txt"
         if re.search(r"nightly|ray-wheels|\.whl\b|/latest/", value):
-            yield f"{path}: installs a nightly, latest or single wheel; install by version with -c constraints.txt"
+            yield f"{path}: installs a nightly, latest or single wheel; install with --require-hashes -r FILE"
         for words in pip_installs(value):
             yield from (f"{path}: {fault}" for fault in install_faults(words))
 
@@ -264,6 +296,16 @@ def docker(config: dict[str, Any]) -> Iterator[str]:
         yield "docker.worker_run_options: must give --gpus, or trials see no GPU"
 
 
+def token_file(config: dict[str, Any]) -> Iterator[str]:
+    """Ray asks for a token, and every node gets it as a file, which `ps` and `docker inspect` do not show."""
+    shared = " ".join(map(str, sequence(at(config, "docker", "run_options"))))
+    if "RAY_AUTH_MODE=" not in shared:
+        yield "docker.run_options: must give -e RAY_AUTH_MODE=token; Ray asks nobody without it"
+    file = re.search(r"\bRAY_AUTH_TOKEN_PATH=(\S+)", shared)
+    if not file or not any(file[1].startswith(f"{folder}/") for folder in mapping(config.get("file_mounts"))):
+        yield "docker.run_options: must give -e RAY_AUTH_TOKEN_PATH=FILE, of a file in a folder of file_mounts"
+
+
 def files(config: dict[str, Any]) -> Iterator[str]:
     """The checkout is copied, without environments, results and keys."""
     if not at(config, "file_mounts"):
@@ -282,10 +324,11 @@ def commands(config: dict[str, Any]) -> Iterator[str]:
     if not setup:
         yield "setup_commands: are missing; the defaults install a nightly wheel of Ray"
     installed = [words for command in setup for words in pip_installs(command)]
-    if setup and not any("torch" in {normal(re.split(r"[\[=<>~!]", word)[0]) for word in words} for words in installed):
-        yield "setup_commands: must install torch"
-    if setup and not any(re.search(r"^\.\[.*\bcluster\b", word) for words in installed for word in words):
-        yield "setup_commands: must install this project with -e '.[cluster]'"
+    for file in ("requirements.txt", "requirements-cuda.txt"):
+        if setup and not any(file in words for words in installed):
+            yield f"setup_commands: must install {file}"
+    if setup and not any("." in words for words in installed):
+        yield "setup_commands: must install this project with -e ."
     for name in ("head_start_ray_commands", "worker_start_ray_commands"):
         if not any("ray start" in str(command) for command in sequence(config.get(name))):
             yield f"{name}: must start Ray; the defaults open the dashboard to everyone"
@@ -407,7 +450,9 @@ def job_shape(config: dict[str, Any]) -> Iterator[str]:
         if not at(config, *path):
             yield f"{'.'.join(path)}: is missing"
     if at(config, *cluster, "rayVersion") != pins().get("ray"):
-        yield f"spec.rayClusterSpec.rayVersion: must be {pins().get('ray')}, as in constraints.txt"
+        yield f"spec.rayClusterSpec.rayVersion: must be {pins().get('ray')}, as pinned in requirements.txt"
+    if at(config, *cluster, "authOptions", "mode") != "token":
+        yield "spec.rayClusterSpec.authOptions.mode: must be token; who reaches Ray's ports could run anything"
     if at(config, "spec", "entrypoint") and "--address auto" not in str(at(config, "spec", "entrypoint")):
         yield "spec.entrypoint: must give --address auto, or the study starts a Ray of its own in the head"
 
@@ -439,6 +484,61 @@ def job_pods(config: dict[str, Any]) -> Iterator[str]:
         mounts = [at(each, "mountPath") for each in sequence(at(first_container(group), "volumeMounts"))]
         if "/dev/shm" not in mounts:
             yield f"{path}.template.spec: must mount memory at /dev/shm"
+
+
+def job_privileges(config: dict[str, Any]) -> Iterator[str]:
+    """Pods run as a user without privileges, and only the head speaks to Kubernetes."""
+    head = True
+    for path, group in groups(config):
+        path, pod = f"{path}.template.spec", mapping(at(group, "template", "spec"))
+        if at(pod, "securityContext", "runAsNonRoot") is not True:
+            yield f"{path}.securityContext.runAsNonRoot: must be true"
+        if at(pod, "securityContext", "seccompProfile", "type") != "RuntimeDefault":
+            yield f"{path}.securityContext.seccompProfile.type: must be RuntimeDefault"
+        if not head and pod.get("automountServiceAccountToken") is not False:
+            yield f"{path}.automountServiceAccountToken: must be false; a trial has nothing to ask of Kubernetes"
+        for kind in ("initContainers", "containers"):
+            for number, container in enumerate(sequence(pod.get(kind))):
+                yield from without_privileges(container, f"{path}.{kind}[{number}]")
+        head = False
+    sidecar = ("spec", "rayClusterSpec", "autoscalerOptions")
+    yield from without_privileges(at(config, *sidecar), ".".join(sidecar))
+
+
+def without_privileges(container: Any, path: str) -> Iterator[str]:
+    """What a container may do that it does not need."""
+    for key in ("privileged", "allowPrivilegeEscalation"):
+        if at(container, "securityContext", key) is not False:
+            yield f"{path}.securityContext.{key}: must be false"
+    if "ALL" not in sequence(at(container, "securityContext", "capabilities", "drop")):
+        yield f"{path}.securityContext.capabilities.drop: must be [ALL]"
+
+
+def network_policy(job: dict[str, Any], others: Sequence[Any]) -> Iterator[str]:
+    """Every pod of the job is behind a NetworkPolicy of the same file that lets in only who is named.
+
+    Args: others: the documents beside the RayJob.
+    """
+    chosen: list[dict[str, Any]] = []
+    for policy in map(mapping, others):
+        if policy.get("kind") != "NetworkPolicy":
+            yield f"must hold a RayJob and NetworkPolicies, got {policy.get('kind')!r}"
+            continue
+        chosen.append(mapping(at(policy, "spec", "podSelector", "matchLabels")))
+        if "Ingress" not in sequence(at(policy, "spec", "policyTypes")):
+            yield "NetworkPolicy.spec.policyTypes: must hold Ingress"
+        for number, rule in enumerate(sequence(at(policy, "spec", "ingress"))):
+            if not sequence(at(rule, "from")) or not all(map(peer_is_named, sequence(at(rule, "from")))):
+                yield f"NetworkPolicy.spec.ingress[{number}].from: must name who may come in, by podSelector"
+    for path, group in groups(job):
+        labels = mapping(at(group, "template", "metadata", "labels"))
+        if not any(labels.items() >= selector.items() for selector in chosen):
+            yield f"{path}.template.metadata.labels: no NetworkPolicy in this file selects these pods"
+
+
+def peer_is_named(peer: Any) -> bool:
+    """Whether an entry of `from` names some pods, and not everyone."""
+    return bool(at(peer, "podSelector", "matchLabels"))
 
 
 def job_head(config: dict[str, Any]) -> Iterator[str]:
@@ -477,11 +577,11 @@ def job_workers(config: dict[str, Any]) -> Iterator[str]:
         yield "spec.rayClusterSpec.workerGroupSpecs: the group on spot must be the first, or it is not taken first"
 
 
-COMMON_RULES: tuple[Rule, ...] = (placeholders, no_secrets, closed_network, images, pinned_packages)
-LAUNCHER_RULES: tuple[Rule, ...] = (*COMMON_RULES, provider, idle_timeout, docker, files, commands)
+COMMON_RULES: tuple[Rule, ...] = (placeholders, no_secrets, closed_network, token, images, pinned_packages)
+LAUNCHER_RULES: tuple[Rule, ...] = (*COMMON_RULES, provider, idle_timeout, docker, token_file, files, commands)
 CLOUD_RULES: tuple[Rule, ...] = (*LAUNCHER_RULES, cloud_head, cloud_workers, node_configs)
 LOCAL_RULES: tuple[Rule, ...] = (*LAUNCHER_RULES, local_head)
-JOB_RULES: tuple[Rule, ...] = (*COMMON_RULES, job_shape, job_ends, job_pods, job_head, job_workers)
+JOB_RULES: tuple[Rule, ...] = (*COMMON_RULES, job_shape, job_ends, job_pods, job_privileges, job_head, job_workers)
 
 
 # What the rules read with. A wrong type counts as absent: Ray's schema, or `unknown`, says what type it should be.
@@ -601,9 +701,9 @@ def normal(name: str) -> str:
 
 @lru_cache
 def pins() -> dict[str, str]:
-    """Package → version of constraints.txt. Raises: OSError outside a checkout, which is where clusters start from."""
-    lines = (line.partition("#")[0].strip() for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines())
-    return {normal(name): version for name, mark, version in (line.partition("==") for line in lines) if mark}
+    """Package → version of the files of pinned packages. Raises: OSError outside a checkout, where clusters start."""
+    text = "".join((ROOT / file).read_text(encoding="utf-8") for file in REQUIREMENTS)
+    return {normal(name): version for name, version in re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE)}
 
 
 def pip_installs(command: str) -> Iterator[list[str]]:
@@ -619,19 +719,25 @@ def pip_installs(command: str) -> Iterator[list[str]]:
 
 
 def install_faults(words: Sequence[str]) -> Iterator[str]:
-    """What is not fixed in a call of `pip install`."""
-    constrained, rest = False, iter(words)
+    """What a call of `pip install` could bring besides what the files of pinned packages name, hash by hash."""
+    files, rest = 0, iter(words)
     for word in rest:
-        if word in ("-c", "--constraint"):
-            constrained = constrained or next(rest, "").endswith("constraints.txt")
+        if word in ("-r", "--requirement"):
+            file = next(rest, "")
+            files += 1
+            if not any(f"/{file}".endswith(f"/{name}") for name in REQUIREMENTS):
+                yield f"{file!r} is no file of pinned packages; there are {', '.join(REQUIREMENTS)}"
         elif word in ("-U", "--upgrade", "--pre"):
-            yield f"pip install {word} takes what is newest; install by version"
+            yield f"pip install {word} takes what is newest; leave it out"
         elif "://" in word:
-            yield "pip install takes a package from an address; install by version"
-        elif not word.startswith(("-", ".", "/")) and not re.fullmatch(r"[\w.-]+(\[[^\]]*\])?==[\w.]+", word):
-            yield f"{word} is not pinned; write {word}==VERSION"
-    if not constrained:
-        yield "pip install without -c constraints.txt"
+            yield "pip install takes a package from an address; install with --require-hashes -r FILE"
+        elif re.match(r"[./]", word):
+            if not {"--no-deps", "--no-build-isolation"} <= set(words):
+                yield f"pip install {word} needs --no-deps --no-build-isolation, or it brings packages without a hash"
+        elif not word.startswith("-"):
+            yield f"{word} has no hash; install with --require-hashes -r FILE"
+    if files and "--require-hashes" not in words:
+        yield "pip install without --require-hashes"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # its stub does not name it
+from ray.exceptions import AuthenticationError, RayError
 
 from study.conductor import Conductor, StopNow
 from study.label_free import by_pra
@@ -221,7 +224,7 @@ def connect(address: str | None, spec: StudySpec) -> None:
     """
     os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
     if address:
-        _check_listens(address)
+        _check_answers(address)
     for name in ("ray.tune", "ray.train", "ray"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
@@ -233,8 +236,8 @@ def connect(address: str | None, spec: StudySpec) -> None:
                 logging_level=logging.CRITICAL,
                 **({"runtime_env": _our_code()} if address else {"include_dashboard": False}),
             )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise StudyRefused(f"cannot join the Ray cluster at {address!r}: {error}") from error
+    except (RayError, OSError, RuntimeError, ValueError) as error:
+        raise _not_joined(address, error) from error
     have = ray.cluster_resources()
     if address and _grows():
         return  # what is not there yet comes when a trial waits for it
@@ -302,8 +305,12 @@ def _grows() -> bool:
     return bool(is_autoscaler_v2(fetch_from_server=True))
 
 
-def _check_listens(address: str) -> None:
-    """Ray itself would try for minutes. Raises: StudyRefused if nothing answers at `host:port` or `ray://host:port`."""
+def _check_answers(address: str) -> None:
+    """Ray itself would try for minutes, whatever the reason.
+
+    Raises: StudyRefused if nothing answers at `host:port` or `ray://host:port`, or if the cluster at `host:port` does
+        not take our token.
+    """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         if address == "auto":
@@ -311,8 +318,24 @@ def _check_listens(address: str) -> None:
         raise StudyRefused(f"--address must be host:port, ray://host:port or auto, got {address!r}")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except OSError as error:
-        raise StudyRefused(f"cannot join the Ray cluster at {address!r}: {error.strerror or error}") from error
+        if not address.startswith("ray://"):
+            ensure_token_if_auth_enabled(create_token_if_missing=False)  # without it, the next line ends the process
+            GcsClient(address=address)
+    except (RayError, OSError) as error:
+        raise _not_joined(address, error) from error
+
+
+def _not_joined(address: str | None, error: Exception) -> StudyRefused:
+    """What to say when Ray does not start here, or a cluster cannot be joined."""
+    if not address:
+        return StudyRefused(f"cannot start Ray on this machine: {error}")
+    reason = getattr(error, "strerror", None) or error
+    if isinstance(error, AuthenticationError):
+        reason = (
+            f"{error.message}; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file that holds the cluster's "
+            "token, which `ray get-auth-token` prints on its head"
+        )
+    return StudyRefused(f"cannot join the Ray cluster at {address!r}: {reason}")
 
 
 def _fit(spec: StudySpec, conductor: Conductor, trainable: type | None, folder: str) -> None:

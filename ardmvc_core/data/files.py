@@ -21,7 +21,17 @@ class _Collection:
     """Folders that hold the .gz files, tried in this order."""
     sha256: dict[str, str]
     """Of each .gz file, under its name without .gz; training files first, images before labels."""
+    contents: dict[str, str]
+    """sha256 of each file once it is unpacked."""
 
+
+_SHAPES: dict[str, tuple[int, ...]] = {
+    "train-images-idx3-ubyte": (60000, 28, 28),
+    "train-labels-idx1-ubyte": (60000,),
+    "t10k-images-idx3-ubyte": (10000, 28, 28),
+    "t10k-labels-idx1-ubyte": (10000,),
+}
+"""Of the published files, the same in every collection."""
 
 COLLECTIONS: dict[str, _Collection] = {
     "mnist": _Collection(
@@ -35,17 +45,29 @@ COLLECTIONS: dict[str, _Collection] = {
             "t10k-images-idx3-ubyte": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
             "t10k-labels-idx1-ubyte": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
         },
+        contents={
+            "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        },
     ),
     "fashion-mnist": _Collection(
         urls=(
             "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
-            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+            "https://fashion-mnist.s3.eu-central-1.amazonaws.com/",
         ),
         sha256={
             "train-images-idx3-ubyte": "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
             "train-labels-idx1-ubyte": "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
             "t10k-images-idx3-ubyte": "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
             "t10k-labels-idx1-ubyte": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
+        },
+        contents={
+            "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
         },
     ),
 }
@@ -84,6 +106,29 @@ def idx_files(collection: str, root: str | None = None) -> tuple[Path, Path, Pat
         first, second, third, fourth = (path for path in best.values() if path is not None)
         return first, second, third, fourth
     return _download(collection, looked)
+
+
+def content_fault(collection: str, path: Path, shape: tuple[int, ...], sha256: str) -> str | None:
+    """What is wrong with what a file of a collection holds; None if it is the published file, or another set's.
+
+    A file of the published shape must be the published file, and no other published file may stand in its place. Files
+    of any other shape are taken for a set of the user's own.
+
+    Args: collection: key of `COLLECTIONS`. shape, sha256: of the file once unpacked.
+    """
+    name = path.name.removesuffix(".gz")
+    published = COLLECTIONS[collection].contents[name]
+    if sha256 == published:
+        return None
+    for other, each in COLLECTIONS.items():
+        if place := next((place for place, known in each.contents.items() if known == sha256), None):
+            return f"{path}: holds {place} of {other}"
+    if shape != _SHAPES[name]:
+        return None
+    return (
+        f"{path}: not the published file, though its shape is: once unpacked its sha256 is {sha256}, expected "
+        f"{published}; other data belong in an .npz file, or must have another number of samples"
+    )
 
 
 def regdb_folder(root: str | None = None) -> Path:

@@ -1,5 +1,6 @@
 """Reader for the IDX files of MNIST and Fashion-MNIST, compressed or plain."""
 
+import hashlib
 import math
 import struct
 import zlib
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ardmvc_core.data.dataset import DataError, IndexArray
-from ardmvc_core.data.files import idx_files
+from ardmvc_core.data.files import content_fault, idx_files
 
 ByteArray = NDArray[np.uint8]
 
@@ -29,8 +30,8 @@ def read_idx(path: Path, dimensions: int) -> ByteArray:
         header says.
     Source: the format is described on the page of the MNIST database (LeCun, Cortes, Burges).
     """
-    shape, contents = _scan(path, dimensions, keep=True)
-    return np.frombuffer(contents, dtype=np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+    shape, contents, _ = _scan(path, dimensions, keep=True)
+    return _as_array(shape, contents)
 
 
 def idx_shape(path: Path, dimensions: int) -> tuple[int, ...]:
@@ -50,7 +51,7 @@ def load_collection(collection: str, root: str | None = None) -> tuple[ByteArray
     arrays: list[ByteArray] = []
     for path, dimensions in zip(files, (3, 1, 3, 1), strict=True):
         try:
-            arrays.append(read_idx(path, dimensions))
+            arrays.append(_as_array(*_scan_member(collection, path, dimensions, keep=True)))
         except DataError as error:
             faults.append(str(error))
     if not faults:
@@ -74,11 +75,10 @@ def check_collection(collection: str, root: str | None = None) -> tuple[list[str
     labels: list[ByteArray] = []
     for path, dimensions in zip(files, (3, 1, 3, 1), strict=True):
         try:
+            shape, contents = _scan_member(collection, path, dimensions, keep=dimensions == 1)
+            shapes.append(shape)
             if dimensions == 1:
-                labels.append(read_idx(path, dimensions))
-                shapes.append(labels[-1].shape)
-            else:
-                shapes.append(idx_shape(path, dimensions))
+                labels.append(_as_array(shape, contents))
         except DataError as error:
             faults.append(str(error))
     if not faults:
@@ -99,16 +99,34 @@ def _mismatches(files: tuple[Path, ...], shapes: list[tuple[int, ...]]) -> list[
     return faults
 
 
-def _scan(path: Path, dimensions: int, *, keep: bool) -> tuple[tuple[int, ...], bytearray]:
-    """Reads a file to its end: the shape in its header, and its bytes (only those of the header unless `keep`)."""
+def _as_array(shape: tuple[int, ...], contents: bytearray) -> ByteArray:
+    return np.frombuffer(contents, dtype=np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+
+
+def _scan_member(collection: str, path: Path, dimensions: int, *, keep: bool) -> tuple[tuple[int, ...], bytearray]:
+    """Shape and bytes as from `_scan`. Raises: DataError also if it is a known file that was changed."""
+    shape, contents, sha256 = _scan(path, dimensions, keep=keep)
+    if fault := content_fault(collection, path, shape, sha256):
+        raise DataError(fault)
+    return shape, contents
+
+
+def _scan(path: Path, dimensions: int, *, keep: bool) -> tuple[tuple[int, ...], bytearray, str]:
+    """Reads a file to its end.
+
+    Returns: the shape in its header, its bytes (only those of the header unless `keep`), and the sha256 of them all,
+        unpacked.
+    """
     header_size = 4 + 4 * dimensions
     expected = header_size
     shape: tuple[int, ...] = ()
     contents = bytearray()
+    digest = hashlib.sha256()
     found = 0
     try:
         for chunk in _chunks(path):
             found += len(chunk)
+            digest.update(chunk)
             if keep or len(contents) < header_size:
                 contents += chunk
             if not shape and len(contents) >= header_size:
@@ -123,7 +141,7 @@ def _scan(path: Path, dimensions: int, *, keep: bool) -> tuple[tuple[int, ...], 
         raise DataError(f"{path}: cannot be read: {error}") from None
     if found < expected:
         raise DataError(f"{path}: truncated: expected {expected} bytes, found {found}")
-    return shape, contents
+    return shape, contents, digest.hexdigest()
 
 
 def _shape(path: Path, contents: bytearray, dimensions: int) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from study.ledger import Ledger, study_url
 from study.records import TrialRecord
 
 LIMITS = {"trials": 6, "failures": 0, "concurrent": 3}
+REFUSED = "Authentication token is missing or incorrect"
+"""Ray's words for who has no token, or another."""
 
 
 def comparable(record: TrialRecord) -> tuple[object, ...]:
@@ -100,7 +103,7 @@ def test_files_and_servers_give_the_same_study_and_keep_its_secrets(
         (dump / f"{name}.json").write_text(json.dumps(rows_of(postgres.url(name)), default=str))
     assert "servers" in (dump / "study.json").read_text()
     assert list(session.rglob("*.log")), "Ray wrote its logs there"
-    for secret in (postgres.core, SECRET):
+    for secret in (postgres.core, SECRET, cluster.token):
         assert files_holding(secret, there, session, downloaded, dump) == []
         assert secret not in done.stdout + done.stderr
     assert KEY not in done.stdout + done.stderr
@@ -263,3 +266,52 @@ def test_a_cluster_of_another_version_is_refused(tmp_path: Path, monkeypatch: py
             assert words in done.stderr
             assert "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("studies.db"))
+
+
+@pytest.mark.parametrize(
+    ("login", "words"),
+    [
+        ({}, REFUSED),
+        ({"RAY_AUTH_MODE": "token"}, "no authentication token was found"),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}, REFUSED),
+        pytest.param({"RAY_AUTH_MODE": "disabled"}, REFUSED, marks=pytest.mark.slow),
+        pytest.param(
+            {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/nowhere/auth_token"},
+            "/nowhere/auth_token",
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["no login", "no token", "a wrong token", "disabled", "a wrong path"],
+)
+def test_a_cluster_takes_nobody_without_its_token(
+    guarded: LocalCluster, tmp_path: Path, login: dict[str, str], words: str
+) -> None:
+    file = write_study(tmp_path, study_dict(tmp_path))
+    others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+    done = subprocess.run(
+        sweep_command(file, "--address", guarded.address),
+        cwd=ROOT,
+        env={**others, "HOME": str(tmp_path), **login},  # Ray leaves a token of its own in the home of others
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"cannot join the Ray cluster at '{guarded.address}': "), done.stderr
+    assert words in last
+    assert "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH" in last
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("studies.db"))
+
+
+def test_a_cluster_takes_who_has_its_token(guarded: LocalCluster) -> None:
+    code = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); print(len(ray.nodes()))"
+    done = subprocess.run([sys.executable, "-c", code, guarded.address], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "1"), done.stderr
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[LocalCluster]:
+    with pytest.MonkeyPatch.context() as patch, LocalCluster(patch) as cluster:
+        yield cluster

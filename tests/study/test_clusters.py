@@ -5,7 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import yaml
 
 import study
 from study import cluster_files
-from study.cluster_files import CONSTRAINTS, faults, leaves, pins, pip_installs, rules_for
+from study.cluster_files import ROOT, faults, leaves, network_policy, pins, pip_installs, rules_for
 
 FOLDER = Path(study.__file__).parent / "clusters"
 LAUNCHER = ("aws", "gcp", "local")
@@ -24,6 +24,7 @@ FILLED = {
     **{"PROJECT": "my-project", "ZONE": "us-central1-a", "BUCKET": "my-bucket"},
     **{"HEAD_IP": "10.0.0.1", "WORKER_IPS": "10.0.0.2, 10.0.0.3", "SSH_USER": "me", "SSH_KEY": "~/.ssh/id_ed25519"},
     **{"SHARED_FOLDER": "/shared", "REGISTRY": "registry.example/me"},
+    **{"RAY_DIGEST": f"sha256:{'0' * 64}", "DIGEST": f"sha256:{'f' * 64}"},
 }
 GONE = object()
 HEAD, SPOT, RESERVE = (f"available_node_types {name}" for name in ("head", "gpu_spot", "gpu_on_demand"))
@@ -39,12 +40,16 @@ def filled(name: str) -> dict[str, Any]:
 
 @lru_cache
 def read_filled(name: str) -> dict[str, Any]:
+    return documents(name)[0]
+
+
+def documents(name: str) -> list[dict[str, Any]]:
+    """What a shipped file holds, filled in: a cluster or a job, and who may talk to the job's pods."""
     text = (FOLDER / f"{name}.yaml").read_text()
     for placeholder, value in FILLED.items():
         text = text.replace(f"<{placeholder}>", value)
     # Anchors make one object of what stands in two places; a change must hit one of them only.
-    config: dict[str, Any] = yaml.safe_load(yaml.dump(yaml.safe_load(text), Dumper=NoAliases))
-    return config
+    return list(yaml.safe_load_all(yaml.dump_all(yaml.safe_load_all(text), Dumper=NoAliases)))
 
 
 class NoAliases(yaml.SafeDumper):
@@ -70,9 +75,12 @@ def changed(config: dict[str, Any], path: str, value: object) -> dict[str, Any]:
     return config
 
 
-def found_in(config: dict[str, Any], folder: Path) -> list[str]:
+def found_in(config: dict[str, Any], folder: Path, policies: Sequence[Any] | None = None) -> list[str]:
+    """The faults of a file; a job has the shipped policy beside it unless others are given."""
+    if policies is None:
+        policies = documents("kubernetes")[1:] if "kind" in config else []
     file = folder / "cluster.yaml"
-    file.write_text(yaml.safe_dump(config))
+    file.write_text(yaml.safe_dump_all([config, *policies]))
     return faults(file)
 
 
@@ -97,7 +105,7 @@ def ray_accepts() -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 
 def test_every_shipped_file_is_known_here() -> None:
-    assert sorted(file.stem for file in FOLDER.iterdir()) == sorted([*LAUNCHER, "kubernetes"])
+    assert sorted(file.stem for file in FOLDER.glob("*.yaml")) == sorted([*LAUNCHER, "kubernetes"])
 
 
 @pytest.mark.parametrize("name", [*LAUNCHER, "kubernetes"])
@@ -116,7 +124,7 @@ def test_a_shipped_file_says_what_is_to_be_filled_in(name: str) -> None:
 def test_ray_accepts_a_shipped_file(name: str, ray_accepts: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     prepared = ray_accepts(filled(name))
     for key in ("head_setup_commands", "worker_setup_commands"):
-        assert prepared[key][:3] == filled(name)["setup_commands"]
+        assert prepared[key][:4] == filled(name)["setup_commands"]
     assert "nightly" not in str(prepared)
     assert "ray-3.0.0" not in str(prepared)
 
@@ -156,9 +164,12 @@ def test_aws_takes_every_key_of_the_nodes() -> None:
 
 
 @pytest.mark.parametrize("name", LAUNCHER)
-def test_setup_installs_what_constraints_name(name: str) -> None:
-    (words,) = [words for command in filled(name)["setup_commands"] for words in pip_installs(command)]
-    assert words == ["--no-cache-dir", "-c", "constraints.txt", f"torch=={pins()['torch']}", "-e", ".[cluster]"]
+def test_setup_installs_what_is_pinned_and_then_the_project(name: str) -> None:
+    calls = [words for command in filled(name)["setup_commands"] for words in pip_installs(command)]
+    assert calls == [
+        ["--no-cache-dir", "--require-hashes", "-r", "requirements.txt", "-r", "requirements-cuda.txt"],
+        ["--no-deps", "--no-build-isolation", "-e", "."],
+    ]
 
 
 @pytest.mark.parametrize("name", ["aws", "gcp"])
@@ -180,35 +191,51 @@ LONG_KEY = "A" * 16
 EVERYWHERE = [
     ("placeholders", "cluster_name", "<CLUSTER>", "<CLUSTER> is not filled in"),
     ("no_secrets", "docker run_options +", "-e MLFLOW_TRACKING_PASSWORD=hunter2", "a secret"),
-    ("no_secrets", "docker run_options +", "-e ARDMVC_STUDY_DB=somewhere", "docker.run_options[4]: a secret"),
+    ("no_secrets", "docker run_options +", "-e ARDMVC_STUDY_DB=somewhere", "docker.run_options[5]: a secret"),
     ("no_secrets", "docker password", "hunter2", "docker.password: a secret"),
     ("closed_network", "provider cidr", "0.0.0.0/0", "provider.cidr: 0.0.0.0/0 is the whole world"),
     ("closed_network", "provider cidr", "::/0", "::/0 is the whole world"),
     ("closed_network", "head_start_ray_commands 1", "ray start --dashboard-host=0.0.0.0", "listen to everyone"),
+    ("token", "docker run_options 3", "-e RAY_AUTH_MODE=disabled", "RAY_AUTH_MODE must be token, got 'disabled'"),
+    ("token", "head_start_ray_commands 0", "RAY_AUTH_MODE=tokn ray start --head", "must be token, got 'tokn'"),
+    (
+        "token",
+        "worker_start_ray_commands 1",
+        "RAY_AUTH_MODE='' ray start",
+        "worker_start_ray_commands[1]: RAY_AUTH_MODE",
+    ),
+    ("token_file", "docker run_options", ["--shm-size=4g"], "docker.run_options: must give -e RAY_AUTH_MODE=token"),
+    ("token_file", "file_mounts /home/ray/cluster", GONE, "of a file in a folder of file_mounts"),
     ("images", "docker image", "rayproject/ray:latest", "docker.image: must have the tag 2.60.0-py311"),
     ("images", "docker image", "rayproject/ray:2.59.0-py311-cpu", "must have the tag 2.60.0-py311"),
     ("images", "docker image", "rayproject/ray:2.60.0-py310-cpu", "must have the tag 2.60.0-py311"),
     ("images", "docker image", "rayproject/ray", "must have the tag 2.60.0-py311"),
     ("images", "docker worker_image", "rayproject/ray:nightly-py311", "docker.worker_image: must have the tag"),
     ("images", "docker image", "someone/ray:2.60.0-py311", "docker.image: must be rayproject/ray"),
+    ("images", "docker image", "rayproject/ray:2.60.0-py311-cpu", "docker.image: must end in @sha256:DIGEST"),
+    ("images", "docker image", "rayproject/ray:2.60.0-py311-cpu@sha256:12", "docker.image: must end in @sha256:DIGEST"),
+    ("pinned_packages", "setup_commands 3", "assert ray.__version__ == '2.59.0'", "ray 2.59.0 is not the 2.60.0"),
+    ("pinned_packages", "setup_commands +", "pip install torch", "torch has no hash"),
+    ("pinned_packages", "setup_commands +", "pip install torch==2.13.0", "torch==2.13.0 has no hash"),
+    ("pinned_packages", "setup_commands +", "pip install -c requirements.txt torch", "torch has no hash"),
+    ("pinned_packages", "setup_commands +", "pip install -r requirements.txt", "without --require-hashes"),
     (
         "pinned_packages",
         "setup_commands +",
-        "pip install -c constraints.txt torch==2.12.0",
-        "torch 2.12.0 is not the 2.13",
+        "pip install --require-hashes -r mine.txt",
+        "'mine.txt' is no file of pinned",
     ),
-    ("pinned_packages", "setup_commands 2", "assert ray.__version__ == '2.59.0'", "ray 2.59.0 is not the 2.60.0"),
-    ("pinned_packages", "setup_commands +", "pip install -c constraints.txt torch", "torch is not pinned"),
-    ("pinned_packages", "setup_commands +", "pip install torch==2.13.0", "without -c constraints.txt"),
-    ("pinned_packages", "setup_commands +", "pip install -U -c constraints.txt .", "-U takes what is newest"),
-    ("pinned_packages", "setup_commands +", "pip install -c constraints.txt git+https://h/x", "from an address"),
+    ("pinned_packages", "setup_commands +", "pip install -e '.[cluster]'", "needs --no-deps --no-build-isolation"),
+    ("pinned_packages", "setup_commands +", "pip install --no-deps .", "needs --no-deps --no-build-isolation"),
+    ("pinned_packages", "setup_commands +", "pip install -U --require-hashes -r requirements.txt", "-U takes what is"),
+    ("pinned_packages", "setup_commands +", "pip install git+https://h/x", "from an address"),
     (
         "pinned_packages",
         "setup_commands +",
         "which ray || pip install https://h/latest/ray.whl",
         "latest or single wheel",
     ),
-    ("pinned_packages", "setup_commands +", "pip install -c constraints.txt ray-nightly==1", "installs a nightly"),
+    ("pinned_packages", "setup_commands +", "pip install ray-nightly==1", "installs a nightly"),
     ("idle_timeout", "idle_timeout_minutes", GONE, "idle_timeout_minutes: must be between 1 and 30, got None"),
     ("idle_timeout", "idle_timeout_minutes", 600, "idle_timeout_minutes: must be between 1 and 30, got 600"),
     ("docker", "docker", GONE, "docker: must name image and container_name"),
@@ -221,8 +248,9 @@ EVERYWHERE = [
     ("files", "rsync_filter", GONE, "rsync_filter: must hold .gitignore"),
     ("commands", "setup_commands", GONE, "setup_commands: are missing"),
     ("commands", "setup_commands", [], "setup_commands: are missing"),
-    ("commands", "setup_commands 1", "pip install -c constraints.txt -e '.[cluster]'", "must install torch"),
-    ("commands", "setup_commands 1", "pip install -c constraints.txt torch==2.13.0", "must install this project"),
+    ("commands", "setup_commands 2", "pip install -r requirements.txt", "must install requirements-cuda.txt"),
+    ("commands", "setup_commands 2", "pip install -e .", "setup_commands: must install requirements.txt"),
+    ("commands", "setup_commands 2", "pip install -r requirements.txt", "must install this project"),
     ("commands", "head_start_ray_commands", GONE, "head_start_ray_commands: must start Ray"),
     ("commands", "worker_start_ray_commands", GONE, "worker_start_ray_commands: must start Ray"),
     ("provider", "cluster_name", GONE, "cluster_name: is missing"),
@@ -288,7 +316,7 @@ ON_GCP = [
     ("cloud_head", f"{HEAD} node_config scheduling", {"provisioningModel": "SPOT"}, "the head must be on demand"),
     ("provider", "provider availability_zone", "us-central1-a,us-central1-b", "must name one zone"),
     ("no_secrets", "provider gcp_credentials", "{}", "provider.gcp_credentials: a secret"),
-    ("pinned_packages", "head_setup_commands 0", "pip install google-api-python-client", "is not pinned"),
+    ("pinned_packages", "head_setup_commands 0", "pip install google-api-python-client", "has no hash"),
 ]
 ON_HOSTS = [
     ("local_head", "head_start_ray_commands 1", "ray start --head --num-gpus=0", "must give --num-cpus=0"),
@@ -319,7 +347,9 @@ ON_KUBERNETES = [
         "me/ardmvc:2.59.0-py311",
         "must have the tag 2.60.0-py311",
     ),
-    ("pinned_packages", "spec entrypoint", "pip install torch && x --address auto", "torch is not pinned"),
+    ("images", f"{HEAD_POD} containers 0 image", "me/ardmvc:2.60.0-py311", "must end in @sha256:DIGEST"),
+    ("token", f"{HEAD_POD} containers 0 env +", {"name": "RAY_AUTH_MODE", "value": "disabled"}, "must be token"),
+    ("pinned_packages", "spec entrypoint", "pip install torch && x --address auto", "torch has no hash"),
     ("job_shape", "apiVersion", "ray.io/v1alpha1", "must be a RayJob of ray.io/v1, got 'RayJob' of 'ray.io/v1alpha1'"),
     ("job_shape", "kind", "RayCluster", "must be a RayJob of ray.io/v1, got 'RayCluster'"),
     ("job_shape", "metadata name", GONE, "metadata.name: is missing"),
@@ -327,6 +357,8 @@ ON_KUBERNETES = [
     ("job_shape", "spec entrypoint", "python -m study.sweep x.yaml", "spec.entrypoint: must give --address auto"),
     ("job_shape", "spec entryPoint", "x", "spec.entryPoint: unknown key; nearest: 'entrypoint'"),
     ("job_shape", f"{CLUSTER} rayVersion", "2.59.0", "rayVersion: must be 2.60.0"),
+    ("job_shape", f"{CLUSTER} authOptions", GONE, "authOptions.mode: must be token"),
+    ("job_shape", f"{CLUSTER} authOptions mode", "disabled", "authOptions.mode: must be token"),
     ("job_shape", f"{CLUSTER} headGroupSpec replicas", 1, "headGroupSpec.replicas: unknown key"),
     ("job_shape", f"{HEAD_POD} containers", [], "headGroupSpec.template.spec.containers: is missing"),
     ("job_shape", f"{HEAD_POD} containers 0 resource", {}, "containers[0].resource: unknown key; nearest: 'resources'"),
@@ -338,6 +370,29 @@ ON_KUBERNETES = [
     ("job_pods", f"{FIRST} template spec serviceAccountName", GONE, "serviceAccountName: is missing"),
     ("job_pods", f"{HEAD_POD} restartPolicy", "Always", "restartPolicy: must be Never"),
     ("job_pods", f"{FIRST} template spec containers 0 volumeMounts", [], "must mount memory at /dev/shm"),
+    ("job_privileges", f"{HEAD_POD} securityContext", GONE, "securityContext.runAsNonRoot: must be true"),
+    (
+        "job_privileges",
+        f"{FIRST} template spec securityContext seccompProfile type",
+        "Unconfined",
+        "must be RuntimeDefault",
+    ),
+    (
+        "job_privileges",
+        f"{FIRST} template spec automountServiceAccountToken",
+        GONE,
+        "automountServiceAccountToken: must be",
+    ),
+    ("job_privileges", f"{SECOND} template spec containers 0 securityContext", GONE, "privileged: must be false"),
+    ("job_privileges", f"{HEAD_POD} containers 0 securityContext privileged", True, "privileged: must be false"),
+    (
+        "job_privileges",
+        f"{HEAD_POD} containers 0 securityContext capabilities",
+        {"drop": ["NET_RAW"]},
+        "containers[0].securityContext.capabilities.drop: must be [ALL]",
+    ),
+    ("job_privileges", f"{HEAD_POD} initContainers", [{"name": "x"}], "initContainers[0].securityContext.privileged"),
+    ("job_privileges", f"{CLUSTER} autoscalerOptions securityContext", GONE, "autoscalerOptions.securityContext.priv"),
     ("job_head", f"{CLUSTER} headGroupSpec rayStartParams num-cpus", GONE, 'rayStartParams.num-cpus: must be "0"'),
     ("job_head", f"{CLUSTER} headGroupSpec rayStartParams num-gpus", "1", 'rayStartParams.num-gpus: must be "0"'),
     ("job_head", f"{HEAD_POD} containers 0 resources limits nvidia.com/gpu", "1", "the head asks for a GPU"),
@@ -367,6 +422,40 @@ def test_a_rule_finds_what_it_is_for(
     assert any(words in fault for fault in found), found
     (named,) = [each for each in rules_for(config) if each.__name__ == rule]
     assert any(words in fault for fault in named(config))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("", [], "headGroupSpec.template.metadata.labels: no NetworkPolicy in this file selects these pods"),
+        ("kind", "Service", "must hold a RayJob and NetworkPolicies, got 'Service'"),
+        (
+            "spec podSelector matchLabels ardmvc",
+            "other",
+            "workerGroupSpecs[1].template.metadata.labels: no NetworkPolicy",
+        ),
+        ("spec policyTypes", ["Egress"], "NetworkPolicy.spec.policyTypes: must hold Ingress"),
+        ("spec ingress +", {}, "ingress[2].from: must name who may come in"),
+        ("spec ingress 0 from +", {"namespaceSelector": {}}, "ingress[0].from: must name who may come in"),
+        ("spec ingress 1 from 1 podSelector", {}, "ingress[1].from: must name who may come in"),
+        ("spec ingress 0 from 0", {"ipBlock": {"cidr": "0.0.0.0/0"}}, "0.0.0.0/0 is the whole world"),
+    ],
+)
+def test_pods_are_behind_a_policy_that_names_who_may_come_in(
+    path: str, value: object, words: str, tmp_path: Path
+) -> None:
+    job, policy = documents("kubernetes")
+    found = found_in(job, tmp_path, [changed(policy, path, value)] if path else [])
+    assert any(words in fault for fault in found), found
+
+
+def test_pods_that_no_policy_selects_are_a_fault(tmp_path: Path) -> None:
+    job, policy = documents("kubernetes")
+    assert list(network_policy(job, [policy])) == []
+    (fault,) = network_policy(changed(job, f"{FIRST} template metadata", GONE), [policy])
+    assert fault.startswith("spec.rayClusterSpec.workerGroupSpecs[0].template.metadata.labels: no NetworkPolicy")
+    (fault,) = found_in(filled("aws"), tmp_path, [policy])
+    assert fault.startswith("must be one document")
 
 
 def test_every_rule_is_tried() -> None:
@@ -439,7 +528,7 @@ def test_no_value_of_a_wrong_type_is_a_crash(name: str) -> None:
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "study.cluster_files", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=CONSTRAINTS.parent)
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
 def test_the_command_prints_faults_and_exits_2(tmp_path: Path) -> None:
@@ -457,12 +546,12 @@ def test_the_command_prints_faults_and_exits_2(tmp_path: Path) -> None:
 
 # The page.
 
-PAGE = CONSTRAINTS.parent / "docs" / "cluster.md"
+PAGE = ROOT / "docs" / "cluster.md"
 
 
 def test_the_page_fills_in_every_placeholder_and_nothing_else() -> None:
     text = PAGE.read_text()
-    for file in FOLDER.iterdir():
+    for file in FOLDER.glob("*.yaml"):
         names = set(re.findall(r"<[A-Z_]+>", file.read_text())) - {"<PLACEHOLDERS>"}
         (command,) = re.findall(rf"^sed (.*) study/clusters/{file.name} ", text.replace("\\\n", " "), re.MULTILINE)
         assert set(re.findall(r"<[A-Z_]+>", command)) == names, file.name
@@ -471,10 +560,25 @@ def test_the_page_fills_in_every_placeholder_and_nothing_else() -> None:
 def test_the_page_builds_the_image_of_the_pinned_ray() -> None:
     text = PAGE.read_text()
     (base,) = re.findall(r"^FROM (\S+)$", text, re.MULTILINE)
-    assert base == f"rayproject/ray:{pins()['ray']}-py311-cpu"
-    for words in [words for block in re.findall(r"^RUN (.*)$", text, re.MULTILINE) for words in pip_installs(block)]:
-        assert list(cluster_files.install_faults(words)) == []
-        assert f"torch=={pins()['torch']}" in words
+    assert base == f"rayproject/ray:{pins()['ray']}-py311-cpu@${{RAY_DIGEST}}"
+    (command,) = re.findall(r"^RUN ((?:.*\\\n)*.*)$", text, re.MULTILINE)
+    (setup,) = [each for each in filled("aws")["setup_commands"] if "pip install" in each]
+    assert list(pip_installs(command.replace("\\\n", " "))) == list(pip_installs(setup))
+
+
+def test_the_page_installs_nothing_without_a_hash() -> None:
+    calls = list(pip_installs(PAGE.read_text().replace("\\\n", " ")))
+    assert len(calls) >= 4
+    for words in calls:
+        assert list(cluster_files.install_faults(words)) == [], words
+
+
+def test_the_page_knows_no_address_of_a_database_without_its_certificate() -> None:
+    addresses = re.findall(r"postgresql\+psycopg://[^\s\"'`]+", PAGE.read_text())
+    assert len(addresses) >= 3
+    for address in addresses:
+        assert "sslmode=verify-full&sslrootcert=" in address
+    assert re.findall(r"printf %s (\S+) \| keep PGSSLMODE", PAGE.read_text()) == ["verify-full"]
 
 
 def test_the_page_names_files_and_commands_that_exist() -> None:
@@ -482,4 +586,4 @@ def test_the_page_names_files_and_commands_that_exist() -> None:
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (PAGE.parent / link).exists(), link
     for file in re.findall(r"\bstudy/clusters/\w+\.yaml", text):
-        assert (CONSTRAINTS.parent / file).exists(), file
+        assert (ROOT / file).exists(), file

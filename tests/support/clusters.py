@@ -1,6 +1,8 @@
 """A real Ray cluster on this machine: a head without processors and nodes with a raylet each, stopped by handle."""
 
 import os
+import secrets
+import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,15 +19,28 @@ QUICK_DEATH = {
 
 
 class LocalCluster:
-    """Workers inherit the environment that the cluster is started in, as on machines with a role of their own."""
+    """Workers inherit the environment that the cluster is started in, as on machines with a role of their own.
+
+    Every node and every driver needs the cluster's token, as with the files in `study/clusters/`.
+    """
 
     def __init__(self, patch: pytest.MonkeyPatch, environment: dict[str, str] | None = None) -> None:
+        from ray._private.authentication_test_utils import reset_auth_token_state
         from ray.cluster_utils import Cluster
 
         support = str(Path(__file__).parent)
         path = os.pathsep.join(filter(None, [support, os.environ.get("PYTHONPATH", "")]))
         for name, value in {"PYTHONPATH": path, **(environment or {})}.items():
             patch.setenv(name, value)
+        self.token = secrets.token_hex(32)
+        self._folder = tempfile.TemporaryDirectory(prefix="ray-token-")
+        file = Path(self._folder.name) / "auth_token"
+        file.write_text(f"{self.token}\n")
+        self._login = pytest.MonkeyPatch()
+        self._login.setenv("RAY_AUTH_MODE", "token")
+        self._login.setenv("RAY_AUTH_TOKEN_PATH", str(file))
+        self._login.delenv("RAY_AUTH_TOKEN", raising=False)
+        reset_auth_token_state()
         self._cluster = Cluster(
             initialize_head=True,
             head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": QUICK_DEATH},
@@ -49,7 +64,12 @@ class LocalCluster:
         self._cluster.remove_node(node, allow_graceful=False)
 
     def close(self) -> None:
+        from ray._private.authentication_test_utils import reset_auth_token_state
+
         self._cluster.shutdown()
+        self._login.undo()
+        reset_auth_token_state()
+        self._folder.cleanup()
 
     def __enter__(self) -> "LocalCluster":
         return self

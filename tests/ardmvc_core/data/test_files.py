@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import gzip
 import hashlib
@@ -96,7 +97,7 @@ def server(
         threading.Thread(target=running.serve_forever, daemon=True).start()
         base = f"http://127.0.0.1:{running.server_port}/"
         hashes = {name: hashlib.sha256((folder / f"{name}.gz").read_bytes()).hexdigest() for name in NAMES}
-        small = files._Collection(urls=(f"{base}gone/", base), sha256=hashes)
+        small = files._Collection(urls=(f"{base}gone/", base), sha256=hashes, contents={})
         monkeypatch.setitem(files.COLLECTIONS, "mnist", small)
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         yield running
@@ -122,7 +123,7 @@ def test_a_file_with_another_hash_is_refused(
     server: http.server.ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     served = files.COLLECTIONS["mnist"]
-    wrong = files._Collection(urls=served.urls, sha256={**served.sha256, NAMES[3]: "0" * 64})
+    wrong = dataclasses.replace(served, sha256={**served.sha256, NAMES[3]: "0" * 64})
     monkeypatch.setitem(files.COLLECTIONS, "mnist", wrong)
     with pytest.raises(DataError, match=f"{NAMES[3]}.*download failed"):
         files.idx_files("mnist")
@@ -131,10 +132,18 @@ def test_a_file_with_another_hash_is_refused(
 
 def test_known_hashes_are_those_of_the_official_files(data_root: Path) -> None:
     for name, collection in files.COLLECTIONS.items():
+        assert list(collection.contents) == list(collection.sha256) == NAMES
         for file, sha256 in collection.sha256.items():
             path = data_root / name / f"{file}.gz"
             if path.exists():
-                assert hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+                packed = path.read_bytes()
+                assert hashlib.sha256(packed).hexdigest() == sha256
+                assert hashlib.sha256(gzip.decompress(packed)).hexdigest() == collection.contents[file]
+
+
+def test_nothing_is_downloaded_in_plain() -> None:
+    for collection in files.COLLECTIONS.values():
+        assert [url for url in collection.urls if not url.startswith("https://")] == []
 
 
 def test_regdb_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
 import gzip
+import hashlib
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -127,3 +129,113 @@ def test_images_too_small_to_be_images(idx_folder: Callable[..., Path]) -> None:
     folder = idx_folder(np.zeros((8, 1, 4)), LABELS)
     with pytest.raises(DataError, match="at least 2×2"):
         load_collection("mnist", str(folder))
+
+
+PUBLISHED = [
+    (collection, name)
+    for collection in ("mnist", "fashion-mnist")
+    for name in (
+        *("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+        *("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+    )
+]
+
+
+@pytest.fixture
+def copied(data_root: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """copied(collection): a folder with links to the published files, each of which a test may replace."""
+
+    def copy(collection: str) -> Path:
+        folder = tmp_path / collection
+        folder.mkdir()
+        for file in (data_root / collection).glob("*.gz"):
+            (folder / file.name).symlink_to(file)
+        return folder
+
+    return copy
+
+
+def replace(file: Path, content: bytes) -> None:
+    """Puts a file in the place of a link, compressed if its name says so."""
+    file.unlink(missing_ok=True)
+    file.write_bytes(gzip.compress(content, 1) if file.suffix == ".gz" else content)
+
+
+@pytest.mark.parametrize("collection", ["mnist", "fashion-mnist"])
+def test_published_files_pass_in_every_packing(copied: Callable[[str], Path], collection: str) -> None:
+    folder = copied(collection)
+    assert check_collection(collection, str(folder))[0] == []
+    for file in folder.glob("t10k-*"):
+        content = gzip.decompress(file.read_bytes())
+        replace(file, content)  # packed by another program than the publisher's
+        if "labels" in file.name:
+            file.unlink()
+            replace(file.with_suffix(""), content)
+    faults, labels = check_collection(collection, str(folder))
+    assert faults == []
+    images, same = load_collection(collection, str(folder))
+    assert images.shape == (70000, 28, 28)
+    assert np.bincount(labels).min() > 6000
+    np.testing.assert_array_equal(same, labels)
+
+
+@pytest.mark.parametrize(
+    ("collection", "name", "packed"),
+    [(collection, name, packed) for collection, name in PUBLISHED for packed in {False, "labels" in name}],
+)
+def test_one_changed_byte_of_a_published_file_is_refused(
+    copied: Callable[[str], Path], collection: str, name: str, packed: bool
+) -> None:
+    folder = copied(collection)
+    file = folder / f"{name}.gz"
+    content = bytearray(gzip.decompress(file.read_bytes()))
+    content[len(content) // 2] ^= 1
+    file.unlink()
+    file = file if packed else file.with_suffix("")
+    replace(file, bytes(content))
+    faults, labels = check_collection(collection, str(folder))
+    (fault,) = faults
+    assert fault.startswith(f"{file}: not the published file")
+    actual, expected = (hashlib.sha256(each).hexdigest() for each in (content, unpacked(content)))
+    assert f"its sha256 is {actual}, expected {expected}" in fault
+    assert len(labels) == 0
+    if "labels" in name:
+        with pytest.raises(DataError, match="not the published file"):
+            load_collection(collection, str(folder))
+
+
+def unpacked(changed: bytearray) -> bytes:
+    """The content before its middle byte was changed."""
+    content = bytearray(changed)
+    content[len(content) // 2] ^= 1
+    return bytes(content)
+
+
+@pytest.mark.parametrize("size", [4000, 29000, -1])
+def test_a_published_file_that_was_cut_is_refused(copied: Callable[[str], Path], data_root: Path, size: int) -> None:
+    folder = copied("fashion-mnist")
+    file = folder / "train-labels-idx1-ubyte.gz"
+    content = file.read_bytes()
+    file.unlink()
+    file.write_bytes(content[:size])
+    (fault,) = check_collection("fashion-mnist", str(folder))[0]
+    assert fault.startswith(f"{file}: truncated: ")
+
+
+@pytest.mark.parametrize(
+    ("collection", "name"), [("fashion-mnist", "train-labels-idx1-ubyte"), ("mnist", "t10k-labels-idx1-ubyte")]
+)
+def test_a_published_file_in_the_place_of_another_is_refused(
+    copied: Callable[[str], Path], data_root: Path, collection: str, name: str
+) -> None:
+    folder = copied("mnist")
+    file = folder / "train-labels-idx1-ubyte.gz"
+    file.unlink()
+    shutil.copy(data_root / collection / f"{name}.gz", file)
+    assert check_collection("mnist", str(folder))[0] == [f"{file}: holds {name} of {collection}"]
+
+
+def test_a_set_of_ones_own_may_have_any_other_size(idx_folder: Callable[..., Path]) -> None:
+    folder = idx_folder(np.zeros((600, 28, 28)), np.arange(600) % 10)
+    assert check_collection("mnist", str(folder))[0] == []
+    assert len(load_collection("mnist", str(folder))[0]) == 600
