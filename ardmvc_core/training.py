@@ -172,7 +172,7 @@ class Trainer:
                     self._optimize(index, objective, views, meter)
                 self._step += 1
         self._refuse_non_finite(meter)
-        means = meter.means(len(self._views[0]) // self._batch_size)
+        means = meter.means(self._batches_per_epoch)
         self._advance(stage)
         return means
 
@@ -232,26 +232,44 @@ class Trainer:
         """Goes on where `state_dict` was taken, bit for bit on the same kind of machine.
 
         Raises: ValueError, before anything is changed, if stages, batch size, samples, precision or kind of device
-            are not those of the state; RuntimeError if the model's parameters are not.
+            are not those of the state, or its place in them cannot be; what PyTorch raises if the model's parameters or
+            the optimizers' are not, and then the trainer is not to be used before another state is loaded.
         """
         plan = self._plan()
         if state["plan"] != plan:
             changed = [f"{k} {state['plan'].get(k)} → {plan[k]}" for k in plan if state["plan"].get(k) != plan[k]]
             raise ValueError(f"the checkpoint is of another training: {', '.join(changed)}")
+        place = self._checked_place(state)
         self.model.load_state_dict(state["model"])
-        self._stage_index = state["stage"]
-        self._stage_epoch = state["stage_epoch"]
-        self._epoch = state["epoch"]
-        self._step = state["step"]
+        self._stage_index, self._stage_epoch, self._epoch, self._step = place
         self._optimizers = []
         if self._stage_epoch > 0:
             objectives = self._stages[self._stage_index].objectives
             self._optimizers = [objective.optimizer(self.model) for objective in objectives]
             for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
+                _check_moments(optimizer)
         self._batches.set_state(state["batches"].cpu())
         self._inner_attack.set_state(state["inner_attack"].cpu())
         set_global_rng_state(state["global"])
+
+    def _checked_place(self, state: Mapping[str, Any]) -> tuple[int, int, int, int]:
+        """Stage, epoch in it, epoch and step of a state. Raises: ValueError if they are not those of one moment."""
+        stage, stage_epoch, epoch, step = place = tuple(
+            state[name] for name in ("stage", "stage_epoch", "epoch", "step")
+        )
+        if all(type(number) is int for number in place) and 0 <= stage <= len(self._stages):
+            lengths = [each.epochs for each in self._stages]
+            whole = 0 <= stage_epoch < (lengths[stage] if stage < len(lengths) else 1)
+            if whole and epoch == sum(lengths[:stage]) + stage_epoch and step == epoch * self._batches_per_epoch:
+                return stage, stage_epoch, epoch, step
+        raise ValueError(
+            f"the checkpoint is at no moment of this training: stage, epoch in it, epoch, step are {place}"
+        )
+
+    @property
+    def _batches_per_epoch(self) -> int:
+        return len(self._views[0]) // self._batch_size
 
     def _plan(self) -> dict[str, Any]:
         return {
@@ -261,6 +279,14 @@ class Trainer:
             "precision": self._precision,
             "device": self._device.type,
         }
+
+
+def _check_moments(optimizer: Optimizer) -> None:
+    """Raises: ValueError if what an optimizer remembers of a parameter has another shape, which PyTorch lets pass."""
+    for parameter, remembered in optimizer.state.items():
+        for name, moment in remembered.items():
+            if isinstance(moment, Tensor) and moment.dim() and moment.shape != parameter.shape:
+                raise ValueError(f"{name} of an optimizer must be of shape {parameter.shape}, is {moment.shape}")
 
 
 def calibrate(method: Method, model: nn.Module, views: Views, seed: int) -> None:

@@ -11,10 +11,54 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from ardmvc_core.data.reading import MIB, file_fault, fitted, megabytes, reason_of, shown, shown_path
 from study.cli import exit_code_of
 from study.source import SpecError
 
 FILE = "report.json"
+LARGEST = 64 * MIB
+"""Bytes of a report that are read at most."""
+
+
+class _Surrogate(BaseModel):
+    failure: str
+
+
+class _Facts(BaseModel):
+    model: str
+    parts: dict[str, str]
+    surrogates: list[_Surrogate]
+
+
+class _Headline(BaseModel):
+    established: bool
+    flip: float
+    failed: list[str]
+    warned: list[str]
+
+
+class _Interval(BaseModel):
+    low: float | None
+    high: float | None
+
+
+class Content(BaseModel):
+    """What is read of a report, which holds more."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    budget_hash: str
+    budget: dict[str, JsonValue]
+    n: int
+    tier: str | None
+    headline: _Headline
+    facts: _Facts
+    metrics: dict[str, float | None]
+    intervals: dict[str, _Interval]
+    eps50: float | None
+    eps_curve: dict[float, JsonValue]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,17 +67,17 @@ class Report:
 
     given: str
     """As it was asked for."""
-    content: Mapping[str, Any]
+    content: Content
 
     @property
     def rulers(self) -> dict[str, tuple[str, Mapping[str, Any]]]:
         """What two reports must share, by what it is called: shortly, and with all that it is made of."""
-        facts = self.content["facts"]
-        parts = ", ".join(f"{part} {digest[:12]}" for part, digest in sorted(facts["parts"].items()))
-        surrogates = sum(not one["failure"] for one in facts["surrogates"])
+        facts = self.content.facts
+        parts = ", ".join(f"{part} {digest[:12]}" for part, digest in sorted(facts.parts.items()))
+        surrogates = sum(not one.failure for one in facts.surrogates)
         return {
-            "evaluation budgets": (self.content["budget_hash"], self.content["budget"]),
-            "samples": (parts, facts["parts"]),
+            "evaluation budgets": (self.content.budget_hash, self.content.budget),
+            "samples": (parts, facts.parts),
             "numbers of surrogates": (str(surrogates), {"surrogates": surrogates}),
         }
 
@@ -74,11 +118,13 @@ def read(given: str) -> Report:
     """The report in a folder, or in a file. Raises: SpecError if there is none."""
     file = Path(given) / FILE if Path(given).is_dir() else Path(given)
     try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise SpecError([f"{given}: holds no {FILE} of study.evaluate: {error}"]) from error
-    if not isinstance(content, dict) or not {"budget_hash", "budget", "headline", "facts"} <= content.keys():
-        raise SpecError([f"{given}: is no report of study.evaluate"])
+        if fault := file_fault(file):
+            raise ValueError(f"{shown_path(file)} {fault}")
+        if (size := file.stat().st_size) > LARGEST:
+            raise ValueError(f"it must have at most {megabytes(LARGEST)}, has {megabytes(size)}")
+        content = Content.model_validate(json.loads(file.read_bytes()))
+    except Exception as error:  # whatever it is, there is no report to compare
+        raise SpecError([f"{shown_path(given)}: holds no {FILE} of study.evaluate: {reason_of(error)}"]) from error
     return Report(given=given, content=content)
 
 
@@ -93,8 +139,13 @@ def check_comparable(reports: Sequence[Report]) -> None:
             raise SpecError(
                 [
                     f"these reports have different {what}, so their numbers do not compare:",
-                    *(f"  {mark}  {report.given}" for mark, report in ((ours, first), (theirs, other))),
-                    *(f"  {path}: {before!r} and {after!r}" for path, before, after in _differences(whole, others)),
+                    *(f"  {shown(mark)}  {report.given}" for mark, report in ((ours, first), (theirs, other))),
+                    *fitted(
+                        [
+                            f"  {shown(path)}: {shown(repr(before))} and {shown(repr(after))}"
+                            for path, before, after in _differences(whole, others)
+                        ]
+                    ),
                 ]
             )
 
@@ -113,11 +164,11 @@ def markdown(reports: Sequence[Report]) -> str:
     Args: reports: at least one; all with one ruler.
     """
     first = reports[0].content
-    parts = "+".join(part for part in first["facts"]["parts"] if part != "attacker")
+    parts = "+".join(part for part in first.facts.parts if part != "attacker")
     rows = [_row(report) for report in sorted(reports, key=_order)]
     headings = ["model", "clean ACC", "ACC under attack", "flip", "κ", "noise", "ε50", "warnings", "report"]
     lines = [
-        f"{first['n']:,} samples of the part {parts}, tier {first['tier']}, budget `{first['budget_hash']}`; intervals "
+        f"{first.n:,} samples of the part {parts}, tier {first.tier}, budget `{first.budget_hash}`; intervals "
         "are over samples of one trained model each.",
         "",
         _line(headings),
@@ -128,36 +179,38 @@ def markdown(reports: Sequence[Report]) -> str:
 
 
 def _order(report: Report) -> tuple[bool, float]:
-    headline = report.content["headline"]
-    return not headline["established"], headline["flip"]
+    headline = report.content.headline
+    return not headline.established, headline.flip
 
 
 def _row(report: Report) -> list[str]:
     content = report.content
-    headline, metrics = content["headline"], content["metrics"]
-    if headline["established"]:
+    headline = content.headline
+    if headline.established:
         found = [_number(content, f"robust/{name}") for name in ("acc", "flip", "kappa")]
     else:
-        checks = ", ".join(headline["failed"]) or "contradicting numbers"
+        checks = ", ".join(headline.failed) or "contradicting numbers"
         found = [f"not established ({checks})", "", ""]
-    eps50 = content["eps50"]
-    reached = f"{eps50:.3g}" if eps50 is not None else f"> {max(map(float, content['eps_curve']), default=0):g}"
+    reached = f"> {max(content.eps_curve, default=0):g}" if content.eps50 is None else f"{content.eps50:.3g}"
+    noise = content.metrics.get("noise/flip")
     return [
-        content["facts"]["model"],
+        content.facts.model,
         _number(content, "clean/acc"),
         *found,
-        "" if metrics.get("noise/flip") is None else f"{metrics['noise/flip']:.3f}",
-        reached if headline["established"] else "",
-        ", ".join(headline["warned"]),
+        "" if noise is None else f"{noise:.3f}",
+        reached if headline.established else "",
+        ", ".join(headline.warned),
         f"`{report.given}`",
     ]
 
 
-def _number(content: Mapping[str, Any], name: str) -> str:
-    value, interval = content["metrics"].get(name), content["intervals"].get(name)
+def _number(content: Content, name: str) -> str:
+    value, interval = content.metrics.get(name), content.intervals.get(name)
     if value is None:
         return ""
-    return f"{value:.3f}" + (f" [{interval['low']:.3f}, {interval['high']:.3f}]" if interval else "")
+    if interval is None or interval.low is None or interval.high is None:
+        return f"{value:.3f}"
+    return f"{value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
 def _line(entries: Sequence[str]) -> str:

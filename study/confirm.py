@@ -97,6 +97,7 @@ def _run(given: argparse.Namespace) -> int:
     from study.confirm_report import show_confirmation
     from study.runner import StudyBroken, StudyRefused, run_study
     from trainables.checkpoints import below
+    from trainables.saved_trial import DamagedCheckpoint
 
     ledger.note_score_use(spec.name)
     uses = ledger.score_uses
@@ -119,7 +120,7 @@ def _run(given: argparse.Namespace) -> int:
 
     try:
         code = run_study(spec, address=given.address, takeover=given.takeover, show_results=show_results)
-    except StudyRefused as error:
+    except (StudyRefused, DamagedCheckpoint) as error:
         raise SpecError([str(error)]) from error
     except StudyBroken as error:
         refuse(error, debug=given.debug)

@@ -22,6 +22,7 @@ from study.records import TrialRecord
 from study.spec import StudySpec
 from study.trial_figures import load_arrays
 from trainables.checkpoints import write_file
+from trainables.saved_trial import ARRAYS_FILE, parsing
 
 METRICS = ("robust/acc", "clean/acc", "robust/flip", "robust/kappa")
 METRIC = "robust/acc"
@@ -62,6 +63,7 @@ def finalists_of(chosen: Sequence[TrialRecord], found: Sequence[TrialRecord]) ->
     """What each configuration scored; those whose training failed are left out.
 
     Args: chosen: trials of the search, in the order of the confirmation's trials. found: the confirmation's trials.
+    Raises: DamagedCheckpoint.
     """
     by_number = {record.number: record for record in found}
     result = []
@@ -69,17 +71,18 @@ def finalists_of(chosen: Sequence[TrialRecord], found: Sequence[TrialRecord]) ->
         fresh = by_number.get(number)
         if fresh is None or fresh.state != "COMPLETE":
             continue
-        values = _per_seed(load_arrays(fresh.checkpoint))
-        result.append(
-            Finalist(
-                trial=record.number,
-                baseline=record.baseline,
-                overrides=record.overrides,
-                searched=record.metrics.get(METRIC),
-                means={name: t_interval(values[name]) for name in METRICS if name in values},
-                seeds=tuple(float(value) for value in values[METRIC]),
+        with parsing(fresh.checkpoint, ARRAYS_FILE):
+            values = _per_seed(load_arrays(fresh.checkpoint))
+            result.append(
+                Finalist(
+                    trial=record.number,
+                    baseline=record.baseline,
+                    overrides=record.overrides,
+                    searched=record.metrics.get(METRIC),
+                    means={name: t_interval(values[name]) for name in METRICS if name in values},
+                    seeds=tuple(float(value) for value in values[METRIC]),
+                )
             )
-        )
     return result
 
 

@@ -211,13 +211,14 @@ def _prepare(given: argparse.Namespace) -> Request:
     from ardmvc_core.data import DataError, check_dataset
     from trainables.building import pick_device
     from trainables.data_parts import cached_parts
-    from trainables.trial import saved_config
+    from trainables.saved_trial import saved_facts
 
     target = find_target(given.model, given.storage)
     try:
-        config = saved_config(target.checkpoint)
+        facts = saved_facts(target.checkpoint)
     except (OSError, ValueError) as error:
         raise SpecError([" ".join(str(error).split())]) from error
+    config = facts.config
     if config.protocol == "official":
         raise SpecError(
             [
@@ -242,8 +243,7 @@ def _prepare(given: argparse.Namespace) -> Request:
     surrogates = COUNTS.get(given.tier, 0) if given.surrogates is None else given.surrogates
     if surrogates and len(parts["attacker"].data) < LEAST_SAMPLES:
         raise SpecError([f"--surrogates: the attacker part has {len(parts['attacker'].data)} samples, too few"])
-    stored = _stored_facts(target)
-    _check_parts(target, parts, stored.get("parts", {}))
+    _check_parts(target, parts, facts.parts)
     folders = _folders(given, target, budgets)
     device = pick_device("auto")
     locked = config.selection is not None and config.selection.lock_labels
@@ -251,7 +251,7 @@ def _prepare(given: argparse.Namespace) -> Request:
         parts = {name: replace(part, data=replace(part.data, labels=None)) for name, part in parts.items()}
     return Request(
         target=target,
-        model=_load(target, given.repeat, device),
+        model=_load(target, config, given.repeat, device),
         config=config,
         parts=parts,
         budgets=budgets,
@@ -259,7 +259,7 @@ def _prepare(given: argparse.Namespace) -> Request:
         surrogates=surrogates,
         device=device,
         locked=locked,
-        entropy_reference=stored.get("reference_entropy") or 1.0,
+        entropy_reference=facts.reference_entropy or 1.0,
     )
 
 
@@ -292,14 +292,6 @@ def _budgets(given: argparse.Namespace, config: "TrialConfig", n_views: int) -> 
     return tuple(found)
 
 
-def _stored_facts(target: Target) -> dict[str, Any]:
-    """What the checkpoint tells of its trial beside the weights."""
-    from trainables.checkpoints import read_file
-
-    raw = read_file(target.checkpoint, "config.json")
-    return dict(json.loads(raw)) if raw else {}
-
-
 def _check_parts(target: Target, parts: "dict[str, Part]", stored: Mapping[str, str]) -> None:
     """Whether the data here are those that the model was trained beside. Raises: SpecError."""
     for name, part in parts.items():
@@ -313,31 +305,22 @@ def _check_parts(target: Target, parts: "dict[str, Part]", stored: Mapping[str, 
             )
 
 
-def _load(target: Target, repeat: int, device: Any) -> "nn.Module":
+def _load(target: Target, config: "TrialConfig", repeat: int, device: Any) -> "nn.Module":
     """The model, in inference mode. Raises: SpecError if its weights are damaged, not finite, or lack centroids."""
-    import torch
-
     from ardmvc_core.kmeans import KMeansHead
-    from trainables.checkpoints import damage_of, is_damage
     from trainables.trial import load_model
 
     centroids = "cannot be attacked: its k-means head has no stored centroids"
     try:
-        model, _ = load_model(target.checkpoint, device, repeat)
+        model, _ = load_model(target.checkpoint, device, repeat, config)
     except (OSError, ValueError) as error:
-        raise SpecError([" ".join(str(error).split())]) from error
-    except Exception as error:
-        if not is_damage(error):
-            raise
-        if "centroids" in str(error) or "temperature" in str(error):
+        if re.search(r"(centroids|temperature) is missing", str(error)):
             raise SpecError([f"{target.reference} {centroids}"]) from error
-        raise SpecError([f"{target.checkpoint} holds no model of its own config: {damage_of(error)}"]) from error
+        raise SpecError([" ".join(str(error).split())]) from error
     for module in model.modules():
         # Until centroids are fitted the temperature is exactly 1; fitted, it is a median of squared distances.
         if isinstance(module, KMeansHead) and float(module.temperature) == 1.0:
             raise SpecError([f"{target.reference} {centroids} (they were never fitted: its trial ended too early)"])
-    if not all(bool(torch.isfinite(value).all()) for value in model.state_dict().values()):
-        raise SpecError([f"{target.reference}: its weights are not finite"])
     return model
 
 

@@ -15,7 +15,7 @@ from study.metric_names import LABEL_FREE, needs_no_labels
 from study.spec import StudySpec
 from trainables.config import TrialConfig, protocols_of
 from trainables.data_parts import cached_parts
-from trainables.trial import saved_config
+from trainables.trial import load_model, saved_config
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,8 @@ def _model_faults(spec: StudySpec, config: TrialConfig) -> list[str]:
 def _attacker_faults(spec: StudySpec) -> list[str]:
     config = spec.trial_config({})
     try:
-        target = target_trial(spec)
+        folder = target_folder(spec)
+        target = saved_config(folder)
     except ValueError as error:
         return [f"trial.checkpoint: {error}"]
     try:
@@ -130,6 +131,10 @@ def _attacker_faults(spec: StudySpec) -> list[str]:
         return [f"trial.checkpoint: the data of its trial: {fault}" for fault in str(error).splitlines()]
     except ValueError as error:
         return [f"trial.evaluation.{error}"]
+    try:
+        load_model(folder, torch.device("cpu"), config=target)
+    except ValueError as error:
+        return [f"trial.checkpoint: {error}"]
     return []
 
 
@@ -138,11 +143,15 @@ def target_trial(spec: StudySpec) -> TrialConfig:
 
     Raises: ValueError if there is no such model, or its storage does not answer.
     """
+    return saved_config(target_folder(spec))
+
+
+def target_folder(spec: StudySpec) -> str:
+    """The checkpoint that an attacker study attacks. Raises: ValueError if there is none."""
     from study.ledger import LedgerError, study_url
     from study.saved_models import find_checkpoint
 
     try:
-        folder = find_checkpoint(str(spec.trial["checkpoint"]), study_url(spec.storage.path))
-        return saved_config(folder)
+        return find_checkpoint(str(spec.trial["checkpoint"]), study_url(spec.storage.path))
     except (LedgerError, OSError) as error:
         raise ValueError(" ".join(str(error).removeprefix("trial.checkpoint: ").split())) from None

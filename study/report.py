@@ -275,12 +275,14 @@ def all_figures(
     """Figures of the study, and of its best trial and baselines where their checkpoints are still there."""
     from study.figures import study_figures
     from study.trial_figures import load_arrays, trial_figures
+    from trainables.saved_trial import ARRAYS_FILE, parsing
 
     found = study_figures(records, objectives, space)
     ranked = [row.record for row in rank(records, objectives) if row.rank is not None]
     for record in [record for i, record in enumerate(ranked) if i == 0 or record.baseline]:
-        for key, figure in trial_figures(record, load_arrays(record.checkpoint)).items():
-            found[f"trial_{record.number:03d}_{key}"] = figure
+        with parsing(record.checkpoint, ARRAYS_FILE):
+            drawn = trial_figures(record, load_arrays(record.checkpoint))
+        found |= {f"trial_{record.number:03d}_{key}": figure for key, figure in drawn.items()}
     return found
 
 
@@ -358,8 +360,10 @@ def _run(given: argparse.Namespace) -> int:
         ledger = Ledger.open_existing(given.name, storage_path=given.storage)
         records, spec = ledger.records(), ledger.spec
         if given.unblind:
-            from study.unblind import unblind
+            from study.unblind import stored_truths, unblind
+            from trainables.checkpoints import below
 
+            stored_truths(below(given.storage, ledger.name))  # what is damaged is refused before a use is noted
             ledger.note_score_use("study.report --unblind")
             content = unblind(ledger.name, records, given.storage).encode()
         else:

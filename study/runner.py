@@ -429,7 +429,7 @@ def _reference(spec: StudySpec, folder: str) -> dict[str, Any]:
         task = ray.remote(num_cpus=spec.resources.cpu, num_gpus=spec.resources.gpu, max_retries=3)(reference_file)
         stored = ray.get(task.remote(config.model_dump_json(), spec.resources.cpu))
         write_file(folder, REFERENCE_FILE, stored)
-    reference = reference_from(stored)
+    reference = reference_from(stored, below(folder, REFERENCE_FILE))
     rule = "trials will be ranked by criterion B" if by_pra(spec.objectives) else "read robust/kappa and seed agreement"
     note = "" if reference.reliable else f"; too little to choose by: {rule}"
     _say(

@@ -7,6 +7,7 @@ from study.ledger import Ledger, LedgerError
 from study.secrets import Address, has_login
 from study.spec import StudySpec
 from trainables.checkpoints import read_file
+from trainables.saved_trial import CONFIG_FILE, LARGEST
 
 PREFIX = "study:"
 
@@ -31,7 +32,7 @@ def find_checkpoint(reference: str, url: str | Address) -> str:
     if has_login(folder):
         raise LedgerError("trial.checkpoint: keys and options of a storage come from the environment")
     try:
-        found = read_file(folder, "config.json")
+        found = read_file(folder, CONFIG_FILE, LARGEST[CONFIG_FILE])
     except (OSError, ValueError) as error:
         raise LedgerError(f"trial.checkpoint: {folder} cannot be read: {' '.join(str(error).split())}") from error
     if found is None:

@@ -1,6 +1,5 @@
 """Figures of one trial, from the arrays that its last evaluation left in the checkpoint folder."""
 
-import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -15,42 +14,36 @@ from scipy.optimize import linear_sum_assignment
 from study.figures import BLUE, GREEN, GREY, INK, ORANGE, RED, add_legend, new_figure, style
 from study.leaderboard import value
 from study.records import TrialRecord
-from trainables.checkpoints import is_damage, read_file
+from trainables.checkpoints import read_file
+from trainables.saved_trial import ARRAYS_FILE, CONFIG_FILE, LARGEST, DamagedCheckpoint, arrays_in, parsing
 
 Arrays = Mapping[str, NDArray[Any]]
 
 
 def load_arrays(checkpoint: str | None) -> dict[str, NDArray[Any]]:
-    """`evaluation.npz` of a checkpoint folder (local path or URI); empty where there is none, or a damaged one."""
-    raw = read_checkpoint(checkpoint, "evaluation.npz")
-    if raw is None:
-        return {}
-    try:
-        with np.load(io.BytesIO(raw), allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except Exception as error:
-        if not is_damage(error):
-            raise
-        return {}
+    """`evaluation.npz` of a checkpoint folder (local path or URI); empty where there is none.
+
+    Raises: DamagedCheckpoint.
+    """
+    raw = read_checkpoint(checkpoint, ARRAYS_FILE)
+    return {} if raw is None else arrays_in(raw, str(checkpoint))
 
 
 def load_part_digests(checkpoint: str | None) -> dict[str, str]:
-    """Data part → digest of its index list, as the checkpoint stored it; empty where there is none, or a damaged
-    one."""
-    raw = read_checkpoint(checkpoint, "config.json")
+    """Data part → digest of its index list, as the checkpoint stored it; empty where there is none that can be read."""
+    raw = read_checkpoint(checkpoint, CONFIG_FILE)
     try:
-        parts = json.loads(raw).get("parts", {}) if raw else {}
-        return {str(name): str(digest) for name, digest in parts.items()}
-    except Exception as error:
-        if not is_damage(error):
-            raise
+        with parsing(checkpoint, CONFIG_FILE):
+            parts = json.loads(raw).get("parts", {}) if raw else {}
+            return {str(name): str(digest) for name, digest in parts.items()}
+    except DamagedCheckpoint:
         return {}
 
 
 def read_checkpoint(checkpoint: str | None, name: str) -> bytes | None:
     """One file of a checkpoint folder (local path or URI), None where it is missing or cannot be had."""
     try:
-        return read_file(checkpoint, name) if checkpoint else None
+        return read_file(checkpoint, name, LARGEST[name]) if checkpoint else None
     except (OSError, ValueError):
         return None
 

@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from ardmvc_core.attacks.tiers import TIERS_VERSION, Tier
 from ardmvc_core.data.dataset import MultiViewDataset
+from ardmvc_core.data.reading import MIB, reading
 from ardmvc_core.evaluation_suite import evaluate_suite
 from ardmvc_core.kmeans import CALIBRATION_BATCH
 from ardmvc_core.selection import clean_clustering_loss, criterion_b, silhouette
@@ -29,6 +31,7 @@ from trainables.trial import load_model, saved_config
 TRUTH_FILE = "unblinded.json"
 TRUTH_TIER: Tier = "tune"
 LEAST_TRIALS = 4
+DAMAGED = "is damaged (without it every trial is scored anew)"
 
 Say = Callable[[str], None]
 
@@ -53,9 +56,9 @@ def truths(
     study's folder.
 
     Args: folder: of the study, a local path or a URI.
+    Raises: ValueError if what was stored is damaged, or a checkpoint.
     """
-    stored = read_file(folder, TRUTH_FILE)
-    known: dict[int, Any] = {int(key): value for key, value in json.loads(stored or b"{}").items()}
+    known = stored_truths(folder)
     found = []
     budget = main_budget(records)
     complete = [r for r in records if r.state == "COMPLETE" and r.checkpoint and r.budget == budget]
@@ -67,8 +70,17 @@ def truths(
             say(f"unblinding trial {record.number} ({place} of {len(complete)}) …")
             known[record.number] = {**about, **_score(record.checkpoint, record.number)}
             write_file(folder, TRUTH_FILE, json.dumps(known, indent=1).encode())
-        found.append(Truth(**{key: value for key, value in known[record.number].items() if key not in about}))
+        with reading(below(folder, TRUTH_FILE), DAMAGED):
+            facts = {key: value for key, value in known[record.number].items() if key not in about}
+            found.append(TypeAdapter(Truth).validate_python(facts))
     return found
+
+
+def stored_truths(folder: str) -> dict[int, dict[str, Any]]:
+    """What was scored before, by trial. Raises: ValueError naming the file if it is damaged."""
+    with reading(below(folder, TRUTH_FILE), DAMAGED):
+        stored = read_file(folder, TRUTH_FILE, MIB)
+        return {int(key): dict(facts) for key, facts in json.loads(stored or b"{}").items()}
 
 
 def _score(checkpoint: str, number: int) -> dict[str, float]:

@@ -13,10 +13,20 @@ from ardmvc_core.attacks.gan import GANTrainer
 from ardmvc_core.evaluation import PreparedAttack, evaluate_attacks
 from ardmvc_core.seeding import generator
 from trainables.building import pick_device
-from trainables.checkpoints import unchanged_on_failure
 from trainables.config import AttackTrialConfig
 from trainables.data_parts import cached_parts
-from trainables.trial import ARRAYS_FILE, CONFIG_FILE, STATE_FILE, Report, load_model
+from trainables.saved_trial import (
+    ARRAYS_FILE,
+    CONFIG_FILE,
+    NO_MEMORY,
+    STATE_FILE,
+    check_weights,
+    parsing,
+    saved_progress,
+    saved_state,
+    unchanged_if_refused,
+)
+from trainables.trial import Report, load_model
 
 
 class AttackTrial:
@@ -80,12 +90,14 @@ class AttackTrial:
     def load(self, folder: Path) -> None:
         """Goes on from what `save` wrote, bit for bit on the same machine.
 
-        Raises: what readers raise of a damaged checkpoint; then nothing has changed.
+        Raises: DamagedCheckpoint; the trial is then what it was.
         """
-        state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
-        round_, seconds = int(state["round"]), float(state["seconds"])
-        with unchanged_on_failure([self.trainer]):
+        state = saved_state(str(folder))
+        with parsing(folder, STATE_FILE, passing=NO_MEMORY), unchanged_if_refused(self.trainer):
+            for name in ("generator", "discriminator"):
+                check_weights(state["trainer"][name], getattr(self.trainer.networks, name).state_dict())
             self.trainer.load_state_dict(state["trainer"])
+            round_, seconds = saved_progress(state, self.rounds)
             if self.trainer.epoch != min(round_ * self.config.evaluate_every, self.config.attack.epochs):
-                raise ValueError(f"the checkpoint {folder} has epoch {self.trainer.epoch} in round {round_}")
+                raise ValueError(f"its epoch is {self.trainer.epoch} in round {round_}")
         self.round, self.seconds = round_, seconds

@@ -24,10 +24,10 @@ import time
 import uuid
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated
 
 from pyarrow import ArrowException, fs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -102,25 +102,6 @@ def damage_of(error: BaseException) -> str:
         return "it holds something else than tensors and plain values"
     text = " ".join(str(error).split())[:300]
     return f"{type(error).__name__}: {text}" if isinstance(error, LookupError) or not text else text
-
-
-class Stateful(Protocol):
-    """What has a state that can be put back."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-@contextlib.contextmanager
-def unchanged_on_failure(parts: Sequence[Stateful]) -> Iterator[None]:
-    """Puts the states back if the block fails: what is half loaded is nothing to go on from."""
-    before = [part.state_dict() for part in parts]
-    try:
-        yield
-    except BaseException:
-        for part, state in zip(parts, before, strict=True):
-            part.load_state_dict(state)
-        raise
 
 
 class FileFacts(BaseModel):
@@ -424,15 +405,15 @@ def _size_fault(sizes: Sequence[int]) -> str:
     return f"{sum(sizes)} bytes; allowed are {MOST_BYTES}" if sum(sizes) > MOST_BYTES else ""
 
 
-def read_file(place: str, name: str) -> bytes | None:
-    """One file of a checkpoint, None where it is missing.
+def read_file(place: str, name: str, largest: int = MOST_BYTES) -> bytes | None:
+    """One file of a checkpoint, None where it is missing. Args: largest: bytes that it may have.
 
-    Raises: StorageAway if the storage does not answer; OSError or ValueError if it is no file, may not be read, or is
-        larger than a checkpoint may be.
+    Raises: StorageAway if the storage does not answer; OSError or ValueError if it is no file, may not be read, or has
+        more bytes.
     """
     try:
         system, path = locate(place)
-        return _read(system, f"{path}/{name}", MOST_BYTES)
+        return _read(system, f"{path}/{name}", largest)
     except OSError as error:
         if is_damage(error):
             raise

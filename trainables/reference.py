@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ardmvc_core.checks import assign, inference_target
+from ardmvc_core.data.reading import read_archive, reading
 from ardmvc_core.models import MODELS
 from ardmvc_core.seeding import derive_seed
 from ardmvc_core.selection import PlainRun, ReferencePartition, clean_clustering_loss, reference_partition
@@ -50,10 +51,10 @@ def reference_file(config: str, threads: float) -> bytes:
     return buffer.getvalue()
 
 
-def reference_from(stored: bytes) -> ReferencePartition:
-    """Reads what `reference_file` has made."""
-    with np.load(io.BytesIO(stored), allow_pickle=False) as arrays:
-        return ReferencePartition.from_arrays({name: arrays[name] for name in arrays.files})
+def reference_from(stored: bytes, place: str = REFERENCE_FILE) -> ReferencePartition:
+    """Reads what `reference_file` has made. Raises: DataError naming `place` if it is damaged."""
+    with reading(place):
+        return ReferencePartition.from_arrays(read_archive(io.BytesIO(stored))[0])
 
 
 def plain_config(config: TrialConfig) -> TrialConfig:

@@ -1,6 +1,5 @@
 """One trial without Ray: built from its config, run round by round, saved and loaded exactly."""
 
-import io
 import json
 import math
 import statistics
@@ -22,19 +21,26 @@ from ardmvc_core.seeding import derive_seed, seed_everything
 from ardmvc_core.selection import clean_clustering_loss, seed_agreement, select_scores
 from ardmvc_core.training import NonFiniteLoss, Trainer, calibrate
 from trainables.building import build_model, pick_device
-from trainables.checkpoints import StorageAway, read_file, unchanged_on_failure
 from trainables.config import TrialConfig, identity, protocols_of
 from trainables.data_parts import cached_parts, without_labels
 from trainables.reference import study_reference
+from trainables.saved_trial import (
+    ARRAYS_FILE,
+    CONFIG_FILE,
+    NO_MEMORY,
+    STATE_FILE,
+    check_weights,
+    parsing,
+    saved_facts,
+    saved_progress,
+    saved_state,
+    unchanged_if_refused,
+)
 from trainables.surrogates import COUNTS, train_surrogates
 
 Report = dict[str, Any]
 """Flat metrics, and beside them `round`, `rounds`, `seconds`, `budget`, `warnings` (a JSON list), `done`, and `failure`
 when the trial cannot go on."""
-
-STATE_FILE = "state.pt"
-CONFIG_FILE = "config.json"
-ARRAYS_FILE = "evaluation.npz"
 
 
 @dataclass(frozen=True)
@@ -212,21 +218,22 @@ class Trial:
     def load(self, folder: Path) -> None:
         """Goes on from what `save` wrote, bit for bit on the same machine.
 
-        Raises: ValueError if the checkpoint is of another config; what readers raise of a damaged one. Then nothing
-            has changed.
+        Raises: ValueError if the checkpoint is of another config, or as its child DamagedCheckpoint; the trial is then
+            what it was.
         """
-        facts = json.loads((folder / CONFIG_FILE).read_text())
         # Read as a config first: one that was written before a field was there has its default.
-        saved = TrialConfig.model_validate(facts["config"])
+        saved = saved_facts(str(folder)).config
         if identity(saved.model_dump(mode="json")) != identity(self.config.model_dump(mode="json")):
             raise ValueError(f"the checkpoint {folder} was written by a trial with another config")
-        state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
-        round_, seconds, failure = int(state["round"]), float(state["seconds"]), state["failure"]
-        with unchanged_on_failure(self.trainers):
+        state = saved_state(str(folder))
+        with parsing(folder, STATE_FILE, passing=NO_MEMORY), unchanged_if_refused(*self.trainers):
+            round_, seconds = saved_progress(state, self.rounds)
             for trainer, trainer_state in zip(self.trainers, state["trainers"], strict=True):
+                check_weights(trainer_state["model"], trainer.model.state_dict())
                 trainer.load_state_dict(trainer_state)
                 if trainer.epoch != min(round_ * self.config.evaluate_every, trainer.epochs):
-                    raise ValueError(f"the checkpoint {folder} has epoch {trainer.epoch} in round {round_}")
+                    raise ValueError(f"its epoch is {trainer.epoch} in round {round_}")
+            failure = None if state["failure"] is None else str(state["failure"])
         self.round, self.seconds, self.failure = round_, seconds, failure
 
 
@@ -247,36 +254,29 @@ def per_seed(runs: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
     return {f"seeds/{name}": np.array([run.get(name, math.nan) for run in runs]) for name in names}
 
 
-def load_model(checkpoint: str, device: torch.device, repeat: int = 0) -> tuple[nn.Module, TrialConfig]:
+def load_model(
+    checkpoint: str, device: torch.device, repeat: int = 0, config: TrialConfig | None = None
+) -> tuple[nn.Module, TrialConfig]:
     """The trained network of a trial's checkpoint (local path or URI), in inference mode, and the config of its trial.
 
-    Raises: ValueError if there is no checkpoint of a trial; StorageAway if the storage does not answer.
+    Args: config: of the trial, where it is known already.
+    Raises: ValueError, or its child DamagedCheckpoint, if there is no checkpoint of a trial; StorageAway if the storage
+        does not answer.
     """
-    config = saved_config(checkpoint)
+    config = config or saved_config(checkpoint)
     train = cached_parts(config.dataset, protocols_of(config.protocol)[0])["train"].data
+    state = saved_state(checkpoint)
+    with parsing(checkpoint, CONFIG_FILE, "makes no network"), torch.device("meta"):
+        outline = build_model(config, train.view_shapes, train.n_clusters, config.seed)
+    with parsing(checkpoint, STATE_FILE):
+        weights = state["trainers"][repeat]["model"]
+        # Before memory is taken for a network of the size that the config says.
+        check_weights(weights, outline.state_dict())
     model = build_model(config, train.view_shapes, train.n_clusters, config.seed)
-    weights = read_file(checkpoint, STATE_FILE)
-    if weights is None:
-        raise ValueError(f"{checkpoint} holds no saved model: {STATE_FILE} is missing")
-    state = torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True)
-    model.load_state_dict(state["trainers"][repeat]["model"])
+    model.load_state_dict(weights)
     return model.to(device).eval(), config
 
 
 def saved_config(checkpoint: str) -> TrialConfig:
-    """The config of the model trial whose checkpoint (local path or URI) this is.
-
-    Raises: ValueError if it is none; StorageAway if the storage does not answer.
-    """
-    try:
-        raw = read_file(checkpoint, CONFIG_FILE)
-    except StorageAway:
-        raise
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{checkpoint} cannot be read: {' '.join(str(error).split())}") from error
-    if raw is None:
-        raise ValueError(f"{checkpoint} holds no saved model: {CONFIG_FILE} is missing")
-    try:
-        return TrialConfig.model_validate(json.loads(raw)["config"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{checkpoint} holds no config of a model trial: {' '.join(str(error).split())}") from None
+    """The config of the model trial whose checkpoint (local path or URI) this is. Raises: as `saved_facts`."""
+    return saved_facts(checkpoint).config

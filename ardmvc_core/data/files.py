@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ardmvc_core.data.dataset import DataError
+from ardmvc_core.data.reading import reading, shown_path
 
 VARIABLE = "ARDMVC_DATA"
 
@@ -85,14 +86,14 @@ def idx_files(collection: str, root: str | None = None) -> tuple[Path, Path, Pat
     variable = os.environ.get(VARIABLE)
     looked: list[Path] = []
     if root is not None:
-        folder = Path(root).expanduser()
+        folder = _folder(root)
         looked.append(folder / collection)
         # The files of all collections have the same names: those of another one must not pass for this one.
         if folder.name not in COLLECTIONS.keys() - {collection}:
             looked.append(folder)
     else:
         if variable:
-            looked.append(Path(variable).expanduser() / collection)
+            looked.append(_folder(variable) / collection)
         looked.append(_DEBIAN / collection)
     names = list(COLLECTIONS[collection].sha256)
     found = [{name: _plain_or_gz(folder, name) for name in names} for folder in looked]
@@ -139,24 +140,31 @@ def regdb_folder(root: str | None = None) -> Path:
     Raises: DataError naming the missing folder, where it was looked for and ARDMVC_DATA.
     """
     given = root if root is not None else os.environ.get(VARIABLE)
-    looked = [Path(given).expanduser() / name for name in ("RegDB", "regdb", "")] if given else []
+    looked = [_folder(given) / name for name in ("RegDB", "regdb", "")] if given else []
     for folder in looked:
-        if (folder / "idx").is_dir():
+        if os.path.isdir(folder / "idx"):
             return folder
-    where = f"looked in {', '.join(map(str, looked))}" if looked else f"neither dataset.root nor {VARIABLE} is set"
+    folders = ", ".join(map(shown_path, looked))
+    where = f"looked in {folders}" if looked else f"neither dataset.root nor {VARIABLE} is set"
     raise DataError(
         f"regdb: no folder with idx/, Visible/ and Thermal/ found ({where}); it is handed out by its owners: set "
         f"dataset.root or {VARIABLE} to where it was unpacked"
     )
 
 
+def _folder(given: str) -> Path:
+    with reading(given):
+        return Path(given).expanduser()
+
+
 def _plain_or_gz(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
+    return next((path for path in (folder / f"{name}.gz", folder / name) if os.path.isfile(path)), None)
 
 
 def _not_found(collection: str, missing: list[str], looked: list[Path], reason: str = "") -> str:
+    folders = " or ".join(map(shown_path, looked))
     return (
-        f"{collection}: {', '.join(f'{name}[.gz]' for name in missing)} not found in {' or '.join(map(str, looked))}"
+        f"{collection}: {', '.join(f'{name}[.gz]' for name in missing)} not found in {folders}"
         f"{reason}; set dataset.root or {VARIABLE} to a folder that holds {collection}/ with its four IDX files"
     )
 

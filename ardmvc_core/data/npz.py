@@ -4,9 +4,7 @@ The file holds `view_0 … view_{V-1}` with V ≥ 2, each (N, D) or (N, C, H, W)
 sample; and `labels` (N,), integers ≥ 0 of any numbering, or `n_clusters`, one integer, or both.
 """
 
-import re
-import zipfile
-import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +21,11 @@ from ardmvc_core.data.dataset import (
     count_faults,
     cut_parts,
 )
+from ardmvc_core.data.reading import file_fault, fitted, read_archive, reading, shown, shown_path
 
-_VIEW = re.compile(r"view_(\d+)")
-_UNREADABLE = (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
-"""What NumPy raises on damaged members; ValueError also on arrays of objects, which would need pickle."""
+_VIEW = "view_"
+_SHOWN = 12
+"""Names of arrays that a message lists."""
 
 
 def load_npz(config: DatasetConfig, protocol: Protocol) -> dict[str, Part]:
@@ -47,62 +46,61 @@ def check_npz(config: DatasetConfig) -> list[str]:
 
 def _read(config: DatasetConfig) -> tuple[list[FloatArray], IndexArray | None, int, list[str]]:
     """Views, labels from 0, K, and the faults (then the rest is not to be used)."""
-    path = Path(config.path or "").expanduser()
-    arrays, faults, unread = _arrays(path)
-    if not arrays:
-        return [], None, 0, faults
-    numbers = sorted(int(match[1]) for key in arrays | unread if (match := _VIEW.fullmatch(key)))
-    if numbers != list(range(len(numbers))) or len(numbers) < 2:
-        found = ", ".join(sorted(arrays | unread))
-        faults.append(f"{path}: at least two views are needed, numbered view_0, view_1, … without a gap, got {found}")
-    views = {key: arrays[key] for key in (f"view_{number}" for number in numbers) if key in arrays}
+    try:
+        path, arrays, unread = _arrays(config.path or "")
+    except DataError as error:
+        return [], None, 0, [str(error)]
+    where = shown_path(path)
+    faults = [f"{where}: {shown(key)} cannot be read: {reason}" for key, reason in unread.items()]
+    names = arrays.keys() | unread
+    if not names:
+        return [], None, 0, [f"{where}: holds no arrays"]
+    if fault := _numbering_fault(names):
+        faults.append(f"{where}: {fault}")
+    views = {key: array for number in range(len(names)) if (array := arrays.get(key := f"{_VIEW}{number}")) is not None}
     for key, view in views.items():
-        faults += [f"{path}: {key} {fault}" for fault in _view_faults(view)]
+        faults += [f"{where}: {key} {fault}" for fault in _view_faults(view)]
     lengths = {key: len(view) for key, view in views.items() if view.ndim}
     if len(set(lengths.values())) > 1:
-        faults.append(f"{path}: views must have one common length, got {_listed(lengths)}")
+        faults.append(f"{where}: views must have one common length, got {_listed(lengths)}")
     classes, labels, label_faults = _labels(arrays.get("labels"), lengths)
-    n_clusters, count_fault = _n_clusters(arrays.get("n_clusters"), classes, "labels" in arrays | unread)
-    faults += [f"{path}: {fault}" for fault in [*label_faults, *count_fault]]
+    n_clusters, count_fault = _n_clusters(arrays.get("n_clusters"), classes, "labels" in names, lengths)
+    faults += [f"{where}: {fault}" for fault in [*label_faults, *count_fault]]
     if not faults:
-        faults += [f"{path}: {fault}" for fault in count_faults(config, len(views["view_0"]))]
+        faults += [f"{where}: {fault}" for fault in count_faults(config, len(views["view_0"]))]
     if faults:
-        return [], None, 0, faults
+        return [], None, 0, fitted(faults)
     return [view.astype(np.float32) for view in views.values()], labels, n_clusters, []
 
 
-def _arrays(path: Path) -> tuple[dict[str, NDArray[Any]], list[str], dict[str, None]]:
-    """The arrays of a file, what could not be read, and the keys that it stands under."""
-    if not path.is_file():
-        return {}, [f"{path}: no such file (dataset.path)"], {}
-    if not zipfile.is_zipfile(path):
-        return {}, [f"{path}: is no .npz file (an archive written by numpy.savez)"], {}
-    arrays: dict[str, NDArray[Any]] = {}
-    faults: list[str] = []
-    unread: dict[str, None] = {}
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            for key in archive.files:
-                try:
-                    array = archive[key]
-                    if not isinstance(array, np.ndarray):
-                        raise ValueError("not an array in NumPy's format")
-                    arrays[key] = array
-                except _UNREADABLE as error:
-                    unread[key] = None
-                    faults.append(f"{path}: {key} cannot be read: {error}")
-    except _UNREADABLE as error:
-        return {}, [f"{path}: cannot be read: {error}"], {}
-    if not arrays and not faults:
-        faults.append(f"{path}: holds no arrays")
-    return arrays, faults, unread
+def _arrays(given: str) -> tuple[Path, dict[str, NDArray[Any]], dict[str, str]]:
+    """The file, its arrays, and by name why the others cannot be read. Raises: DataError if nothing can be."""
+    with reading(given):
+        path = Path(given).expanduser()
+        if fault := file_fault(path):
+            raise DataError(f"{shown_path(path)}: {fault} (dataset.path)")
+        with path.open("rb") as stream:
+            return path, *read_archive(stream)
+
+
+def _numbering_fault(names: Collection[str]) -> str | None:
+    """What is wrong with the numbers of the views, in any digits that Unicode has."""
+    numbered = {name for name in names if name.startswith(_VIEW) and name.removeprefix(_VIEW).isnumeric()}
+    if len(numbered) >= 2 and numbered == {f"{_VIEW}{number}" for number in range(len(numbered))}:
+        return None
+    listed = [shown(name) for name in sorted(names)]
+    more = [f"and {len(listed) - _SHOWN} more"] if len(listed) > _SHOWN else []
+    found = ", ".join([*listed[:_SHOWN], *more])
+    return f"at least two views are needed, numbered view_0, view_1, … without a gap, got {found}"
 
 
 def _view_faults(view: NDArray[Any]) -> list[str]:
     if view.dtype.kind not in "fiu":
-        return [f"must hold real numbers, got dtype {view.dtype}"]
+        return [f"must hold real numbers, got dtype {shown(view.dtype)}"]
     if view.ndim not in (2, 4) or 0 in view.shape:
-        return [f"must be of shape (N, D) or (N, C, H, W) and not empty, got {view.shape}"]
+        return [f"must be of shape (N, D) or (N, C, H, W) and not empty, got {shown(view.shape)}"]
+    if view.min() >= 0 and view.max() <= 1:  # neither holds where a value is NaN
+        return []
     faults = []
     bad = ~np.isfinite(view)
     if bad.any():
@@ -115,7 +113,7 @@ def _view_faults(view: NDArray[Any]) -> list[str]:
 
 
 def _first(view: NDArray[Any], mask: NDArray[np.bool_]) -> str:
-    position = tuple(int(index[0]) for index in np.nonzero(mask))
+    position = tuple(int(index) for index in np.unravel_index(int(mask.argmax()), mask.shape))
     return f"{view[position]} at {list(position)} ({int(mask.sum())} of {view.size} values)"
 
 
@@ -125,10 +123,10 @@ def _labels(labels: NDArray[Any] | None, lengths: dict[str, int]) -> tuple[int |
         return None, None, []
     faults = []
     if labels.ndim != 1 or (lengths and len(labels) not in lengths.values()):
-        faults.append(f"labels must be one per sample ({_listed(lengths)}), got shape {labels.shape}")
+        faults.append(f"labels must be one per sample ({_listed(lengths)}), got shape {shown(labels.shape)}")
     if labels.dtype.kind not in "iu":
-        shown = np.ravel(labels)[:3].tolist()
-        faults.append(f"labels must be integers, got dtype {labels.dtype} (first values {shown})")
+        first = labels.flat[:3].tolist()
+        faults.append(f"labels must be integers, got dtype {shown(labels.dtype)} (first values {shown(first)})")
     elif labels.size and labels.min() < 0:
         faults.append(f"labels must be ≥ 0, got {labels.min()} at {int(np.argmin(labels))}")
     if faults:
@@ -137,18 +135,25 @@ def _labels(labels: NDArray[Any] | None, lengths: dict[str, int]) -> tuple[int |
     return len(classes), indices.astype(np.int64), []
 
 
-def _n_clusters(given: NDArray[Any] | None, classes: int | None, labelled: bool) -> tuple[int, list[str]]:
+def _n_clusters(
+    given: NDArray[Any] | None, classes: int | None, labelled: bool, lengths: dict[str, int]
+) -> tuple[int, list[str]]:
     """K, from the file or else from the labels, and the fault if there is one."""
     if given is None:
         if classes is None:
             # Faulty labels are reported already, and K cannot be told from them.
             return 0, [] if labelled else ["n_clusters (one integer) must be given where there are no labels"]
         return classes, [] if classes >= 2 else [f"labels must hold at least two classes, got {classes}"]
-    least = max(2, classes or 0)
+    least, most = max(2, classes or 0), max(lengths.values(), default=0)
     if given.dtype.kind not in "iu" or given.size != 1 or not given.item() >= least:
-        return 0, [f"n_clusters must be one integer ≥ {least}, got {given.tolist()} of dtype {given.dtype}"]
+        values = given.item() if given.size == 1 else given.flat[:3].tolist()
+        more = f" and {given.size - 3} more" if given.size > 3 else ""
+        return 0, [f"n_clusters must be one integer ≥ {least}, got {shown(values)}{more} of dtype {shown(given.dtype)}"]
+    if most and given.item() > most:
+        return 0, [f"n_clusters must be ≤ {most}, the number of samples, got {given.item()}"]
     return int(given.item()), []
 
 
 def _listed(lengths: dict[str, int]) -> str:
-    return ", ".join(f"{key}: {length}" for key, length in lengths.items())
+    listed = [f"{key}: {length}" for key, length in lengths.items()]
+    return ", ".join([*listed[:_SHOWN], *([f"and {len(listed) - _SHOWN} more"] if len(listed) > _SHOWN else [])])

@@ -6,7 +6,8 @@ picture a line, its path in the folder and the number of its identity. The train
 0 again). The pairing was not published; here the i-th visible picture of a person goes with the i-th thermal one.
 """
 
-from pathlib import Path
+import os
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -22,12 +23,20 @@ from ardmvc_core.data.dataset import (
     part_rows,
 )
 from ardmvc_core.data.files import regdb_folder
+from ardmvc_core.data.reading import MIB, file_fault, fitted, reading, shown, shown_path
 
 HEIGHT, WIDTH = 128, 64
 LISTS = ("idx/train_visible_1.txt", "idx/train_thermal_1.txt")
 
-_SHOWN = 5
-"""Faults of one kind that a message lists before it only counts them."""
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Kinds of pictures that are opened; Pillow hands some others to programs outside of it."""
+MOST_PIXELS = 1 << 24
+"""Of one picture; RegDB's have 8,192."""
+LIST_BYTES = 4 * MIB
+"""Longest list that is read; RegDB's are 0.1 MiB."""
+
+_SHOWN, _COUNTED = 5, 1000
+"""Faults of one kind that a message lists before it only counts them; after how many a list is not read on."""
 
 
 def load_regdb(config: DatasetConfig, protocol: Protocol) -> dict[str, Part]:
@@ -61,14 +70,15 @@ def _read_lists(config: DatasetConfig) -> tuple[list[tuple[Path, Path]], IndexAr
     faults: list[str] = []
     visible, thermal = (_read_list(folder, name, faults) for name in LISTS)
     if not faults:
+        where = shown_path(folder)
         for identity in sorted(visible.keys() | thermal.keys()):
             found = len(visible.get(identity, [])), len(thermal.get(identity, []))
             if found[0] != found[1]:
                 faults.append(
-                    f"{folder}: identity {identity} has {found[0]} pictures in {LISTS[0]} and {found[1]} in {LISTS[1]}"
+                    f"{where}: identity {identity} has {found[0]} pictures in {LISTS[0]} and {found[1]} in {LISTS[1]}"
                 )
     if faults:
-        return [], empty, faults
+        return [], empty, fitted(faults)
     pairs: list[tuple[Path, Path]] = []
     labels: list[int] = []
     for label, identity in enumerate(sorted(visible)):
@@ -81,29 +91,43 @@ def _read_lists(config: DatasetConfig) -> tuple[list[tuple[Path, Path]], IndexAr
 def _read_list(folder: Path, name: str, faults: list[str]) -> dict[int, list[Path]]:
     """Pictures of each identity in the order of one list; faults are added to `faults`."""
     path = folder / name
+    where = shown_path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        faults.append(f"{path}: cannot be read: {error}")
+        with reading(path):
+            if fault := file_fault(path) or _too_long(path):
+                raise DataError(f"{where}: cannot be read: {fault}")
+            lines = path.read_text(encoding="utf-8").splitlines()
+    except DataError as error:
+        faults.append(str(error))
         return {}
     pictures: dict[int, list[Path]] = {}
     own: list[str] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        picture, _, identity = line.strip().rpartition(" ")
-        if not picture or not identity.isdecimal():
-            own.append(f"{path}, line {number}: expected 'path identity-number', got {line!r}")
-        elif not (folder / picture.strip()).is_file():
-            own.append(f"{path}, line {number}: {folder / picture.strip()} does not exist")
+        if len(own) == _COUNTED:
+            break
+        picture, _, identity = (text.strip() for text in line.strip().rpartition(" "))
+        if not picture or not (identity.isascii() and identity.isdecimal() and len(identity) < 10):
+            own.append(f"{where}, line {number}: expected 'path identity-number', got {shown(repr(line))}")
+        elif picture.startswith("/") or ".." in PurePosixPath(picture).parts:
+            own.append(f"{where}, line {number}: must be a path below {shown_path(folder)}, got {shown(repr(picture))}")
+        elif not os.path.isfile(folder / picture):
+            own.append(f"{where}, line {number}: {shown_path(folder / picture)} does not exist")
         else:
-            pictures.setdefault(int(identity), []).append(folder / picture.strip())
+            pictures.setdefault(int(identity), []).append(folder / picture)
     if not lines or not (pictures or own):
-        own.append(f"{path}: lists no picture")
+        own.append(f"{where}: lists no picture")
     faults += own[:_SHOWN]
     if len(own) > _SHOWN:
-        faults.append(f"{path}: {len(own) - _SHOWN} more lines like these")
+        counted = "or more " if len(own) == _COUNTED else ""
+        faults.append(f"{where}: {len(own) - _SHOWN} {counted}more lines like these")
     return pictures
+
+
+def _too_long(path: Path) -> str | None:
+    size = path.stat().st_size
+    return f"a list must have at most {LIST_BYTES} bytes, has {size}" if size > LIST_BYTES else None
 
 
 def _pictures(paths: list[Path]) -> FloatArray:
@@ -115,11 +139,9 @@ def _pictures(paths: list[Path]) -> FloatArray:
         raise DataError("regdb: Pillow, which reads the pictures, is not installed") from None
     view = np.empty((len(paths), 3, HEIGHT, WIDTH), dtype=np.float32)
     for row, path in enumerate(paths):
-        try:
-            with Image.open(path) as picture:
-                resized = picture.convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
-        # Pillow's decoders raise ValueError, SyntaxError and EOFError on damaged files, besides OSError.
-        except (OSError, ValueError, SyntaxError, EOFError) as error:
-            raise DataError(f"{path}: is no picture that can be read: {error}") from None
+        with reading(path, "is no picture that can be read"), Image.open(path, formats=FORMATS) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                raise ValueError(f"at most {MOST_PIXELS} pixels are read, got {picture.width} × {picture.height}")
+            resized = picture.convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
         view[row] = np.asarray(resized, dtype=np.float32).transpose(2, 0, 1) / 255
     return view

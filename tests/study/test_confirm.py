@@ -16,6 +16,7 @@ from study.confirm_report import Finalist, comparisons, finalists_of, markdown
 from study.ledger import Ledger, LedgerError
 from study.records import TrialRecord
 from study.spec import checked_spec
+from trainables.saved_trial import DamagedCheckpoint
 
 SPEC = {"objective": {"metric": "robust/acc", "mode": "max"}}
 
@@ -105,6 +106,14 @@ def test_the_table_has_the_interval_the_paired_difference_and_the_shrinkage(tmp_
     certain = replace(first, adjusted_p=2e-5)
     text = markdown("name", shown, result, [certain], uses=2, searched_trials=16)
     assert "| < 0.001 | 100% of the seeds |" in text
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x05\x06" + bytes(18)])
+def test_arrays_that_are_damaged_are_named(tmp_path: Path, content: bytes) -> None:
+    found = confirmed(tmp_path, 0, [0.5, 0.6])
+    (tmp_path / "0" / "evaluation.npz").write_bytes(content)
+    with pytest.raises(DamagedCheckpoint, match=f"^{tmp_path}/0/evaluation.npz: is damaged: "):
+        finalists_of([trial(7, 0.95)], [found])
 
 
 def test_a_configuration_that_failed_is_left_out(tmp_path: Path) -> None:

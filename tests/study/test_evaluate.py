@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from optuna.trial import TrialState
-from tiny_studies import study_dict
+from tiny_studies import study_dict, write_study
 
 from ardmvc_core import robustness, sanity
 from ardmvc_core.attacks import suite
@@ -32,6 +33,7 @@ from study.ledger import Ledger, LedgerError, study_url
 from study.robustness_report import FIGURES
 from study.source import SpecError
 from study.spec import StudySpec
+from study.sweep import main as sweep
 from trainables.config import TrialConfig
 from trainables.data_parts import cached_parts
 from trainables.surrogates import surrogate_configs, train_surrogates
@@ -467,17 +469,83 @@ def test_what_is_no_checkpoint(checkpoint: Path, tmp_path: Path, refused: Callab
     assert "the part train of its data is not the one that is found here" in refused(other)
     broken = edited(checkpoint, tmp_path / "broken")
     (broken / "state.pt").write_bytes(b"torn")
-    assert refused(broken).startswith(f"{broken} holds no model of its own config: ")
+    assert refused(broken).startswith(f"{broken}/state.pt: is damaged: it is no file of torch.save")
     (broken / "state.pt").unlink()
     assert refused(broken) == f"{broken} holds no saved model: state.pt is missing"
+
+
+CONFIG, STATE = "config.json", "state.pt"
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "why"),
+    [
+        (CONFIG, lambda facts: [facts], "holds no config of a model trial: "),
+        (CONFIG, lambda facts: {**facts, "config": 3}, "holds no config of a model trial: "),
+        (CONFIG, lambda facts: {**facts, "parts": ["train"]}, "holds no config of a model trial: "),
+        (CONFIG, lambda facts: {**facts, "reference_entropy": "high"}, "holds no config of a model trial: "),
+        (CONFIG, lambda facts: {**facts, "config": {**facts["config"], "x" * 10**5: 0}}, "1 validation error"),
+        (STATE, lambda state: [state], "is damaged: it holds a list, not the state of a trial"),
+        (STATE, lambda state: {**state, "trainers": {}}, "is damaged: KeyError: 0"),
+        (STATE, lambda state: {**state, "trainers": [{"model": 3}]}, "is damaged: its model is a int"),
+        (STATE, lambda state: {**state, "trainers": [{"model": {}}]}, "is missing, and "),
+    ],
+)
+def test_damaged_checkpoints(
+    checkpoint: Path, tmp_path: Path, refused: Callable[..., str], file: str, damage: Callable[[Any], Any], why: str
+) -> None:
+    folder = edited(checkpoint, tmp_path / "damaged")
+    if file == CONFIG:
+        (folder / file).write_text(json.dumps(damage(json.loads((folder / file).read_text()))))
+    else:
+        torch.save(damage(torch.load(folder / file, weights_only=True)), folder / file)
+    message = refused(folder)
+    assert message.startswith(f"{folder}/{file}: ")
+    assert why in message
+    assert len(message.encode()) <= 2048
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"[" * 100_000, "config.json: is damaged: RecursionError"),
+        (b"\xff\xfa", "config.json: is damaged: 'utf-"),
+        (b" " * (1 << 21), "cannot be read: config.json must have at most 1048576 bytes, has 2097152"),
+    ],
+)
+def test_configs_that_cannot_be_read_at_all(
+    checkpoint: Path, tmp_path: Path, refused: Callable[..., str], content: bytes, why: str
+) -> None:
+    folder = edited(checkpoint, tmp_path / "damaged")
+    (folder / CONFIG).write_bytes(content)
+    assert why in refused(folder)
+
+
+def test_a_study_of_attackers_is_refused_with_a_damaged_target(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = edited(checkpoint, tmp_path / "target")
+    study = study_dict(tmp_path, trainable="attacker", objective={"metric": "gan/flip", "mode": "max"}, baselines=[])
+    study["trial"] = {"checkpoint": str(folder), "attack": {"epochs": 1}}
+    study["space"] = {"attack.mu_com": {"log_uniform": [0.01, 100]}}
+    file = write_study(tmp_path, study)
+    assert sweep([str(file), "--dry-run"]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    (folder / STATE).write_bytes(b"torn")
+    assert sweep([str(file)]) == 2
+    message = capsys.readouterr().err
+    assert f"trial.checkpoint: {folder}/state.pt: is damaged: it is no file of torch.save" in message
+    assert message.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
 
 
 def test_weights_that_are_not_finite(checkpoint: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     folder = edited(checkpoint, tmp_path / "nan")
     state = torch.load(folder / "state.pt", weights_only=True)
-    next(iter(state["trainers"][0]["model"].values())).fill_(torch.nan)
+    name, weights = next(iter(state["trainers"][0]["model"].items()))
+    weights.fill_(torch.nan)
     torch.save(state, folder / "state.pt")
-    assert refused(folder) == f"{folder}: its weights are not finite"
+    assert refused(folder).endswith(f"/state.pt: is damaged: its model does not fit its config: {name} is not finite")
 
 
 def test_a_k_means_head_without_stored_centroids(tmp_path: Path, refused: Callable[..., str]) -> None:
@@ -701,3 +769,84 @@ def test_what_is_no_report_is_refused(tmp_path: Path, content: str | None) -> No
     assert ended.code == 2
     assert str(tmp_path) in ended.err
     assert "study.evaluate" in ended.err
+
+
+GOOD_REPORT: dict[str, Any] = {
+    "budget_hash": "abc",
+    "budget": {"eps": 0.1, "gan_eps": [0.2]},
+    "n": 100,
+    "tier": "standard",
+    "headline": {"established": True, "flip": 0.25, "failed": [], "warned": ["C7a"]},
+    "facts": {"model": "comvc", "parts": {"tune": "d" * 64}, "surrogates": [{"failure": ""}]},
+    "metrics": {"clean/acc": 0.9, "robust/acc": 0.5, "robust/flip": 0.25, "noise/flip": None},
+    "intervals": {"clean/acc": {"low": 0.8, "high": 0.95}, "robust/acc": {"low": None, "high": None}},
+    "eps50": None,
+    "eps_curve": {"0.05": {"flip": 0.1}, "0.2": {"flip": 0.4}},
+}
+
+
+def write_report(folder: Path, content: Any) -> str:
+    folder.mkdir(exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(content))
+    return str(folder)
+
+
+def test_a_report_whose_intervals_are_not_finite_is_shown(tmp_path: Path) -> None:
+    ended = compare(write_report(tmp_path / "one", GOOD_REPORT))
+    assert ended.code == 0, ended.err
+    assert "| comvc | 0.900 [0.800, 0.950] | 0.500 | 0.250 |  |  | > 0.2 | C7a |" in ended.out
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"facts": []},
+        {"facts": {"model": "comvc", "parts": {"tune": 3}, "surrogates": []}},
+        {"facts": {"model": "comvc", "parts": {}, "surrogates": ["none"]}},
+        {"headline": {"established": True, "flip": "low", "failed": [], "warned": []}},
+        {"headline": None},
+        {"metrics": []},
+        {"metrics": {"clean/acc": "9" * 10**5}},
+        {"metrics": {"clean/acc": 10**400}},
+        {"intervals": {"clean/acc": [0, 1]}},
+        {"eps_curve": {"small": 1}},
+        {"n": None},
+    ],
+)
+def test_reports_that_are_damaged(tmp_path: Path, changes: dict[str, Any]) -> None:
+    ended = compare(
+        write_report(tmp_path / "good", GOOD_REPORT), write_report(tmp_path / "bad", {**GOOD_REPORT, **changes})
+    )
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith(f"{tmp_path / 'bad'}: holds no report.json of study.evaluate: ")
+    assert len(ended.err.encode()) <= 2048
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b"\xff\xfa", b"9" * 5000, b'{"budget": ' + b"[" * 900 + b"]" * 900 + b"}"]
+)
+def test_files_that_are_no_json(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "report.json").write_bytes(content)
+    ended = compare(str(tmp_path / "report.json"))
+    assert ended.code == 2
+    assert len(ended.err.splitlines()) == 1
+    assert len(ended.err.encode()) <= 2048
+
+
+def test_a_report_that_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "report.json")  # opened, it would wait for ever
+    ended = compare(str(tmp_path))
+    assert ended.code == 2
+    assert "is a pipe or a device, not a file" in ended.err
+
+
+def test_two_budgets_of_any_size_make_one_message(tmp_path: Path) -> None:
+    budgets = [{f"{name}{number}": name * 10**4 for number in range(1000)} for name in "ab"]
+    reports = [
+        write_report(tmp_path / str(number), {**GOOD_REPORT, "budget_hash": str(number) * 10**5, "budget": budget})
+        for number, budget in enumerate(budgets)
+    ]
+    ended = compare(*reports)
+    assert ended.code == 2
+    assert "different evaluation budgets" in ended.err
+    assert len(ended.err.encode()) <= 2048

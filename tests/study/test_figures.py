@@ -14,6 +14,7 @@ from matplotlib.text import Text
 from study.figures import front, history, importance, slices, study_figures
 from study.leaderboard import Goal
 from study.records import TrialRecord
+from study.report import all_figures
 from study.trial_figures import (
     confusion,
     eps_curve,
@@ -24,6 +25,7 @@ from study.trial_figures import (
     strongest_attack,
     trial_figures,
 )
+from trainables.saved_trial import DamagedCheckpoint
 
 ROBUST = [Goal("robust/acc", "max")]
 SPACE = {
@@ -230,9 +232,19 @@ def test_checkpoints_by_path_and_uri(tmp_path: Path) -> None:
         assert load_part_digests(place) == {}
 
 
-@pytest.mark.parametrize("raw", [b"", b"PK", b"\x93NUMPY", b"[" * 100_000, b"{}", b"[]", b"\xff", b'{"parts": []}'])
-def test_a_damaged_file_of_a_checkpoint_shows_nothing(tmp_path: Path, raw: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"PK", b"[" * 10**5, b"[]", b'{"parts": 3}', b'{"parts": [1]}', b"\xff"])
+def test_checkpoints_that_are_damaged(tmp_path: Path, content: bytes) -> None:
     for name in ("evaluation.npz", "config.json"):
-        (tmp_path / name).write_bytes(raw)
-    assert load_arrays(str(tmp_path)) == {}
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DamagedCheckpoint, match=f"^{tmp_path}/evaluation.npz: is damaged: it is no .npz file"):
+        load_arrays(str(tmp_path))
     assert load_part_digests(str(tmp_path)) == {}
+
+
+def test_a_report_names_the_arrays_that_nothing_can_be_drawn_from(tmp_path: Path) -> None:
+    record = replace(trials()[0], checkpoint=str(tmp_path))
+    np.savez(
+        tmp_path / "evaluation.npz", allow_pickle=False, **{"clusters/clean": np.array(3), "clusters/pgd": np.ones(4)}
+    )
+    with pytest.raises(DamagedCheckpoint, match=f"^{tmp_path}/evaluation.npz: is damaged: "):
+        all_figures([record], ROBUST, SPACE)

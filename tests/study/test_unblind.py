@@ -115,6 +115,19 @@ def test_what_was_scored_is_not_scored_again(tmp_path: Path, monkeypatch: pytest
     assert asked == [0, 1]
 
 
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "[" * 10**5, '{"a": {}}', '{"0": 3}', '{"0": {"trial": 0}}', '{"0": {"robust_acc": "high"}}']
+)
+def test_what_was_scored_and_is_damaged_is_named(tmp_path: Path, content: str) -> None:
+    facts = {"checkpoint": RECORDS[0].checkpoint, "tier": f"{unblind.TRUTH_TIER}, version {unblind.TIERS_VERSION}"}
+    if content.startswith('{"0": {'):
+        content = json.dumps({"0": {**facts, **json.loads(content)["0"]}})
+    (tmp_path / "unblinded.json").write_text(content)
+    with pytest.raises(ValueError, match=f"^{tmp_path}/unblinded.json: is damaged") as error:
+        truths(RECORDS[:1], str(tmp_path), say=lambda text: None)
+    assert len(str(error.value).encode()) <= 2048
+
+
 def test_a_trial_is_scored_on_the_part_that_it_has_not_seen(tmp_path: Path) -> None:
     trial = study_dict(tmp_path)["trial"]
     trial |= {"evaluate_every": 4, "evaluation": {"tier": "probe", "samples": 20}}

@@ -1,7 +1,10 @@
 import gzip
 import hashlib
+import os
 import shutil
 import struct
+import tracemalloc
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -239,3 +242,85 @@ def test_a_set_of_ones_own_may_have_any_other_size(idx_folder: Callable[..., Pat
     folder = idx_folder(np.zeros((600, 28, 28)), np.arange(600) % 10)
     assert check_collection("mnist", str(folder))[0] == []
     assert len(load_collection("mnist", str(folder))[0]) == 600
+
+
+# Strange files
+
+
+def bomb(path: Path, shape: tuple[int, int, int], megabytes: int) -> Path:
+    """A small compressed file whose header announces images of this shape, and so many megabytes of zeros."""
+    deflate = zlib.compressobj(1, wbits=16 + zlib.MAX_WBITS)
+    with path.open("wb") as file:
+        file.write(deflate.compress(struct.pack(">4I", 2051, *shape)))
+        for _ in range(megabytes):
+            file.write(deflate.compress(bytes(10**6)))
+        file.write(deflate.flush())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("shape", "why"),
+    [
+        ((1000, 800, 500), "too large: its header announces 381.5 MiB, at most"),
+        ((2**31, 2**31, 2**31), "too large: its header announces 2^93 bytes, at most"),
+        ((1, 2, 2), "too long: its header announces 20 bytes"),
+    ],
+)
+def test_a_small_file_that_unpacks_to_a_large_one(tmp_path: Path, shape: tuple[int, int, int], why: str) -> None:
+    path = bomb(tmp_path / "images.gz", shape, 200)
+    assert path.stat().st_size < 1 << 20
+    tracemalloc.start()
+    for read in (read_idx, idx_shape):
+        with pytest.raises(DataError, match=r"images\.gz: ") as error:
+            read(path, 3)
+        assert why in str(error.value)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 96 << 20  # not what was announced, nor what is there
+
+
+def test_images_of_no_size_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "images"
+    path.write_bytes(struct.pack(">4I", 2051, 0, 2**32 - 1, 2**32 - 1))
+    with pytest.raises(DataError, match="images: cannot be read: "):
+        read_idx(path, 3)
+
+
+def test_a_plain_file_is_not_read_where_its_size_is_not_what_it_announces(tmp_path: Path) -> None:
+    path = tmp_path / "images"
+    with path.open("wb") as file:
+        file.write(struct.pack(">4I", 2051, 2**32 - 1, 2**32 - 1, 200))
+        file.truncate(1 << 40)  # holes, which take no room: to read them would take an hour
+    with pytest.raises(DataError, match=f"truncated: expected 3689348813023923405016 bytes, found {1 << 40}"):
+        read_idx(path, 3)
+
+
+@pytest.mark.parametrize("trailing", [b"junk", b"\0", gzip.compress(b"more"), bytes(1 << 20)])
+def test_what_follows_the_end_of_compressed_data(
+    tmp_path: Path, write_idx: Callable[..., bytes], trailing: bytes
+) -> None:
+    path = tmp_path / "images.gz"
+    path.write_bytes(gzip.compress(write_idx(path, IMAGES)) + trailing)
+    with pytest.raises(DataError, match="too long: more follows the end of the compressed data"):
+        read_idx(path, 3)
+
+
+def test_what_is_no_plain_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, why in (
+        (tmp_path, "is a folder, not a file"),
+        (tmp_path / "pipe", "is a pipe or a device, not a file"),  # opened, it would wait for ever
+        (Path("/dev/zero"), "is a pipe or a device, not a file"),
+        (tmp_path / ("n" * 300), "no such file"),
+    ):
+        with pytest.raises(DataError) as error:
+            read_idx(path, 3)
+        assert why in str(error.value)
+
+
+@pytest.mark.parametrize("root", ["~nobody.of.this.name/x", "a\0b", "x" * 5000, "/dev/null"])
+def test_folders_that_cannot_be(root: str) -> None:
+    (fault,), _ = check_collection("mnist", root)
+    assert len(fault.encode()) <= 2048
+    with pytest.raises(DataError):
+        load_collection("mnist", root)

@@ -1,3 +1,9 @@
+import io
+import os
+import struct
+import tracemalloc
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +154,206 @@ def test_too_few_samples(tmp_path: Path) -> None:
     arrays = {key: value[:9] for key, value in good().items()}
     (fault,) = check_dataset(save(tmp_path / "own.npz", arrays))
     assert "9 samples found, at least 10" in fault
+
+
+# Strange files
+
+
+def member(array: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def with_header(text: str, values: bytes = bytes(8 * 3 * N)) -> bytes:
+    """A member in format 1.0 whose header is this text."""
+    content = text.encode("latin1")
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(content)) + content + values
+
+
+def plain_header(descr: str = "'<f8'", shape: str = f"({N}, 3)") -> str:
+    return f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}"
+
+
+def pack(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> DatasetConfig:
+    """An archive with two views and labels, then changed."""
+    arrays = {name: member(array) for name, array in good().items()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in {**arrays, **members}.items():
+            archive.writestr(f"{name}.npy", content)
+    return DatasetConfig(name="npz", path=str(path))
+
+
+def refusal(config: DatasetConfig) -> str:
+    """What the file is refused with, which is all that is said: no warning, at most 2 KB."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        faults = "; ".join(check_dataset(config))
+        with pytest.raises(DataError) as error:
+            load_parts(config, "strict")
+    assert str(error.value) == faults
+    assert len(faults.encode()) <= 2048
+    return faults
+
+
+@pytest.mark.parametrize(
+    ("header", "why"),
+    [
+        ("(", "its header is damaged: TokenError"),
+        ("{[]: 1}", "its header is damaged: TypeError: unhashable type: 'list'"),
+        ("-" * 9000 + "1", "its header is damaged"),
+        ("1+" * 4000 + "1", "its header is damaged"),
+        ("{'descr': " + "(" * 150 + ")" * 150 + ", 'fortran_order': False, 'shape': (1,)}", "IndexError"),
+        ("9" * 9000, "its header is damaged"),
+        (plain_header(shape="(20, -3)"), "its header declares (20, -3) of float64, 480 bytes are there"),
+        (plain_header(shape="(-20, -3)"), "its header declares (-20, -3) of float64"),
+        (plain_header(shape=f"({10**18}, {10**18})"), "of float64, 480 bytes are there"),
+        (plain_header(shape=f"({'9' * 4000}, 3)"), "of float64, 480 bytes are there"),
+        (plain_header(shape="(0x" + "f" * 9000 + ", 3)"), "view_0 cannot be read"),
+        (plain_header("'|S0'", f"({10**9}, {10**9})"), "of |S0, 480 bytes are there"),
+        (plain_header("'<U2147483647'"), "its header is damaged"),
+        (plain_header("[('a', '<f8'), ('b', '|O')]"), "Object arrays would need pickle"),
+        (plain_header("[('a', '<f4'), ('b', '<f4')]"), "view_0 must hold real numbers"),
+        (plain_header("'<M8[ns]'"), "view_0 must hold real numbers, got dtype datetime64[ns]"),
+    ],
+)
+def test_headers_that_are_damaged_or_declare_other_arrays(tmp_path: Path, header: str, why: str) -> None:
+    fault = refusal(pack(tmp_path / "own.npz", {"view_0": with_header(header)}))
+    assert fault.startswith(f"{tmp_path / 'own.npz'}: view_0 ")
+    assert why in fault
+    assert "0x" not in fault  # an address says nothing to anyone
+
+
+def test_what_python_2_wrote_is_read_without_a_warning(tmp_path: Path) -> None:
+    config = pack(tmp_path / "own.npz", {"view_0": with_header(plain_header(shape="(20L, 3L)"))})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert check_dataset(config) == []
+
+
+@pytest.mark.parametrize("name", ["view_٢", "view_02", "view_²", "view_" + "9" * 5000, "view_999999999999"])
+def test_numbers_of_views_that_are_not_the_next_ones(tmp_path: Path, name: str) -> None:
+    fault = refusal(pack(tmp_path / "own.npz", {name: member(np.zeros((N, 2)))}))
+    assert "numbered view_0, view_1, … without a gap" in fault
+    assert name[:40] in fault
+
+
+def test_a_view_is_not_dropped_for_another_spelling_of_its_number(tmp_path: Path) -> None:
+    arrays = good()
+    config = save(
+        tmp_path / "own.npz", {"view_00": arrays["view_0"], "view_01": arrays["view_1"], "labels": arrays["labels"]}
+    )
+    assert "got labels, view_00, view_01" in refusal(config)
+
+
+def test_names_that_would_write_to_a_terminal_are_escaped(tmp_path: Path) -> None:
+    fault = refusal(pack(tmp_path / "own.npz", {"\x1b[31m\n\u202e": b"junk"}))
+    assert fault.isprintable()
+    assert r"\x1b[31m" in fault
+
+
+def test_a_small_file_that_unpacks_to_400_megabytes_is_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "own.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        with archive.open("view_0.npy", "w", force_zip64=True) as out:
+            out.write(with_header(plain_header(shape="(1000, 50000)"), b""))
+            for _ in range(400):
+                out.write(bytes(10**6))
+        archive.writestr("view_1.npy", member(np.zeros((1000, 2))))
+    assert path.stat().st_size < 4 << 20
+    tracemalloc.start()
+    fault = refusal(DatasetConfig(name="npz", path=str(path)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "it unpacks to 381.5 MiB (view_0: 381.5 MiB)" in fault
+    assert fault.endswith("MiB are unpacked; write it with numpy.savez, uncompressed")
+    assert peak < 8 << 20
+
+
+def test_a_large_file_that_is_not_compressed_has_no_such_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ardmvc_core.data.reading.UNPACKED", 100)
+    assert check_dataset(save(tmp_path / "own.npz", good())) == []
+    np.savez_compressed(tmp_path / "zeros.npz", **good(view_0=np.zeros((N, 30000))))
+    assert "are unpacked" in refusal(DatasetConfig(name="npz", path=str(tmp_path / "zeros.npz")))
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compression_that_unpacks_without_a_bound(tmp_path: Path, compression: int) -> None:
+    fault = refusal(pack(tmp_path / "own.npz", {}, compression))
+    assert (
+        f"view_0 cannot be read: compression {compression} is unknown, known are 0 (stored) and 8 (deflated)" in fault
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "why"),
+    [
+        (8, b"\x01\x00", "is encrypted"),
+        (10, b"\x61\x00", "compression 97 is unknown"),
+        (16, b"\0\0\0\0", "Bad CRC-32"),
+        (20, b"\xff\xff\xff\x7f", "its members are larger than the file, or overlap"),
+        (24, b"\xff\xff\xff\xff", "it unpacks to 4,096.0 MiB"),
+        (24, b"\x40\x00\x00\x00", "view_0 cannot be read"),
+        (42, b"\xff\xff\xff\x7f", "view_0 cannot be read: BadZipFile"),
+    ],
+)
+def test_a_directory_that_lies(tmp_path: Path, field: int, value: bytes, why: str) -> None:
+    """Args: field: place in the first entry of the archive's directory."""
+    config = pack(tmp_path / "own.npz", {})
+    content = bytearray((tmp_path / "own.npz").read_bytes())
+    entry = content.index(b"PK\x01\x02")
+    content[entry + field : entry + field + len(value)] = value
+    (tmp_path / "own.npz").write_bytes(content)
+    assert why in refusal(config)
+
+
+def test_members_that_stand_twice_or_are_too_many(tmp_path: Path) -> None:
+    config = pack(tmp_path / "own.npz", {})
+    with zipfile.ZipFile(tmp_path / "own.npz", "a") as archive:
+        archive.writestr("view_0", member(np.ones((N, 3))))
+    assert "it holds two arrays called view_0" in refusal(config)
+    many = pack(tmp_path / "many.npz", {f"more_{number}": b"" for number in range(1000)})
+    assert "it holds 1003 arrays, at most 1000 are read" in refusal(many)
+
+
+def test_many_faults_are_counted(tmp_path: Path) -> None:
+    fault = refusal(pack(tmp_path / "own.npz", {f"{number:03}{'n' * 5000}": b"junk" for number in range(300)}))
+    assert "000nnn" in fault
+    assert fault.endswith("more faults like these")
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"labels": None, "n_clusters": 10**18}, f"n_clusters must be ≤ {N}, the number of samples, got {10**18}"),
+        ({"labels": None, "n_clusters": np.arange(10**6)}, "got [0, 1, 2] and 999997 more of dtype int64"),
+        ({"labels": None, "n_clusters": np.array("9" * 10**5)}, "n_clusters must be one integer ≥ 2, got 999"),
+        ({"labels": np.array(["x" * 10**5] * N)}, "labels must be integers, got dtype <U100000"),
+        ({"labels": np.arange(N).astype("M8[s]")}, "labels must be integers, got dtype datetime64[s]"),
+        ({"labels": np.zeros(N, [("a" * 3000, "f4")])}, "labels must be integers"),
+        ({"view_0": np.zeros((1,) * 60)}, "view_0 must be of shape (N, D) or (N, C, H, W)"),
+    ],
+)
+def test_values_that_would_make_long_messages(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
+    assert why in refusal(save(tmp_path / "own.npz", good(**changes)))
+
+
+def test_what_is_no_plain_file(tmp_path: Path) -> None:
+    (tmp_path / "folder.npz").mkdir()
+    os.mkfifo(tmp_path / "pipe.npz")
+    for path, why in (
+        (tmp_path / "folder.npz", "is a folder, not a file"),
+        (tmp_path / "pipe.npz", "is a pipe or a device, not a file"),  # opened, it would wait for ever
+        ("/dev/zero", "is a pipe or a device, not a file"),
+        (tmp_path / ("n" * 300), "no such file"),
+        (f"{tmp_path}/\0", "no such file"),
+        ("~nobody.of.this.name/own.npz", "cannot be read: RuntimeError"),
+    ):
+        assert why in refusal(DatasetConfig(name="npz", path=str(path)))
+
+
+@pytest.mark.parametrize("end", [1, 100, -5])
+def test_a_file_that_was_cut(tmp_path: Path, end: int) -> None:
+    config = pack(tmp_path / "own.npz", {})
+    (tmp_path / "own.npz").write_bytes((tmp_path / "own.npz").read_bytes()[:end])
+    assert "or its end is missing" in refusal(config)

@@ -1,4 +1,9 @@
+import io
+import os
+import struct
 import sys
+import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,3 +135,81 @@ def test_without_pillow_the_message_says_so(folder: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(DataError, match="Pillow"):
         load_parts(DatasetConfig(name="regdb", root=str(folder)), "official")
+
+
+# Strange files
+
+
+@pytest.mark.parametrize(
+    ("line", "fragment"),
+    [
+        ("Visible/../../secret.bmp 205", "must be a path below"),
+        ("/etc/hostname 205", "must be a path below"),
+        (f"Visible/205/{'n' * 10**6}.bmp 205", "does not exist"),
+        (f"{'n' * 10**6}", "expected 'path identity-number', got 'nnn"),
+        ("Visible/205/male_front_v_0.bmp ٣", "expected 'path identity-number'"),
+        (f"Visible/205/male_front_v_0.bmp {'9' * 5000}", "expected 'path identity-number'"),
+        ("Visible/205/\0.bmp 205", "does not exist"),
+        ("Visible/205 205", "does not exist"),
+    ],
+)
+def test_lines_that_lead_elsewhere_or_nowhere(folder: Path, line: str, fragment: str) -> None:
+    Image.new("RGB", (30, 90)).save(folder.parent / "secret.bmp")
+    change_line(folder, "visible", 1, lambda _: line)
+    (fault,) = check_dataset(DatasetConfig(name="regdb", root=str(folder)))
+    assert "train_visible_1.txt, line 1: " in fault
+    assert fragment in fault
+    assert len(fault.encode()) <= 2048
+
+
+def test_lists_that_are_too_long_or_no_files(folder: Path) -> None:
+    visible, thermal = (folder / "idx" / f"train_{kind}_1.txt" for kind in ("visible", "thermal"))
+    with visible.open("wb") as file:
+        file.truncate(1 << 40)  # holes, which take no room
+    thermal.unlink()
+    os.mkfifo(thermal)
+    faults = check_dataset(DatasetConfig(name="regdb", root=str(folder)))
+    assert "a list must have at most 4194304 bytes, has 1099511627776" in faults[0]
+    assert "is a pipe or a device, not a file" in faults[1]
+    visible.write_text("nonsense\n" * 400_000)
+    faults = check_dataset(DatasetConfig(name="regdb", root=str(folder)))
+    assert "995 or more more lines like these" in faults[5]
+
+
+def png(width: int, height: int) -> bytes:
+    """A picture of one colour whose size says nothing of what it unpacks to."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    deflate = zlib.compressobj(1)
+    rows = b"".join(deflate.compress(bytes(1 + width // 8)) for _ in range(height)) + deflate.flush()
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        [chunk(b"IHDR", struct.pack(">2I5B", width, height, 1, 0, 0, 0, 0)), chunk(b"IDAT", rows), chunk(b"IEND", b"")]
+    )
+
+
+def encapsulated() -> bytes:
+    """A picture as a program in PostScript, which Pillow would hand to Ghostscript."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "EPS")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "fragment"),
+    [
+        (png(9600, 9600), "at most 16777216 pixels are read, got 9600 × 9600"),
+        (png(16000, 16000), "DecompressionBombError"),
+        (encapsulated(), "cannot identify image file"),
+        (png(64, 64)[:40], "is no picture that can be read"),
+        (b"", "cannot identify image file"),
+    ],
+)
+def test_pictures_that_are_none(folder: Path, content: bytes, fragment: str) -> None:
+    (folder / "Visible" / "17" / "male_front_v_2.bmp").write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Pillow warns of large pictures, which would be a second message
+        with pytest.raises(DataError, match=r"male_front_v_2.bmp: is no picture that can be read: ") as error:
+            load_parts(DatasetConfig(name="regdb", root=str(folder)), "official")
+    assert fragment in str(error.value)

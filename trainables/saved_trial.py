@@ -1,0 +1,199 @@
+"""What a trial's checkpoint holds, read from files that may be damaged or a stranger's.
+
+No code in a file is ever run, sizes are bounded before anything is unpacked, and whatever is wrong is one
+DamagedCheckpoint: a command refuses with it, and a trial goes on from the checkpoint before.
+"""
+
+import io
+import json
+import math
+import zipfile
+from collections.abc import Iterator, Mapping, Set
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from ardmvc_core.data.reading import megabytes, read_archive, reading, reason_of, shown, shown_path
+from trainables.checkpoints import StorageAway, below, read_file
+from trainables.config import TrialConfig
+
+STATE_FILE = "state.pt"
+CONFIG_FILE = "config.json"
+ARRAYS_FILE = "evaluation.npz"
+
+LARGEST = {CONFIG_FILE: 1 << 20, ARRAYS_FILE: 1 << 30, STATE_FILE: 1 << 33}
+"""Bytes of each file that are read at most; a state of 700 million weights with its optimizer's has 8 GiB."""
+
+NO_MEMORY = (MemoryError, torch.OutOfMemoryError)
+"""What says nothing of a checkpoint whose sizes are checked."""
+
+_SHOWN = 3
+"""Tensors that a message names."""
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint that cannot be used; one short line that names the file and what is wrong with it."""
+
+
+class SavedFacts(BaseModel):
+    """`config.json` of a model trial's checkpoint; an older one may lack all but the config."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    config: TrialConfig
+    parts: dict[str, str] = {}
+    """Part of the data → digest of its rows."""
+    reference_entropy: float | None = Field(default=None, ge=0)
+    """Evenness of the study's reference partition, where it has one."""
+
+
+class HasState(Protocol):
+    """What is trained, and can be put back to where it was."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def parsing(
+    place: object, name: str, fault: str = "is damaged", *, passing: tuple[type[Exception], ...] = ()
+) -> AbstractContextManager[None]:
+    """Turns whatever is raised while a checkpoint's file is read, but for `passing`, into DamagedCheckpoint."""
+    return reading(below(str(place), name), fault, DamagedCheckpoint, passing)
+
+
+def content_of(place: str, name: str) -> bytes:
+    """A file of a checkpoint (local path or URI).
+
+    Raises: StorageAway if the storage does not answer; ValueError, or its child DamagedCheckpoint, if the file is not
+        there or is none that can be read.
+    """
+    try:
+        content = read_file(place, name, LARGEST[name])
+    except StorageAway:
+        raise
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{shown_path(place)} cannot be read: {reason_of(error)}") from error
+    if content is None:
+        raise DamagedCheckpoint(f"{shown_path(place)} holds no saved model: {name} is missing")
+    return content
+
+
+def saved_facts(place: str) -> SavedFacts:
+    """What the checkpoint of a model trial (local path or URI) tells of it.
+
+    Raises: ValueError if it is none; StorageAway if the storage does not answer.
+    """
+    content = content_of(place, CONFIG_FILE)
+    with parsing(place, CONFIG_FILE):
+        facts = json.loads(content)
+    with parsing(place, CONFIG_FILE, "holds no config of a model trial"):
+        return SavedFacts.model_validate(facts)
+
+
+def saved_state(place: str) -> dict[str, Any]:
+    """The state in a checkpoint, of plain values and tensors on the CPU. Raises: ValueError if it is none."""
+    content = content_of(place, STATE_FILE)
+    with parsing(place, STATE_FILE):
+        _check_archive(content)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds a {type(state).__name__}, not the state of a trial")
+        _check_tensors(state, len(content))
+        return state
+
+
+def saved_progress(state: Mapping[str, Any], rounds: int) -> tuple[int, float]:
+    """Rounds and seconds that a state is behind. Raises: ValueError, KeyError if it is the state of no trial."""
+    round_, seconds = state["round"], state["seconds"]
+    if type(round_) is not int or not 0 <= round_ <= rounds:
+        raise ValueError(f"its round must be a whole number in 0..{rounds}, is {shown(round_)}")
+    if not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+        raise ValueError(f"its seconds must be ≥ 0 and finite, are {shown(seconds)}")
+    return round_, float(seconds)
+
+
+def arrays_in(content: bytes, place: str) -> dict[str, NDArray[Any]]:
+    """The arrays of a trial's last evaluation. Raises: DamagedCheckpoint naming an array that cannot be read."""
+    with parsing(place, ARRAYS_FILE):
+        arrays, faults = read_archive(io.BytesIO(content))
+        for key, reason in faults.items():
+            raise ValueError(f"{shown(key)}: {reason}")
+        return arrays
+
+
+def check_weights(found: Any, wanted: Mapping[str, Tensor]) -> None:
+    """Compares a saved network with the tensors that its config makes, which may be on the device `meta`.
+
+    Raises: ValueError naming tensors that are missing, too many, of another type or shape, or not finite.
+    """
+    if not isinstance(found, Mapping):
+        raise ValueError(f"its model is a {type(found).__name__}, not a mapping of names to tensors")
+    faults = [f"{shown(name)} is unknown" for name in found if name not in wanted]
+    for name, tensor in wanted.items():
+        if name not in found:
+            faults.append(f"{name} is missing")
+        elif not isinstance(found[name], Tensor):
+            faults.append(f"{name} is a {type(found[name]).__name__}, not a tensor")
+        elif (is_ := _kind(found[name])) != (must := _kind(tensor)):
+            faults.append(f"{name} must be {must}, is {is_}")
+        elif not bool(torch.isfinite(found[name]).all()):
+            faults.append(f"{name} is not finite")
+    if faults:
+        more = f", and {len(faults) - _SHOWN} more faults" if len(faults) > _SHOWN else ""
+        raise ValueError(f"its model does not fit its config: {', '.join(faults[:_SHOWN])}{more}")
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {shown(tuple(tensor.shape))}"
+
+
+@contextmanager
+def unchanged_if_refused(*trained: HasState) -> Iterator[None]:
+    """Puts back what the block had begun to load when it fails, so that nothing goes on from half of a state."""
+    before = [each.state_dict() for each in trained]
+    try:
+        yield
+    except BaseException:
+        for each, state in zip(trained, before, strict=True):
+            each.load_state_dict(state)
+        raise
+
+
+def _check_archive(content: bytes) -> None:
+    """Raises: whatever zipfile does, or ValueError, if this is not a whole file as torch.save writes it."""
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        raise ValueError("it is no file of torch.save, or its end is missing")
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("it is compressed, and torch.save does not compress")
+        if sum(member.file_size for member in members) > len(content):
+            raise ValueError("its members are larger than the file")
+        if (name := archive.testzip()) is not None:
+            raise ValueError(f"{shown(name)} is not what was written (its checksum differs)")
+
+
+def _check_tensors(state: dict[str, Any], size: int) -> None:
+    """Raises: ValueError if a tensor is not a plain one on the CPU, or is larger than the file that it comes from."""
+    waiting: list[Any] = [state]
+    seen: set[int] = set()  # a pickle can hold one list many times over, and itself
+    while waiting:
+        item = waiting.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, Tensor):
+            if item.layout != torch.strided or item.device.type != "cpu" or item.is_quantized:
+                raise ValueError(f"it holds a tensor of a kind that is not saved ({item.layout} on {item.device})")
+            if item.numel() * item.element_size() > size:
+                raise ValueError(
+                    f"it holds a tensor of {megabytes(item.numel() * item.element_size())}, and is of {megabytes(size)}"
+                )
+        elif isinstance(item, Mapping):
+            waiting += [*item.keys(), *item.values()]
+        elif isinstance(item, list | tuple | Set):
+            waiting += item
