@@ -1,20 +1,23 @@
 """Where MLflow's records go: default, environment, and what can be said about an address before anything starts."""
 
+import contextlib
 import fcntl
+import hashlib
+import importlib.util
 import os
-import shutil
 import socket
 import sqlite3
+import stat
 import subprocess
 import sys
 import urllib.request
-from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from study.secrets import Address, first_line
+from trainables.files import write_whole
 
 if TYPE_CHECKING:  # it takes a while, and not every address is a database's
     from sqlalchemy.engine import URL
@@ -159,7 +162,7 @@ def make_sqlite(file: Path) -> None:
 
     Built beside its place and moved there whole: a process killed meanwhile would leave a half-made schema that MLflow
     can neither use nor repair. Making the tables takes MLflow seconds, so an empty file of each version is kept in the
-    user's cache and copied from there.
+    user's cache and copied from there; one that is not what was put there is made again.
     """
     if file.exists():
         return
@@ -173,11 +176,12 @@ def make_sqlite(file: Path) -> None:
                 left.unlink()
         draft = file.with_name(f".{file.name}.new-{os.getpid()}")
         template = _template()
-        if template.exists():
-            shutil.copyfile(template, draft)
+        content = _contents(template)
+        if content is not None and _contents(_seal_of(template)) == _seal(content):
+            draft.write_bytes(content)
         else:
             _build_sqlite(draft)
-            _keep(draft, template)
+            _keep(draft.read_bytes(), template)
         _move_default_experiment(draft, file.parent / ARTIFACT_FOLDER)
         draft.replace(file)
 
@@ -185,6 +189,28 @@ def make_sqlite(file: Path) -> None:
 def _template() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "ardmvc" / f"mlflow-{version('mlflow')}.db"
+
+
+def _seal_of(template: Path) -> Path:
+    return template.with_name(f"{template.name}.sha256")
+
+
+def _seal(content: bytes) -> bytes:
+    """Digest of a template together with the names of the migrations of MLflow that is installed: a development version
+    may get new ones and keep its number."""
+    package = importlib.util.find_spec("mlflow")
+    folder = Path(package.origin).parent if package and package.origin else Path()
+    migrations = sorted(file.name for file in (folder / "store/db_migrations/versions").glob("*.py"))
+    return hashlib.sha256("/".join(migrations).encode() + content).hexdigest().encode()
+
+
+def _contents(file: Path) -> bytes | None:
+    """Bytes of a regular file that can be read; None for whatever else is in its place, a link too."""
+    try:
+        with open(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as stream:
+            return stream.read() if stat.S_ISREG(os.fstat(stream.fileno()).st_mode) else None
+    except OSError:
+        return None
 
 
 def _build_sqlite(file: Path) -> None:
@@ -196,18 +222,18 @@ def _build_sqlite(file: Path) -> None:
         raise OSError(f"cannot make {file}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
 
 
-def _keep(file: Path, template: Path) -> None:
-    """A copy for later; a cache that cannot be written is no fault."""
-    draft = template.with_name(f"{template.name}.{os.getpid()}")
-    try:
-        template.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, draft)
-        draft.replace(template)
-    except OSError:
-        draft.unlink(missing_ok=True)
+def _keep(content: bytes, template: Path) -> None:
+    """Puts a template and its seal into the cache; one that cannot be written is no fault."""
+    with contextlib.suppress(OSError):
+        for place, what in ((template, content), (_seal_of(template), _seal(content))):
+            if place.is_dir() and not place.is_symlink():
+                place.rmdir()  # stays if it holds something
+            else:
+                place.unlink(missing_ok=True)  # not written to: it may be a link or a pipe
+            write_whole(place, what)
 
 
 def _move_default_experiment(file: Path, artifacts: Path) -> None:
     """MLflow wrote the folder that it was made in into the experiment `Default`, which no study uses."""
-    with closing(sqlite3.connect(file)) as database, database:
+    with contextlib.closing(sqlite3.connect(file)) as database, database:
         database.execute("UPDATE experiments SET artifact_location = ?", (f"{artifacts / '0'}",))

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from ardmvc_core.data.reading import MIB, file_fault, fitted, megabytes, reason_of, shown, shown_path
 from study.cli import exit_code_of
 from study.source import SpecError
+from trainables.files import write_whole
 
 FILE = "report.json"
 LARGEST = 64 * MIB
@@ -107,7 +108,7 @@ def _run(given: argparse.Namespace) -> int:
     text = markdown(reports)
     if given.output is not None:
         try:
-            given.output.write_text(text)
+            write_whole(given.output, text.encode())
         except OSError as error:
             raise SpecError([f"--output: {given.output} cannot be written: {error.strerror}"]) from error
     print(text, end="")

@@ -3,6 +3,7 @@
 No pyplot: figures are drawn in the tracker's thread while the driver goes on; pyplot's registry is not made for that.
 """
 
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -55,6 +56,13 @@ def new_figure(width: float, height: float, title: str) -> Figure:
     FigureCanvasAgg(figure)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
     return figure
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
 def style(axes: Axes, x: str, y: str) -> None:

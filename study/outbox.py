@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from study.lease import LeaseLost
 from study.records import TrialRecord
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class Parcel:
     record: TrialRecord
     """The newest record."""
     time: int
-    """When the newest event happened, ms since the epoch."""
+    """When the newest event happened, ms since the epoch; of an end, as the database has recorded it."""
     points: list[Point] = field(default_factory=list)
     started: bool = False
     ended: bool = False
@@ -96,7 +97,8 @@ class Outbox:
 
 
 class Receiver(Protocol):
-    """Where parcels go. Every method may raise anything; all are called from one thread."""
+    """Where parcels go. Every method may raise anything, and LeaseLost to be called no more; all are called from one
+    thread."""
 
     name: str
     """For messages; holds no password."""
@@ -194,6 +196,8 @@ class Courier:
                         self._receiver.finish()
                 if closing:
                     return
+            except LeaseLost:  # the driver that has taken over tells the rest
+                return
             except Exception as error:  # whatever goes wrong here must not reach the study
                 self._receiver.forget()
                 self._tell(error)

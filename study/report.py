@@ -32,6 +32,7 @@ from study.leaderboard import (
 )
 from study.records import TrialRecord
 from study.secrets import first_line
+from trainables.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -244,11 +245,13 @@ def as_html(
     name: str, records: Sequence[TrialRecord], objectives: Sequence[Objective], figures: Mapping[str, "Figure"]
 ) -> str:
     """One page that needs nothing beside it: summary, leaderboard, figures."""
+    from study.figures import png
+
     headings, rows = cells(records, objectives)
     head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
     body = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     images = "\n".join(
-        f'<img alt="{html.escape(key)}" src="data:image/png;base64,{base64.b64encode(_png(figure)).decode()}">'
+        f'<img alt="{html.escape(key)}" src="data:image/png;base64,{base64.b64encode(png(figure)).decode()}">'
         for key, figure in figures.items()
     )
     return f"""<!DOCTYPE html>
@@ -284,12 +287,6 @@ def all_figures(
             drawn = trial_figures(record, load_arrays(record.checkpoint))
         found |= {f"trial_{record.number:03d}_{key}": figure for key, figure in drawn.items()}
     return found
-
-
-def _png(figure: "Figure") -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
 
 
 def _one_line(text: str) -> str:
@@ -352,7 +349,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: argparse.Namespace) -> int:
     from study.ledger import Ledger, LedgerError, is_outage
-    from trainables.checkpoints import write_file
 
     try:
         if given.format == "parquet" and given.output is None:
@@ -369,10 +365,12 @@ def _run(given: argparse.Namespace) -> int:
         else:
             content = _render(given, ledger.name, records, spec)
         if given.figures is not None:
+            from study.figures import png
+
             for key, figure in all_figures(records, goals(spec), spec.get("space", {})).items():
-                write_file(str(given.figures), f"{key}.png", _png(figure))
+                write_whole(given.figures / f"{key}.png", png(figure))
         if given.output is not None:
-            write_file(str(given.output.parent), given.output.name, content)
+            write_whole(given.output, content)
         else:
             sys.stdout.write(content.decode())
     except (LedgerError, OSError, ValueError) as error:

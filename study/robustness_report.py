@@ -24,7 +24,7 @@ from ardmvc_core.intervals import Interval
 from ardmvc_core.robustness import ATTACK_SCORES, CURVE_TIER, Assessment
 from ardmvc_core.sanity import STEP_GRID, CheckResult
 from study.certificates import Certificates, section
-from study.figures import BLUE, GREEN, GREY, INK, ORANGE, RED, add_legend, new_figure, style
+from study.figures import BLUE, GREEN, GREY, INK, ORANGE, RED, add_legend, new_figure, png, style
 from trainables.checkpoints import write_file
 
 FIGURES = ("eps_curve", "step_curve", "union_growth", "attack_scores", "pictures")
@@ -464,7 +464,7 @@ def write(found: Assessment, facts: Facts, folder: Path) -> None:
     drawn = folder / "figures"
     for name in FIGURES:
         if name in figures:
-            write_file(str(drawn), f"{name}.png", _png(figures[name]))
+            write_file(str(drawn), f"{name}.png", png(figures[name]))
         elif not drawn.is_symlink():
             (drawn / f"{name}.png").unlink(missing_ok=True)
     buffer = io.BytesIO()
@@ -480,12 +480,6 @@ def _finite(item: Any) -> Any:
     if isinstance(item, Mapping):
         return {key: _finite(entry) for key, entry in item.items()}
     return [_finite(entry) for entry in item] if isinstance(item, list | tuple) else item
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
 
 
 # Figures

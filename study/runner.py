@@ -112,7 +112,12 @@ def run_study(
         ledger.adopt(spec)
         artifacts = None if spec.storage.remote else below(storage, "mlartifacts")
         tracker = MLflowTracker(
-            ledger.spec, uri=uri, study_name=spec.name, artifact_root=artifacts, identity=ledger.uid
+            ledger.spec,
+            uri=uri,
+            study_name=spec.name,
+            artifact_root=artifacts,
+            identity=ledger.uid,
+            held=ledger.lease.check if ledger.lease else None,
         )
         tracker.reconcile(records)  # what an outage has kept from MLflow
         if len(records) < spec.limits.trials or not all(record.finished for record in records):

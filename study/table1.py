@@ -22,6 +22,7 @@ from study.paper_table.plan import (
     study_name,
 )
 from study.source import SpecError
+from trainables.files import write_whole
 
 if TYPE_CHECKING:
     from study.paper_table.results import Scored
@@ -263,6 +264,7 @@ class _Shower:
         self.failed = False
 
     def __call__(self, records: "Sequence[TrialRecord]") -> None:
+        from study.figures import png
         from study.paper_table.figure import heat_map
         from study.paper_table.render import Table, as_csv, claim_lines, latex, markdown, terminal
         from study.paper_table.results import claims, entries, newest
@@ -283,10 +285,9 @@ class _Shower:
             "table1.tex": latex(table),
         }
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             for file, text in texts.items():
-                (folder / file).write_text(text)
-            heat_map(table).savefig(folder / "table1.png")
+                write_whole(folder / file, text.encode())
+            write_whole(folder / "table1.png", png(heat_map(table)))
         except OSError as error:
             print(f"the table's files are not written: {folder}: {error.strerror}", file=sys.stderr)
             self.failed = True

@@ -24,6 +24,7 @@ from study.addresses import (
     tracking_uri,
 )
 from study.leaderboard import Objective, Standing, goals
+from study.lease import LeaseLost
 from study.outbox import Courier, Parcel
 from study.provenance import command, environment, git_commit, versions
 from study.records import TrialRecord
@@ -110,6 +111,30 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+class _Fenced:
+    """MLflow's client, which asks before each request whether this driver still holds the study.
+
+    A driver that was stopped and wakes up may find another at work: what it had in hand is the other's to tell.
+    """
+
+    def __init__(self, client: Any, held: Callable[[], bool]) -> None:
+        self._client, self._held = client, held
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+
+        def request(*args: Any, **kwargs: Any) -> Any:
+            try:
+                held = self._held()
+            except Exception as error:
+                raise ConnectionError("the study database does not say whether this driver holds the study") from error
+            if not held:
+                raise LeaseLost("another driver has taken the study over")
+            return method(*args, **kwargs)
+
+        return request
+
+
 class _Runs:
     """The study's runs in one MLflow store. Every step first looks at what is there, so that nothing is made twice."""
 
@@ -121,13 +146,14 @@ class _Runs:
         tags: Mapping[str, str],
         spec: Mapping[str, Any],
         records: Callable[[], list[TrialRecord]],
-        figures: Callable[[], dict[str, float]],
+        figures: Callable[[], tuple[int, dict[str, float]]],
         is_finished: Callable[[], bool],
+        held: Callable[[], bool],
     ) -> None:
         self.name = f"MLflow at {uri}"
         self._uri, self._artifacts, self._experiment_name = uri, artifacts, experiment
         self._tags, self._spec, self._is_finished = dict(tags), spec, is_finished
-        self._records, self._figures = records, figures
+        self._records, self._figures, self._held = records, figures, held
         self._client: Any = None
         self._experiment = ""
         self._parent: Run | None = None
@@ -148,7 +174,7 @@ class _Runs:
         self._tags |= {"mlflow.source.name": command()}
         if commit := git_commit():
             self._tags["mlflow.source.git.commit"] = commit
-        self._client = client
+        self._client = _Fenced(client, self._held)
 
     def open(self) -> None:
         if self._parent is not None:
@@ -326,16 +352,18 @@ class _Runs:
     def _progress(self) -> None:
         """The study's own curves: best value and counts, by the number of trials that have ended."""
         assert self._parent is not None
-        found = self._figures()
+        at, found = self._figures()
         ended = int(found["trials/ended"])
         if ended <= self._parent.metrics.get("trials/ended", -1):
             return
-        now = _now()
-        self._log(self._parent, metrics=[(key, value, now, ended) for key, value in found.items()])
+        self._log(self._parent, metrics=[(key, value, at, ended) for key, value in found.items()])
 
 
 class MLflowTracker:
-    """An `Observer` that keeps MLflow's runs in step with the study."""
+    """An `Observer` that keeps MLflow's runs in step with the study.
+
+    Every point has the time that the database has recorded for it: sent twice, it is one point to MLflow.
+    """
 
     def __init__(
         self,
@@ -347,11 +375,13 @@ class MLflowTracker:
         experiment: str | None = None,
         identity: str = "",
         tags: Mapping[str, str] | None = None,
+        held: Callable[[], bool] | None = None,
     ) -> None:
         """
         Args: spec: the resolved spec. uri: MLflow's address, absolute if it is a file. artifact_root: see
             `addresses.artifact_location`. experiment: MLflow experiment, default the study's name. identity: tells
-            studies of one name in several databases apart; kept with the study. tags: set on every run.
+            studies of one name in several databases apart; kept with the study. tags: set on every run. held: whether
+            this driver still holds the study, asked before every request; None: always.
 
         MLflow is imported in a thread: pandas and pyarrow should not be half imported in another at this moment.
         """
@@ -362,6 +392,7 @@ class MLflowTracker:
         self._records: dict[int, TrialRecord] = {}
         self._standings: dict[Objective, Standing] = {goal: Standing([goal]) for goal in goals(self._spec)}
         self._all = Standing([])
+        self._last_end = 0
         self._finished: bool | None = None
         own = {**(tags or {}), "study": study_name, **({"study_id": identity} if identity else {})}
         runs = _Runs(
@@ -373,6 +404,7 @@ class MLflowTracker:
             self._known,
             self._figures,
             self._is_finished,
+            held or (lambda: True),
         )
         self._courier = Courier(runs)
 
@@ -387,7 +419,7 @@ class MLflowTracker:
         for record in records:
             if record.finished:
                 points = list(record.history)
-                self._courier.put(Parcel(record=record, time=_now(), points=points, ended=True, stored=True))
+                self._courier.put(Parcel(record=record, time=_end(record), points=points, ended=True, stored=True))
 
     def trial_started(self, record: TrialRecord) -> None:
         self._remember(record)
@@ -396,8 +428,8 @@ class MLflowTracker:
 
     def trial_reported(self, record: TrialRecord) -> None:
         self._remember(record)
-        now = _now()
-        self._courier.put(Parcel(record=record, time=now, points=[(record.round, now, dict(record.metrics))]))
+        points = list(record.history[-1:]) or [(record.round, _now(), dict(record.metrics))]
+        self._courier.put(Parcel(record=record, time=_now(), points=points))
 
     def trial_paused(self, record: TrialRecord) -> None:
         """Nothing to send: the run stays open, and is marked as interrupted if the driver ends before it goes on."""
@@ -406,7 +438,7 @@ class MLflowTracker:
     def trial_ended(self, record: TrialRecord) -> None:
         self._remember(record)
         # With all its rounds: the last ones may be those of a driver that was killed before it could tell them.
-        self._courier.put(Parcel(record=record, time=_now(), points=list(record.history), ended=True))
+        self._courier.put(Parcel(record=record, time=_end(record), points=list(record.history), ended=True))
 
     def tick(self) -> None:
         """Nothing: the thread keeps its own time."""
@@ -434,13 +466,15 @@ class MLflowTracker:
     def _remember(self, record: TrialRecord) -> None:
         with self._lock:
             self._records[record.number] = record
+            self._last_end = max(self._last_end, record.ended)
             for standing in (self._all, *self._standings.values()):
                 standing.keep(record)
 
-    def _figures(self) -> dict[str, float]:
+    def _figures(self) -> tuple[int, dict[str, float]]:
+        """The study's curves, and the time of the last end that they count."""
         with self._lock:
             found = study_metrics(self._all.states, self._standings)
-            return {**found, "trials/ended": float(self._all.finished)}
+            return self._last_end or _now(), {**found, "trials/ended": float(self._all.finished)}
 
     def _known(self) -> list[TrialRecord]:
         with self._lock:
@@ -456,6 +490,11 @@ class MLflowTracker:
 
 def _now() -> int:
     return time.time_ns() // 1_000_000
+
+
+def _end(record: TrialRecord) -> int:
+    """When a trial ended, as the database has recorded it."""
+    return record.ended or _now()
 
 
 __all__ = ["MLflowTracker", "check_reachable", "default_uri", "tracking_uri"]

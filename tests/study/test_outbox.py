@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from study import outbox
+from study.lease import LeaseLost
 from study.outbox import Courier, Outbox, Parcel
 from study.records import TrialRecord
 
@@ -164,6 +165,20 @@ def test_nothing_is_opened_before_the_start() -> None:
     courier.start()
     assert courier.close(10)
     assert store.finished.is_set()
+
+
+def test_a_driver_that_has_lost_the_study_stops_sending(caplog: pytest.LogCaptureFixture) -> None:
+    store = Store()
+    store.fault = lambda sent: LeaseLost("another driver has it") if sent.number == 1 else None
+    courier = Courier(store)
+    with caplog.at_level(logging.WARNING):
+        for number in range(3):
+            courier.put(parcel(number))
+        courier.close(10)
+        courier.put(parcel(3))
+    assert [sent.number for sent in store.got] == [0]
+    assert not store.finished.is_set()
+    assert caplog.text == ""
 
 
 def test_an_abandoned_store_is_told_nothing_more() -> None:

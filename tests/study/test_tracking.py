@@ -294,6 +294,101 @@ threading.Event().wait()
     assert len(seen.runs("study")) == 1
 
 
+def told_by_two(first: MLflowTracker, second: MLflowTracker, seen: Seen) -> None:
+    """A driver that was stopped with news in hand, and goes on after another has told them in its place."""
+    scores = {1: 0.1, 2: 0.2, 3: 0.9}
+    history = tuple((round_, 1_000 * round_, {"clean/acc": scores[round_]}) for round_ in (1, 2, 3))
+    ended = replace(complete(0), metrics={"clean/acc": 0.9, "robust/acc": 0.5}, history=history, ended=5_000)
+    first.reconcile([])
+    first.trial_started(running(0))
+    first.trial_reported(replace(running(0, 1, **{"clean/acc": 0.1}), history=history[:1]))
+    eventually(lambda: 0 in seen.trials() and seen.history(0, "clean/acc") == [(1, 0.1)])
+    second.reconcile([replace(running(0, 2), history=history[:2])])
+    second.trial_started(replace(running(0, 2), history=history[:2]))
+    second.trial_ended(ended)
+    eventually(lambda: seen.trials()[0].info.status == "FINISHED" and "trials/ended" in seen.parent().data.metrics)
+    first.trial_reported(replace(running(0, 2, **{"clean/acc": 0.2}), history=history[:2]))
+    first.trial_ended(ended)
+    first.close()
+    second.close()
+    assert seen.history(0, "clean/acc") == [(1, 0.1), (2, 0.2), (3, 0.9)]
+    for metric in ("robust/acc", "time/trial_s"):
+        assert len(seen.history(0, metric)) == 1
+    assert [step for step, _ in seen.history(0, "round")] == [1, 2, 3]
+    run = seen.trials()[0]
+    times = [point.timestamp for point in seen.client.get_metric_history(run.info.run_id, "clean/acc")]
+    assert times == [1_000, 2_000, 3_000]
+    assert run.info.end_time == 5_000
+    parent = seen.parent().info.run_id
+    assert len(seen.client.get_metric_history(parent, "trials/complete")) == 1
+
+
+def test_a_round_that_two_drivers_tell_is_one_point(uri: str, open_tracker: Callable[..., MLflowTracker]) -> None:
+    told_by_two(open_tracker(), open_tracker(), Seen(uri))
+
+
+@pytest.mark.slow
+def test_a_round_that_two_drivers_tell_a_server_is_one_point(
+    uri: str,
+    tmp_path: Path,
+    start_server: Callable[[], "subprocess.Popen[bytes]"],
+    open_tracker: Callable[..., MLflowTracker],
+) -> None:
+    start_server()
+    address = f"http://127.0.0.1:{(tmp_path / 'port').read_text()}"
+    eventually(lambda: check_reachable(address) is None)
+    told_by_two(open_tracker(uri=address), open_tracker(uri=address), Seen(uri))
+
+
+def test_a_driver_that_has_lost_the_study_tells_nothing_more(
+    uri: str, open_tracker: Callable[..., MLflowTracker]
+) -> None:
+    """It wakes up with a round, an end and the summary in hand; nothing of it is its own to tell any more."""
+    held = threading.Event()
+    held.set()
+    tracker = open_tracker(held=held.is_set)
+    tracker.reconcile([])
+    tracker.trial_started(running(0))
+    tracker.trial_reported(running(0, 1, **{"clean/acc": 0.1}))
+    seen = Seen(uri)
+    eventually(lambda: 0 in seen.trials() and seen.history(0, "clean/acc") == [(1, 0.1)])
+    held.clear()
+    tracker.trial_reported(running(0, 2, **{"clean/acc": 0.2}))
+    tracker.trial_started(running(1))
+    tracker.trial_ended(complete(0))
+    tracker.close()
+    assert seen.history(0, "clean/acc") == [(1, 0.1)]
+    assert {number: run.info.status for number, run in seen.trials().items()} == {0: "RUNNING"}
+    assert seen.parent().info.status == "RUNNING"
+
+
+def test_while_nobody_knows_who_holds_the_study_nothing_is_told(
+    uri: str, open_tracker: Callable[..., MLflowTracker], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The study's database is away, and with it the lease; what was told meanwhile arrives later."""
+    away = threading.Event()
+
+    def held() -> bool:
+        if away.is_set():
+            raise OSError("no route to postgresql://user:secret@host")
+        return True
+
+    tracker = open_tracker(held=held)
+    tracker.reconcile([])
+    tracker.trial_started(running(0))
+    seen = Seen(uri)
+    eventually(lambda: 0 in seen.trials())
+    away.set()
+    with caplog.at_level(logging.WARNING):
+        tracker.trial_reported(running(0, 1, **{"clean/acc": 0.1}))
+        eventually(lambda: "does not say whether this driver holds the study" in caplog.text)
+        assert seen.history(0, "clean/acc") == []
+        away.clear()
+        tracker.close()
+    assert seen.history(0, "clean/acc") == [(1, 0.1)]
+    assert "secret" not in caplog.text
+
+
 def test_a_run_made_twice_by_a_lost_answer_is_removed(uri: str, open_tracker: Callable[..., MLflowTracker]) -> None:
     first = open_tracker()
     run_trial(first, 0)

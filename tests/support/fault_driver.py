@@ -1,9 +1,10 @@
 """A driver with faults on demand: python fault_driver.py STUDY.yaml [--address A] [--takeover]
 
 `DRIVER_FAULT` names the moment at which it kills itself: `told:N` between telling the database that trial N has ended
-and telling MLflow; `stored:N:R` between round R's checkpoint of trial N and its record. At `stopped:N:R` it stops
-(SIGSTOP) before the statement that would record round R. `CLOCK_OFFSET` is how many seconds its wall clock is wrong,
-`PLACE` a machine that it takes itself to be on.
+and telling MLflow; `stored:N:R` between round R's checkpoint of trial N and its record. Or it stops itself (SIGSTOP):
+`stopped:N:R` before the statement that would record round R of trial N; `waiting:N:R` while that round, which the
+database knows, waits to be sent to MLflow. `CLOCK_OFFSET` is how many seconds its wall clock is wrong, `PLACE` a
+machine that it takes itself to be on.
 """
 
 import argparse
@@ -23,15 +24,17 @@ from counted_trainables import Counted
 from study import lease
 from study.cli import exit_code_of
 from study.ledger import Ledger
+from study.records import TrialRecord
 from study.runner import StudyBroken, StudyRefused, run_study
 from study.spec import load_spec
+from study.tracking import MLflowTracker
 
 
 def install(fault: str) -> None:
-    """Makes this process end without warning at the named moment."""
+    """Makes this process end or stop without warning at the named moment."""
     kind, *numbers = fault.split(":")
     wanted = tuple(map(int, numbers))
-    finish, progress = Ledger.finish, Ledger.progress
+    finish, progress, reported = Ledger.finish, Ledger.progress, MLflowTracker.trial_reported
 
     def killed_finish(self: Ledger, number: int, *args: Any, **kwargs: Any) -> None:
         finish(self, number, *args, **kwargs)
@@ -45,7 +48,13 @@ def install(fault: str) -> None:
             stop_before_write(self)
         progress(self, number, told)
 
+    def stopped_report(self: MLflowTracker, record: TrialRecord) -> None:
+        reported(self, record)
+        if kind == "waiting" and (record.number, record.round) == wanted:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
     Ledger.finish, Ledger.progress = killed_finish, killed_progress  # type: ignore[method-assign]
+    MLflowTracker.trial_reported = stopped_report  # type: ignore[method-assign]
 
 
 def stop_before_write(ledger: Ledger) -> None:

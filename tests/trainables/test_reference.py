@@ -1,5 +1,6 @@
 """Scores without labels in a trial: against a vote worked out here, and on data whose labels raise when used."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -105,6 +106,25 @@ def test_a_reference_survives_its_file_and_tells_plain_models_from_the_defence()
     assert again.digest() == reference.digest()
     tune = data_parts.cached_parts(settings.dataset, "strict")["tune"].data
     assert len(reference.clusters) == len(tune)
+
+
+def test_a_damaged_reference_is_refused_and_never_read_as_another() -> None:
+    buffer = io.BytesIO()
+    whole = vote(np.arange(50) % 3)
+    np.savez_compressed(buffer, allow_pickle=False, **whole.to_arrays())
+    stored = buffer.getvalue()
+    damaged = [stored[:size] for size in range(0, len(stored), 7)]
+    damaged += [stored[:i] + bytes([stored[i] ^ 1 << i % 8]) + stored[i + 1 :] for i in range(0, len(stored), 3)]
+    for content in (*damaged, b"<html>404</html>", b"\x93NUMPY\x01\x00"):
+        try:
+            found = reference_from(content)
+        except ValueError:
+            continue
+        assert found.digest() == whole.digest()  # a bit that says nothing, such as one of a time
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, clusters=whole.clusters)
+    with pytest.raises(ValueError, match=r"no reference partition can be read from it: .*weights.* missing"):
+        reference_from(buffer.getvalue())
 
 
 def trap(parts: dict[str, Part]) -> tuple[dict[str, Part], list[Unblinding]]:

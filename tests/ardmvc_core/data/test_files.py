@@ -119,6 +119,22 @@ def test_downloads_once_into_the_cache(server: http.server.ThreadingHTTPServer, 
     assert files.idx_files("mnist") == found
 
 
+@pytest.mark.parametrize("damage", [lambda whole: b"", lambda whole: whole[:-1], lambda whole: b"<html>404</html>"])
+def test_a_damaged_file_in_the_cache_is_fetched_again_and_never_used(
+    server: http.server.ThreadingHTTPServer, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    found = files.idx_files("mnist")
+    whole = found[0].read_bytes()
+    found[0].write_bytes(damage(whole))
+    assert files.idx_files("mnist") == found
+    assert found[0].read_bytes() == whole
+    found[0].write_bytes(damage(whole))
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(DataError, match=f"{NAMES[0]}.*download failed"):
+        files.idx_files("mnist")
+
+
 def test_a_file_with_another_hash_is_refused(
     server: http.server.ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
