@@ -28,13 +28,8 @@ lint: .venv/.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# MLFLOW_TRACKING_URI from outside wins; the default is the local file that every study logs to. Neither make nor a
-# command line sees the address, which may hold a password: the shell hands it on in the environment. As in
-# mlflow/serve.sh, nothing is sent to MLflow's makers, and no workers wait for jobs.
-ui: export MLFLOW_DISABLE_TELEMETRY ?= true
-ui: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION ?= false
 ui: .venv/.stamp
-	@MLFLOW_BACKEND_STORE_URI="$${MLFLOW_TRACKING_URI:-sqlite:///$$PWD/runs/mlflow.db}" exec $(BIN)/python -m mlflow ui
+	$(BIN)/python -m study.ui
 
 sbom: .venv/.stamp
 	$(BIN)/python .ci/sbom.py dist/sbom.json

@@ -11,18 +11,19 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from optuna.trial import TrialState
 
 from study.leaderboard import since_improvement
 from study.lease import LeaseLost
 from study.ledger import Ledger, is_outage
-from study.records import Attempt, Observer, TrialRecord
+from study.records import Attempt, Observer, TrialRecord, WorkerAway
 from study.sampling import Suggestions, as_point, next_overrides
 from study.secrets import redact
 from study.spec import StudySpec
 from trainables.checkpoints import KEPT, below
+from trainables.round_limit import LEAST_SECONDS, RoundLimit
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +36,55 @@ CONTROL_SECONDS = 2.0
 TICK_SECONDS = 1.0
 PAUSE_SECONDS = 0.2
 """How long a paused driver sleeps between two looks at the time."""
+SILENT_SECONDS = 30.0
+"""A worker that was not heard of for so long is said to be silent; one that has nothing to go on to is ended then."""
+SILENCE_SECONDS = 600.0
+"""A worker that was not heard of for so long is ended, if `limits.round_minutes` does not say so sooner or never."""
+MISSING_SECONDS = 60.0
+"""After so long it is said that no open trial has a worker."""
+STOP_SECONDS, STOP_FACTOR = 30.0, 1.5
+"""A study that is to stop waits so many times as long as the longest round seen took, and so much longer, for open
+rounds to end."""
 
 
-class StopNow(Exception):
-    """The time that open rounds had for coming to their end is over."""
+class StopNow(BaseException):
+    """The time that open rounds had for coming to their end is over. No Exception: Tune would wait for the workers."""
+
+
+class WorkersGone(BaseException):
+    """What runs the workers has ended, as the message says. No Exception: Tune would ask it to clean up, and wait."""
+
+
+class Workers(Protocol):
+    """What is known of workers from outside; each has a key of its own, that its trial was given out with."""
+
+    @property
+    def fault(self) -> str:
+        """Why no worker can be reached any more, in a sentence; empty while they can."""
+
+    def follow(self, key: str) -> None:
+        """There is a worker of that key from now on, if there was none before."""
+
+    def forget(self, key: str) -> None:
+        """The worker of that key is of no interest any more."""
+
+    def silence(self, key: str) -> float | None:
+        """Seconds since the worker was last heard of, or followed; None if it is not followed."""
+
+
+class _Unwatched:
+    """Nothing is known of the workers."""
+
+    fault = ""
+
+    def follow(self, key: str) -> None:
+        pass
+
+    def forget(self, key: str) -> None:
+        pass
+
+    def silence(self, key: str) -> float | None:
+        return None
 
 
 Given = dict[str, Any] | Literal["wait", "finished"]
@@ -82,13 +128,16 @@ class Conductor:
         suggestions: Suggestions,
         observers: Sequence[Observer],
         folder: str,
+        workers: Workers | None = None,
     ) -> None:
-        """Args: folder: of the study's checkpoints as workers see it, an absolute path or a URI."""
+        """Args: folder: of the study's checkpoints as workers see it, an absolute path or a URI. workers: tells whether
+        they are alive; None: nobody does."""
         self._spec = spec
         self._ledger = ledger
         self._suggestions = suggestions
         self._observers = observers
         self._folder = folder
+        self._workers: Workers = workers or _Unwatched()
         self._mark = ledger.uid[:8]
         """Keeps studies of one name, in two databases, apart on one storage."""
         used = ledger.seconds
@@ -96,6 +145,16 @@ class Conductor:
         self._numbers: dict[str, int] = {}
         self._heard: dict[int, float] = {}
         """When an open trial was last heard of, by the driver's monotonic clock."""
+        self._keys: dict[int, str] = {}
+        """What the heartbeats of an open trial's worker are told under."""
+        self._limits: dict[int, float] = {}
+        """Seconds that the round has which an open trial is in; 0: no limit."""
+        self._silent: dict[int, float] = {}
+        """Open trials whose worker is to be ended, and how long it was silent."""
+        self._away: dict[int, WorkerAway] = {}
+        """What observers were last told of workers."""
+        self._idle_since = math.inf
+        """Since when trials are open and none has a worker, by the driver's monotonic clock."""
         self._reasons: dict[int, tuple[str, bool]] = {}
         """Why a trial's worker ended, and whether that was no fault of the trial."""
         self._failures: dict[int, str] = {}
@@ -119,6 +178,11 @@ class Conductor:
         self._created = len(records)
         self.failures = sum(record.state == "FAIL" for record in records)
         self._ended = [record for record in records if record.finished]
+        minutes = spec.limits.round_minutes
+        self._limit = RoundLimit(fixed=None if minutes is None else 60 * minutes)
+        for record in records:
+            for (round_, _, _), seconds in zip(record.history, record.durations, strict=True):
+                self._limit.saw(seconds, last=round_ >= record.rounds)
         self._judged = -1
         """How many ended trials there were when `stale` was last worked out."""
         self._stale = 0
@@ -189,10 +253,17 @@ class Conductor:
         """Whether open trials give their workers back: those at work after their round, the others at once."""
         return self.paused or bool(self.stopping)
 
-    def stop(self, why: str, grace: float = math.inf) -> None:
-        """Ends the study in order: open trials come to the end of their round, for which they have `grace` seconds."""
+    def stop(self, why: str, grace: float | None = None) -> float:
+        """Ends the study in order: open trials come to the end of their round.
+
+        Args: grace: seconds that they have for that; None: by the longest round seen. Returns: these seconds.
+        """
         self.stopping = self.stopping or why
+        if grace is None:
+            longest = self._limit.longest
+            grace = LEAST_SECONDS if longest is None else STOP_SECONDS + STOP_FACTOR * longest
         self._stop_by = min(self._stop_by, time.monotonic() + grace)
+        return grace
 
     # Giving trials out
 
@@ -226,6 +297,9 @@ class Conductor:
             return "wait" if self._numbers else "finished"  # an open trial may lose its worker and come back
         self._numbers[trial_id] = number
         record = self._ledger.record(number)
+        rounds_left = record.rounds - record.round
+        self._keys[number] = f"{self._ledger.uid}/{trial_id}"
+        self._limits[number] = self._limit.seconds(last=rounds_left <= 1)
         self._tell("trial_started", record)
         places = [place for place in (record.checkpoint, *record.fallbacks) if place]
         return {
@@ -235,12 +309,10 @@ class Conductor:
             "resume": places[:KEPT],
             "threads": max(1, int(self._spec.resources.cpu)),
             "patience": 60 * self._spec.limits.outage_minutes,
-            "round_seconds": self._round_seconds,
+            "limit": self._limit.as_dict(),
+            "rounds_left": rounds_left,
+            "beat": self._keys[number],
         }
-
-    @property
-    def _round_seconds(self) -> float:
-        return 60 * (self._spec.limits.round_minutes or 0)
 
     def _create(self) -> tuple[int, dict[str, Any]]:
         number = self._created
@@ -262,8 +334,14 @@ class Conductor:
 
     # Hearing of trials
 
+    def at_work(self, number: int) -> None:
+        """The trial has a worker, for which it may have waited long; may be called again and again."""
+        if number in self._keys and number not in self._heard:
+            self._heard[number] = time.monotonic()
+            self._workers.follow(self._keys[number])
+
     def placed(self, number: int) -> None:
-        """The trial has a worker, for which it may have waited long."""
+        """The trial's worker has made ready, and begins its first round."""
         self._heard[number] = time.monotonic()
 
     @_kept
@@ -275,6 +353,7 @@ class Conductor:
         if result.get("failure"):
             self._failures[number] = redact(str(result["failure"]))
             return
+        self._limits[number] = float(result.get("limit", self._limits.get(number, 0.0)))
         stored = result.get("checkpoint", "")
         if stored and self._stored.get(number) == stored:
             return  # of a round that ends its trial the scheduler tells, and the callback again
@@ -295,7 +374,9 @@ class Conductor:
             "checkpoint": stored or None,
         }
         self._ledger.progress(number, progress)
-        self._tell("trial_reported", self._ledger.record(number))
+        record = self._ledger.record(number)
+        self._limit.saw(record.durations[-1], last=round_ >= record.rounds)
+        self._tell("trial_reported", record)
 
     def should_stop(self, number: int) -> bool:
         """Whether an open trial ends after this round: because the study does, or because Optuna's pruner says so.
@@ -320,11 +401,20 @@ class Conductor:
 
     def failing(self, number: int, reason: str, *, lost: bool) -> None:
         """Remembers why a trial's worker ended, and whether because a machine or a storage was lost."""
-        limit = self._round_seconds
-        if limit and not lost and time.monotonic() - self._heard.get(number, math.inf) >= limit:
+        limit = self._limits.get(number, 0.0)
+        if number in self._silent:
+            reason, lost = f"its worker was silent for {self._silent[number]:.0f} s and was ended", False
+        elif limit and not lost and time.monotonic() - self._heard.get(number, math.inf) >= limit:
             minutes = self._spec.limits.round_minutes
-            reason = f"a round took longer than limits.round_minutes = {minutes:g}; its worker was ended ({reason})"
+            known = f"{limit / 60:.0f} min, its limit while limits.round_minutes is not given"
+            if minutes is not None:
+                known = f"limits.round_minutes = {minutes:g}"
+            reason = f"a round took longer than {known}; its worker was ended ({reason})"
         self._reasons[number] = (reason, lost)
+
+    def silenced(self, number: int) -> bool:
+        """Whether a trial's worker is to be ended because it was silent for too long."""
+        return number in self._silent
 
     @_kept
     def ended(self, trial_id: str, *, error: bool) -> None:
@@ -345,6 +435,8 @@ class Conductor:
         self._parked.discard(number)
         self._stored.pop(number, None)
         self._heard.pop(number, None)
+        self._silent.pop(number, None)
+        self._workers.forget(self._keys.pop(number, ""))
         del self._numbers[trial_id]
 
     def _give_back(self, number: int) -> None:
@@ -394,9 +486,11 @@ class Conductor:
     def tick(self) -> None:
         """To be called often: looks for wishes from outside and lets observers do their part.
 
-        Raises: LeaseLost when another driver has taken over; StopNow when a stop's grace is over; what a callback
-            raised.
+        Raises: LeaseLost when another driver has taken over; StopNow when a stop's grace is over; WorkersGone; what a
+            callback raised.
         """
+        if self._workers.fault:
+            raise WorkersGone(self._workers.fault)
         if self.error:
             raise self.error
         if self._ledger.lost:
@@ -411,8 +505,35 @@ class Conductor:
         if now - self._last_look >= CONTROL_SECONDS:
             self._last_look = now
             self._look()
+        self._listen(now)
         for observer in self._observers:
             observer.tick()
+
+    def _listen(self, now: float) -> None:
+        """Finds out which workers are silent, and which of these have to be ended; tells observers."""
+        known = {number: self._workers.silence(key) for number, key in self._keys.items()}
+        silence = {number: seconds for number, seconds in known.items() if seconds is not None}
+        limit = self._silence_limit
+        self._silent |= {number: seconds for number, seconds in silence.items() if seconds >= limit}
+        idle = bool(self._numbers) and not silence and not self.halting
+        self._idle_since = min(self._idle_since, now) if idle else math.inf
+        away = {n: WorkerAway("silent", seconds) for n, seconds in silence.items() if seconds >= SILENT_SECONDS}
+        if now - self._idle_since >= MISSING_SECONDS:
+            away = dict.fromkeys(self._numbers.values(), WorkerAway("missing", now - self._idle_since))
+        if away or self._away:
+            for observer in self._observers:
+                observer.workers_away(away)
+        self._away = away
+
+    @property
+    def _silence_limit(self) -> float:
+        """Seconds of silence after which a worker is ended."""
+        minutes = self._spec.limits.round_minutes
+        if self.halting:
+            return SILENT_SECONDS
+        if minutes is None:
+            return SILENCE_SECONDS
+        return min(max(60 * minutes, SILENT_SECONDS), SILENCE_SECONDS) if minutes else math.inf
 
     def _look(self) -> None:
         """Obeys what `study.control` asks for; without a database there is nothing to obey, and no reason to wait."""
@@ -424,8 +545,8 @@ class Conductor:
                 raise
             return
         if wish == "stop" and not self.stopping:
-            self.stop("study.control asked for it")
-            logger.warning("stopping as asked: open trials end their round first")
+            grace = self.stop("study.control asked for it")
+            logger.warning("stopping as asked: open trials end their round first, and have %.0f s for it", grace)
         if (wish == "pause") == self.paused:
             return
         self.paused = wish == "pause"

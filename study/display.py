@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TextIO
 
 from rich import box
@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from study.leaderboard import Objective, Standing, scores, short_names, show, value
-from study.records import TrialRecord
+from study.records import TrialRecord, WorkerAway
 
 SCORES = ("clean/acc", "probe/acc", "robust/acc")
 SHOWN_PARAMS = 4
@@ -53,6 +53,9 @@ class LiveTable:
         """Rounds that this driver has seen ending, and those that ended trials did not need any more."""
         self._seen: dict[int, int] = {}
         self._touched: dict[int, None] = {}
+        self._away: dict[int, WorkerAway] = {}
+        self._told: dict[int, WorkerAway] = {}
+        """What plain lines have last said of workers that are away."""
         self._drawn = -REDRAW_SECONDS
         self._console = Console(file=stream or sys.stderr, highlight=False)
         self._live: Live | None = None
@@ -88,6 +91,18 @@ class LiveTable:
         self._touch(record.number)
         reason = f": {record.failure}" if record.failure else ""
         self._show(record, f"{_word(record)} at round {record.round}/{record.rounds}{reason}  {self._scores(record)}")
+
+    def workers_away(self, away: Mapping[int, WorkerAway]) -> None:
+        """The table shows it all the time; plain lines when it begins, and each time it has lasted twice as long."""
+        self._away = dict(away)
+        self._told = {number: told for number, told in self._told.items() if number in away}
+        for number, now in away.items():
+            told = self._told.get(number)
+            if told is None or told.kind != now.kind or now.seconds >= 2 * told.seconds:
+                self._told[number] = now
+                since = _duration(now.seconds)
+                silent = f"worker of trial {number} silent for {since}"
+                self._line(silent if now.kind == "silent" else f"trial {number}  has waited {since} for a worker")
 
     def tick(self) -> None:
         if self._live:
@@ -128,8 +143,13 @@ class LiveTable:
             if time.monotonic() - self._drawn >= REDRAW_SECONDS:
                 self.tick()
             return
+        self._line(f"trial {record.number}  {text.strip()}")
+
+    def _line(self, text: str) -> None:
+        if self._live:
+            return
         at = time.strftime("%H:%M:%S", time.localtime(self._clock()))
-        line = f"[{at}] trial {record.number}  {text.strip()}  {self.progress()}"
+        line = f"[{at}] {text}  {self.progress()}"
         # One plain write: rich would wrap the line at the width of a terminal that is not there.
         self._console.file.write(line + "\n")
         self._console.file.flush()
@@ -200,7 +220,7 @@ class LiveTable:
             mark = " *" if record.baseline else ""
             table.add_row(
                 f"{record.number}{mark}",
-                _word(record),
+                self._state(record),
                 f"{record.round}/{record.rounds}",
                 *(show(record.overrides.get(path)) for path in paths),
                 *("" if (got := value(record, metric)) is None else f"{got:.3f}" for metric in metrics),
@@ -208,6 +228,12 @@ class LiveTable:
                 style="bold green" if top is not None and record.number == top.number else "",
             )
         return table
+
+    def _state(self, record: TrialRecord) -> str:
+        away = self._away.get(record.number)
+        if away is None or record.finished:
+            return _word(record)
+        return f"{'silent' if away.kind == 'silent' else 'no worker'} {_duration(away.seconds)}"
 
     def _visible(self) -> list[TrialRecord]:
         room = max(4, self._console.height - 9)

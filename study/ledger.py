@@ -111,7 +111,8 @@ def _make_storage(address: Address, parsed: sqlalchemy.engine.URL) -> optuna.sto
                     database.execute("PRAGMA journal_mode=WAL")  # kept in the file; makes the tables sooner
             # A connection that a restarted server has dropped is replaced before it is used.
             options = {"connect_args": _connect_args(parsed), "pool_pre_ping": True}
-            return optuna.storages.RDBStorage(address.reveal(), engine_kwargs=options)
+            template = address.reveal().replace("{", "{{").replace("}", "}}")  # Optuna would put its version there
+            return optuna.storages.RDBStorage(template, engine_kwargs=options)
         except Exception as error:
             text = f"{error} {error.__cause__}".lower()
             if not left or not any(words in text for words in SCHEMA_RACES):
@@ -594,6 +595,12 @@ def _rounds(attrs: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [one for one in rounds if newest is not None and one["round"] <= newest["round"]]
 
 
+def _durations(rounds: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
+    """Seconds of each round; what is stored counts from the trial's begin."""
+    spent = [float(one.get("seconds", 0.0)) for one in rounds]
+    return tuple(max(0.0, after - before) for before, after in zip([0.0, *spent], spent, strict=False))
+
+
 def _order(progress: Mapping[str, Any]) -> int:
     return int(progress.get("order", progress["round"]))
 
@@ -613,6 +620,7 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         rounds=int(attrs.get("rounds", 0)),
         metrics=progress.get("metrics", {}),
         history=tuple((int(one["round"]), int(one.get("time", 0)), one["metrics"]) for one in rounds),
+        durations=_durations(rounds),
         budget=progress.get("budget", ""),
         warnings=tuple(progress.get("warnings", ())),
         failure=attrs.get("failure"),

@@ -1,5 +1,6 @@
 """What the study knows of one trial, as read from its database: the only source of tables, figures and MLflow runs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -41,6 +42,8 @@ class TrialRecord:
     """Flat metrics of the last report; `spread/<metric>` is the standard deviation over the trial's seeds."""
     history: tuple[tuple[int, int, dict[str, float]], ...] = ()
     """Every round's (round, time in ms since the epoch, metrics), in order; the last one is `metrics`."""
+    durations: tuple[float, ...] = ()
+    """Seconds that each round of `history` took."""
     budget: str = ""
     """Digest of the evaluation budget; trials of different digests are not compared."""
     warnings: tuple[str, ...] = ()
@@ -62,6 +65,15 @@ class TrialRecord:
         return self.state in FINISHED
 
 
+@dataclass(frozen=True)
+class WorkerAway:
+    """What keeps a trial from going on: its worker is silent, or no open trial has a worker."""
+
+    kind: Literal["silent", "missing"]
+    seconds: float
+    """For how long."""
+
+
 class Observer(Protocol):
     """What the live table and the MLflow tracker both are: told of events in the order they happen, in the driver."""
 
@@ -76,6 +88,9 @@ class Observer(Protocol):
 
     def trial_ended(self, record: TrialRecord) -> None:
         """The trial has reached a final state, which the database already holds."""
+
+    def workers_away(self, away: Mapping[int, WorkerAway]) -> None:
+        """Trials that do not go on: called about once a second while there are any, and once when there are none."""
 
     def tick(self) -> None:
         """Called about once a second."""

@@ -23,10 +23,11 @@ from ray._private.authentication.authentication_token_setup import ensure_token_
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # its stub does not name it
 from ray.exceptions import AuthenticationError, RayError
 
-from study.conductor import Conductor, StopNow
+from study.conductor import SILENCE_SECONDS, Conductor, StopNow, WorkersGone
 from study.label_free import by_pra
 from study.lease import LeaseLost
 from study.ledger import Ledger, LedgerError, database_fault, study_url
+from study.ray_watch import RayWatch
 from study.records import TrialRecord
 from study.sampling import Suggestions, make_pruner
 from study.saved_models import with_checkpoint
@@ -36,8 +37,12 @@ from study.spec import StudySpec
 from trainables.checkpoints import below, read_file, storage_fault, write_file
 from trainables.config import TrialConfig, protocols_of
 from trainables.data_parts import DataKey, cached_parts, forget_parts, without_labels
+from trainables.heartbeat import beat_as
 from trainables.reference import REFERENCE_FILE, reference_file, reference_from
+from trainables.round_limit import RoundLimit
 from trainables.trial import saved_config
+
+logger = logging.getLogger(__name__)
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -107,6 +112,7 @@ def run_study(
     spec, ledger, old = _open(spec, storage, takeover=takeover, warm_start=warm_start)
     conductor: Conductor | None = None
     tracker = display = None
+    watch = RayWatch(ledger.uid, lambda fault: _give_up(fault, ledger))
     try:
         records = ledger.records()
         ledger.adopt(spec)
@@ -124,9 +130,11 @@ def run_study(
             display = LiveTable(spec.objectives, spec.limits.trials, records, stream=sys.stderr)
             if not address:
                 connect(None, spec)
+            watch.start()
             folder = below(storage, spec.name)
-            conductor = Conductor(spec, ledger, Suggestions(spec, old), [display, tracker], folder=folder)
-            _fit(spec, conductor, trainable, folder)
+            suggestions = Suggestions(spec, old)
+            conductor = Conductor(spec, ledger, suggestions, [display, tracker], folder=folder, workers=watch)
+            _fit(spec, conductor, watch, trainable, folder)
         lost = ledger.lost
         waiting = conductor.interrupt() if conductor and not lost else []
         if display:
@@ -160,7 +168,22 @@ def run_study(
         if tracker:
             tracker.close(abandoned=ledger.lost)
         ledger.release()
+        if watch.fault:
+            watch.end_processes()
+        else:
+            watch.close()
         _stop_ray()
+        watch.close()
+
+
+def _give_up(fault: str, ledger: Ledger) -> None:
+    """Ends the process where it stands, in a call into a Ray that does not answer; what it has not told the database
+    is taken up by the next driver."""
+    ledger.patience = 0.0
+    _say(f"{fault}; the same command goes on from here")
+    with contextlib.suppress(Exception):
+        ledger.release()
+    os._exit(1)
 
 
 def _stop_ray() -> None:
@@ -232,6 +255,8 @@ def connect(address: str | None, spec: StudySpec) -> None:
         _check_answers(address)
     for name in ("ray.tune", "ray.train", "ray"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Ray prints what its processes say of each other, to stdout; what matters of it we find out ourselves.
+    ray._private.worker.print_to_stdstream = _heard_of_ray
     try:
         with _databases_stay_here():
             # "local" so that a cluster which this machine happens to advertise is never joined by accident.
@@ -279,6 +304,10 @@ def _databases_stay_here() -> Iterator[None]:
 def _of_driver(name: str, value: str) -> bool:
     databases = ("postgres", "mysql", "mariadb", "mssql", "oracle")
     return bool(OF_DRIVER.fullmatch(name)) or ("://" in value and Address(value).kind.startswith(databases))
+
+
+def _heard_of_ray(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+    logger.debug("Ray says: %s", "\n".join(map(str, data.get("lines", ()))))
 
 
 def _keep_keys_here() -> None:
@@ -343,7 +372,7 @@ def _not_joined(address: str | None, error: Exception) -> StudyRefused:
     return StudyRefused(f"cannot join the Ray cluster at {address!r}: {reason}")
 
 
-def _fit(spec: StudySpec, conductor: Conductor, trainable: type | None, folder: str) -> None:
+def _fit(spec: StudySpec, conductor: Conductor, watch: RayWatch, trainable: type | None, folder: str) -> None:
     from ray import tune
 
     from trainables.trainable import TRAINABLES
@@ -352,7 +381,7 @@ def _fit(spec: StudySpec, conductor: Conductor, trainable: type | None, folder: 
     try:
         with _signals(conductor):
             runs = trainable or tune.with_parameters(
-                TRAINABLES[spec.trainable], data=_data(spec), **_reference(spec, folder)
+                TRAINABLES[spec.trainable], data=_data(spec), **_reference(spec, conductor, watch, folder)
             )
             again = True
             while again:
@@ -364,6 +393,11 @@ def _fit(spec: StudySpec, conductor: Conductor, trainable: type | None, folder: 
                 again = conductor.sit_out_pause()  # with the workers gone: a paused study holds no GPU
     except (LeaseLost, StopNow):
         return
+    except StudyBroken:
+        raise
+    except WorkersGone as error:
+        error.__traceback__ = None  # its frames hold references of Ray's, which must be gone before Ray is
+        raise StudyBroken(str(error)) from None
     except Exception as error:
         problem = conductor.error or error
         if isinstance(problem, LeaseLost):
@@ -422,7 +456,7 @@ def _data(spec: StudySpec) -> dict[DataKey, Any]:
     return found
 
 
-def _reference(spec: StudySpec, folder: str) -> dict[str, Any]:
+def _reference(spec: StudySpec, conductor: Conductor, watch: RayWatch, folder: str) -> dict[str, Any]:
     """The partition that label-free scores are read against, from the study's folder or made there now; no argument
     for a study without such scores."""
     config = spec.trial_config({})
@@ -431,8 +465,7 @@ def _reference(spec: StudySpec, folder: str) -> dict[str, Any]:
     stored = read_file(folder, REFERENCE_FILE)
     if stored is None:
         _say(f"training {config.selection.reference_runs} plain models for the reference partition …")
-        task = ray.remote(num_cpus=spec.resources.cpu, num_gpus=spec.resources.gpu, max_retries=3)(reference_file)
-        stored = ray.get(task.remote(config.model_dump_json(), spec.resources.cpu))
+        stored = _train_reference(spec, config, conductor, watch)
         write_file(folder, REFERENCE_FILE, stored)
     reference = reference_from(stored, below(folder, REFERENCE_FILE))
     rule = "trials will be ranked by criterion B" if by_pra(spec.objectives) else "read robust/kappa and seed agreement"
@@ -444,9 +477,45 @@ def _reference(spec: StudySpec, folder: str) -> dict[str, Any]:
     return {"reference": stored}
 
 
+def _train_reference(spec: StudySpec, config: TrialConfig, conductor: Conductor, watch: RayWatch) -> bytes:
+    """Trains the reference in a worker, which gets no longer than as many trials would.
+
+    Raises: as `Conductor.tick`; StopNow when the study is to end, since half a reference is kept nowhere; StudyBroken
+        if the worker is silent.
+    """
+    assert config.selection is not None
+    minutes = spec.limits.round_minutes
+    limit = RoundLimit(fixed=None if minutes is None else 60 * minutes).seconds(last=True)
+    seconds = limit * config.rounds * config.selection.reference_runs
+    options = {"num_cpus": spec.resources.cpu, "num_gpus": spec.resources.gpu, "max_retries": 3}
+    key = watch.key("reference")
+    watch.follow(key, waiting=True)
+    task = ray.remote(**options)(_reference_task).remote(key, seconds, config.model_dump_json(), spec.resources.cpu)
+    try:
+        while not ray.wait([task], timeout=1.0)[0]:
+            conductor.tick()
+            silence = watch.silence(key) or 0.0
+            if conductor.stopping or silence >= SILENCE_SECONDS:
+                ray.cancel(task, force=True)
+                if conductor.stopping:
+                    raise StopNow(conductor.stopping)
+                raise StudyBroken(f"the worker that trains the reference was silent for {silence:.0f} s")
+        return bytes(ray.get(task))
+    finally:
+        watch.forget(key)
+
+
+def _reference_task(beat: str, seconds: float, config: str, threads: float) -> bytes:
+    from trainables.trainable import time_limit
+
+    beat_as(beat)
+    with time_limit(seconds):
+        return reference_file(config, threads)
+
+
 @contextmanager
 def _signals(conductor: Conductor) -> Iterator[None]:
-    """While trials run: Ctrl-C lets open rounds end, SIGTERM gives them a while, a second one ends at once."""
+    """While trials run: Ctrl-C lets open rounds end, in bounded time; SIGTERM gives them a while, a second one none."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -462,8 +531,9 @@ def _signals(conductor: Conductor) -> Iterator[None]:
             conductor.stop("SIGTERM", SPOT_GRACE)
             what = f"open rounds have {SPOT_GRACE:.0f} s to end"
         else:
-            conductor.stop("Ctrl-C")
-            what = "open rounds come to their end first; Ctrl-C again stops at once and repeats them later"
+            grace = conductor.stop("Ctrl-C")
+            what = f"open rounds come to their end first, for which they have {grace:.0f} s"
+            what += "; Ctrl-C again stops at once and repeats them later"
         print(f"stopping: {what}", file=sys.stderr, flush=True)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

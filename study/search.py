@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import cloudpickle
 from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.tune import Callback
@@ -53,7 +54,9 @@ class OptunaSearcher(Searcher):
         return {"_conductor": None, "_metric": None, "_mode": None}
 
 
-LOST = re.compile(r"node (was|has been) (terminated|dead|died|drained|preempted)|node.*(failed|died)|raylet", re.I)
+LOST = re.compile(
+    r"node (was|has been) (terminated|dead|died|drained|preempted)|node.*(failed|died|crashed)|raylet", re.I
+)
 """What Ray says of an actor whose machine is gone; the words are the only difference to one that crashed."""
 AWAY = f"{StorageAway.__module__}.{StorageAway.__qualname__}: "
 """How a line of a traceback begins that says so: of an exception in an actor's constructor Ray keeps the text alone."""
@@ -76,6 +79,12 @@ def _reason(trial: RayTrial) -> tuple[str, bool]:
     return f"{type(cause).__name__}: {text}", cut_off or away or (gone and bool(LOST.search(" ".join(lines))))
 
 
+def _worker(tune_controller: Any, trial: RayTrial) -> Any:
+    """The actor that a trial has been given, be it that it still makes ready; None if it waits for one."""
+    tracked = tune_controller._trial_to_actor.get(trial)
+    return tune_controller._actor_manager._live_actors_to_ray_actors_resources.get(tracked, (None,))[0]
+
+
 class OptunaPruning(FIFOScheduler):
     """First in, first out, and stops what Optuna's pruner gives up."""
 
@@ -92,6 +101,7 @@ class OptunaPruning(FIFOScheduler):
     def choose_trial_to_run(self, tune_controller: Any) -> RayTrial | None:
         """While the study pauses or ends, trials that wait for a worker are taken back and none is started."""
         assert self._conductor is not None
+        self._watch_workers(tune_controller)
         if not self._conductor.halting:
             chosen: RayTrial | None = super().choose_trial_to_run(tune_controller)
             return chosen
@@ -99,6 +109,17 @@ class OptunaPruning(FIFOScheduler):
             if trial.status == RayTrial.PENDING and trial.temporary_state.ray_actor is None:
                 tune_controller.stop_trial(trial)
         return None
+
+    def _watch_workers(self, tune_controller: Any) -> None:
+        """Tells which trials have a worker, and ends the workers that are silent: for Ray, they died."""
+        assert self._conductor is not None
+        for trial in tune_controller.get_live_trials():
+            worker = _worker(tune_controller._tune_controller, trial)
+            if worker is not None:
+                number = trial.config["number"]
+                self._conductor.at_work(number)
+                if self._conductor.silenced(number):
+                    ray.kill(worker)
 
     def on_trial_error(self, tune_controller: Any, trial: RayTrial) -> None:
         """Called before the searcher is told that the trial's worker has ended."""

@@ -46,17 +46,18 @@ WORDS = {
 }
 """What is no secret where an address or a variable only might hold one."""
 
-_LOCAL = re.compile(r"(?:sqlite(?:\+\w+)?|file):///(?:[^?@]*|[^?:]*)|[\w./~ -]*", re.DOTALL)
-"""A file, a folder, or a word such as `databricks`."""
 _SCHEME = re.compile(r"(?:jdbc:)?[A-Za-z][\w+.-]*://")
+_FILE = r"(?:sqlite(?:\+\w+)?|file):///(?![^@]*:[^@]*@)[^?]*"
+"""A file's address, unless it looks like `user:password@` all the same."""
+_LOCAL = re.compile(rf"{_FILE}|[\w./~ -]*")
+"""What holds no secret: a file, a folder, or a word such as `databricks`."""
 _HOST = r"(?:[\w.-]+|\[[\da-fA-F:.%]+\])?(?::\d+)?"
 _PLAIN = re.compile(
-    r"(?:(?P<file>(?:sqlite(?:\+\w+)?|file):///(?:[^?@]*|[^?:]*))"
+    rf"(?:(?P<file>{_FILE})"
     # Up to the last `@`: in passwords they are written as they are more often than percent-encoded.
     rf"|(?P<scheme>{_SCHEME.pattern})(?:(?P<user>[\w.+%-]*)(?P<word>:[^/?#]*)?@)?"
     rf"(?P<place>{_HOST}(?:,{_HOST})*(?:/[\w./~ %+-]*)?))"
-    r"(?P<rest>[?#;].*)?",
-    re.DOTALL,
+    r"(?P<rest>[?#;][^@]*)?"
 )
 """An address that can be read in one way only, so that all of it but password and fields may be shown."""
 
@@ -177,8 +178,6 @@ def _remember_fields(text: str) -> None:
         elif name.strip().lower() not in OPEN_FIELDS:
             value = value.strip(" '\"{}")
             _remember_if_odd(value)
-            if "@" in value:  # which some take for the end of a login
-                _remember_pieces(value)
             inner = unquote_plus(value)
             if "=" in inner:
                 _remember_fields(inner)

@@ -118,8 +118,10 @@ class Limits(Section):
     """Stops when so many trials in a row were finished without a better one; None: never."""
     concurrent: int = Field(default=1, ge=1)
     """Trials that run side by side, if the resources allow; on a cluster that grows, how far it may."""
-    round_minutes: float | None = Field(default=None, gt=0)
-    """A round that takes longer is ended as hanging, and the trial tried again from its checkpoint; None: no limit."""
+    round_minutes: float | None = Field(default=None, ge=0)
+    """A round that takes longer is ended as hanging, and the trial tried again from its checkpoint; so is one whose
+    worker is silent as long, or 10 minutes. None: ten times the longest round seen so far, at least 10 minutes; an hour
+    for a kind of round (last or not) that was not seen yet. 0: no limit."""
     outage_minutes: float = Field(default=10, ge=0)
     """How long a study database or a storage that does not answer is waited for."""
 

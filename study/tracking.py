@@ -27,7 +27,7 @@ from study.leaderboard import Objective, Standing, goals
 from study.lease import LeaseLost
 from study.outbox import Courier, Parcel
 from study.provenance import command, environment, git_commit, versions
-from study.records import TrialRecord
+from study.records import TrialRecord, WorkerAway
 from study.run_contents import (
     Run,
     as_run,
@@ -439,6 +439,9 @@ class MLflowTracker:
         self._remember(record)
         # With all its rounds: the last ones may be those of a driver that was killed before it could tell them.
         self._courier.put(Parcel(record=record, time=_end(record), points=list(record.history), ended=True))
+
+    def workers_away(self, away: Mapping[int, WorkerAway]) -> None:
+        """Nothing: it is of the moment, for the screen."""
 
     def tick(self) -> None:
         """Nothing: the thread keeps its own time."""

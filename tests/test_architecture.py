@@ -37,7 +37,10 @@ MAY_IMPORT = {
 ONLY_IN = {
     "mlflow": {"study/tracking.py"},
     "optuna": {"study/ledger.py", "study/sampling.py", "study/conductor.py", "study/importance.py"},
-    "ray": {"study/search.py", "study/runner.py", "trainables/trainable.py"},
+    "ray": {
+        *("study/search.py", "study/runner.py", "study/ray_watch.py"),
+        *("trainables/trainable.py", "trainables/heartbeat.py"),
+    },
     "pooch": {"ardmvc_core/data/files.py"},
     "PIL": {"ardmvc_core/data/regdb.py"},
 }

@@ -3,6 +3,7 @@
 import faulthandler
 import json
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -17,8 +18,11 @@ from trainables.attack_trial import AttackTrial
 from trainables.checkpoints import Checkpoints, round_of
 from trainables.config import AttackTrialConfig, TrialConfig
 from trainables.data_parts import DataKey, provide_parts
+from trainables.heartbeat import beat_as
 from trainables.reference import provide_reference, reference_from
-from trainables.trial import ARRAYS_FILE, CONFIG_FILE, STATE_FILE, Report, Trial
+from trainables.round_limit import RoundLimit, is_last
+from trainables.saved_trial import ARRAYS_FILE, CONFIG_FILE, STATE_FILE
+from trainables.trial import Report, Trial
 
 REPORT_FILE = "report.json"
 """In a checkpoint: what its round reports, for the case that nobody lives to record it."""
@@ -39,9 +43,10 @@ class TrialTrainable(tune.Trainable):
     """Runs one trial in rounds, and stores a checkpoint after each before it is reported.
 
     Ray's config holds `config` (the trial's, as JSON), `number`, `threads`, `folder` (of the trial's checkpoints),
-    `resume` (recorded checkpoints, newest first), `patience` (seconds that a failing storage is tried again) and
-    `round_seconds` (limit of a round; 0: none). Ray's own checkpoints are not used: a trial that lost its worker is
-    given out again by the driver, from what the study's database has recorded.
+    `resume` (recorded checkpoints, newest first), `patience` (seconds that a failing storage is tried again), `limit`
+    (of a round, as `RoundLimit` has it), `rounds_left` and `beat` (what the worker's heartbeat is told under). Ray's
+    own checkpoints are not used: a trial that lost its worker is given out again by the driver, from what the study's
+    database has recorded.
     """
 
     files: ClassVar[frozenset[str] | None] = None
@@ -57,24 +62,31 @@ class TrialTrainable(tune.Trainable):
         """Args: data: parts of data sets in Ray's object store, by what they are; others are read from their files.
         reference: the study's reference partition, as a file; None: the trial computes it if it needs one.
         """
+        beat_as(config["beat"])
         torch.set_num_threads(config["threads"])
         self.trial = None  # an actor that is used again must not hold two trials in memory
-        self._round_seconds = float(config["round_seconds"])
-        self._checkpoints = Checkpoints(config["folder"], patience=config["patience"], files=self.files)
-        self._checkpoints.look()
+        self._limit, self._last = RoundLimit(**config["limit"]), config["rounds_left"] <= 1
+        self._patience = float(config["patience"])
+        self._checkpoints = Checkpoints(config["folder"], patience=self._patience, files=self.files)
+        with time_limit(self._storage_seconds):
+            self._checkpoints.look()
         provide_parts({key: partial(ray.get, stored) for key, stored in (data or {}).items()})
         provide_reference(None if reference is None else partial(reference_from, reference))
         self._checkpoints.while_away(partial(self._build, config["config"]), "cannot build the trial")
         assert self.trial is not None
-        # Waiting for a storage is allowed for; one that hangs in place of failing is not.
-        self._storage_seconds: float = self._round_seconds and self._round_seconds + 2 * config["patience"]
         with time_limit(self._storage_seconds):
             self._stored: Report | None = None
             self._notes: list[str] = self._checkpoints.restore(config["resume"], self.trial.load, self._adopt)[1]
 
     def _build(self, config: str) -> None:
-        with time_limit(self._round_seconds):
+        with time_limit(self._limit.seconds(last=True)):
             self.trial = self.build(json.loads(config))
+
+    @property
+    def _storage_seconds(self) -> float:
+        """Waiting for a storage is allowed for; one that hangs in place of failing is not."""
+        limit = self._limit.seconds(last=True)
+        return limit and limit + 2 * self._patience
 
     def _adopt(self, folder: Path, place: str) -> bool:
         """Goes on from a round that an attempt had stored and nobody lived to record: its report is given again."""
@@ -93,10 +105,14 @@ class TrialTrainable(tune.Trainable):
         assert self.trial is not None
         if self._stored is not None:
             report, self._stored = self._stored, None
+            self._last = is_last(report)
             return self._noted(report)
-        with time_limit(self._round_seconds):
+        begin = time.monotonic()
+        with time_limit(self._limit.seconds(last=self._last)):
             report = self.trial.run_round()
         if "failure" not in report:
+            self._limit.saw(time.monotonic() - begin, last=self._last)
+            self._last = is_last(report)
             with time_limit(self._storage_seconds):
                 report["checkpoint"] = self._checkpoints.save(report["round"], partial(self._save, report))
         return self._noted(report)
@@ -107,6 +123,7 @@ class TrialTrainable(tune.Trainable):
         (folder / REPORT_FILE).write_text(json.dumps(report))
 
     def _noted(self, report: Report) -> Report:
+        report = {**report, "limit": self._limit.seconds(last=self._last)}
         notes = [*self._notes, *self._checkpoints.waited]
         self._notes, self._checkpoints.waited = [], []
         return {**report, "notes": json.dumps(notes)} if notes else report

@@ -8,7 +8,7 @@ import pytest
 
 from study.display import LiveTable
 from study.leaderboard import Goal
-from study.records import TrialRecord
+from study.records import TrialRecord, WorkerAway
 
 ROBUST = [Goal("robust/acc", "max")]
 
@@ -104,6 +104,37 @@ def test_the_table_of_a_terminal(clock: Clock) -> None:
     for text in ("0 *", "complete", "running", "1/4", "0.250", "0.700", "2/4 done", "best robust/acc 0.70 (trial 1)"):
         assert text in shown, text
     assert "\x1b[?25h" in shown  # the cursor is given back
+
+
+def test_plain_lines_say_that_a_worker_is_silent_and_again_when_it_lasts(clock: Clock) -> None:
+    stream = io.StringIO()
+    table = LiveTable(ROBUST, 4, stream=stream, clock=clock)
+    table.trial_started(running(3))
+    begun = len(stream.getvalue())
+    for seconds in (30.0, 31.0, 59.0, 61.0, 121.0, 122.0):
+        table.workers_away({3: WorkerAway("silent", seconds)})
+    table.workers_away({})
+    table.workers_away({3: WorkerAway("silent", 40.0)})
+    table.workers_away({3: WorkerAway("missing", 300.0)})
+    lines = [line.split("] ")[1] for line in stream.getvalue()[begun:].splitlines()]
+    assert lines == [
+        "worker of trial 3 silent for 30 s  0/4 done",
+        "worker of trial 3 silent for 61 s  0/4 done",
+        "worker of trial 3 silent for 2 min  0/4 done",
+        "worker of trial 3 silent for 40 s  0/4 done",
+        "trial 3  has waited 5 min for a worker  0/4 done",
+    ]
+
+
+def test_the_table_says_how_long_a_worker_is_silent(clock: Clock) -> None:
+    table = LiveTable(ROBUST, 4, stream=Terminal(), clock=clock)
+    for number in (1, 2, 3):
+        table.trial_started(running(number))
+    table.workers_away({1: WorkerAway("silent", 40.0), 3: WorkerAway("missing", 120.0)})
+    assert list(table.table().columns[1].cells) == ["silent 40 s", "running", "no worker 2 min"]
+    table.workers_away({})
+    assert list(table.table().columns[1].cells) == ["running"] * 3
+    table.close()
 
 
 def test_a_long_study_shows_what_runs_and_the_best(clock: Clock) -> None:

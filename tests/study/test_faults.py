@@ -6,6 +6,7 @@ each one cost.
 
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_study import TRIALS, FaultStudy, Outcome, note
+from fault_study import TRIALS, FaultStudy, Outcome, family, is_alive, note, process_of
 from object_store import ObjectStore
 from postgres import Postgres
 
@@ -288,6 +289,93 @@ def test_a_trial_that_goes_wrong_always(
     left = study.check(best, {number: words})
     assert [attempt.round for attempt in left.records[number].attempts] == [2] * attempts
     note(f"a trial: {kind}", left, time.monotonic() - begin)
+
+
+# Workers and a Ray that do not answer
+
+HUNG = {"trials": TRIALS, "failures": 0, "concurrent": 1, "round_minutes": 0.05}
+
+
+def test_a_worker_that_is_stopped(tmp_path: Path, best: tuple[int, float]) -> None:
+    """It runs no watch of its own any more: the driver misses its heartbeat, says so and ends it."""
+    study = FaultStudy(tmp_path, changes={"limits": HUNG})
+    driver = study.start(SILENT_SECONDS="8")
+    study.until_round(6, driver)
+    number, _, pid, _ = study.rounds()[-1]
+    os.kill(pid, signal.SIGSTOP)
+    clock = Clock(study)
+    study.until(lambda: "worker of trial " in study.output, driver)
+    seconds = clock.until_new_round(driver, new_worker=True)
+    assert study.wait(driver) == 0, study.output
+    assert re.search(r"worker of trial \d silent for \d+ s", study.output)
+    left = study.check(best)
+    (attempt,) = [attempt for record in left.records for attempt in record.attempts]
+    assert re.fullmatch(r"its worker was silent for \d+ s and was ended", attempt.reason)
+    assert left.records[number].attempts == (attempt,) or left.records[number + 1].attempts == (attempt,)
+    assert not is_alive(pid)
+    note("worker SIGSTOPped", left, seconds)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_study_whose_worker_is_stopped(tmp_path: Path, best: tuple[int, float]) -> None:
+    """Without limits: one is enough, and what the worker held is given back."""
+    study = FaultStudy(tmp_path)
+    driver = study.start(ROUND_SECONDS="1.5")
+    study.until(lambda: "round 2/4" in study.output and study.round_is_open, driver)
+    before = family(driver.pid)
+    os.kill(study.rounds()[-1][2], signal.SIGSTOP)
+    driver.send_signal(signal.SIGINT)
+    begin = time.monotonic()
+    assert study.wait(driver) == 130, study.output
+    seconds = time.monotonic() - begin
+    assert seconds < 90, study.output
+    assert re.search(r"open rounds come to their end first, for which they have \d+ s;", study.output)
+    assert [record.state for record in study.records() if not record.finished] == ["WAITING"]
+    study.until(lambda: not any(map(is_alive, before)))
+    assert study.finish() == 0, study.output
+    note("Ctrl-C, worker SIGSTOPped", study.check(best), seconds)
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "words"),
+    [
+        ("gcs_server", signal.SIGKILL, r"Ray's head on this machine \(gcs_server, process \d+\) was ended by SIGKILL"),
+        pytest.param(
+            "raylet",
+            signal.SIGKILL,
+            r"Ray's node on this machine \(raylet, process \d+\) was ended by SIGKILL",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("gcs_server", signal.SIGSTOP, "has not answered for 3. s", marks=pytest.mark.slow),
+        pytest.param("raylet", signal.SIGSTOP, "Ray's node on this machine is dead", marks=pytest.mark.slow),
+    ],
+)
+def test_a_ray_that_dies(
+    tmp_path: Path, best: tuple[int, float], name: str, number: signal.Signals, words: str
+) -> None:
+    """The driver says so in a line, ends in order within seconds, and leaves none of Ray's processes behind."""
+    study = FaultStudy(tmp_path)
+    driver = study.start(ROUND_SECONDS="1")
+    study.until_round(6, driver)
+    before = family(driver.pid)
+    victim = process_of(driver, name)
+    assert victim is not None
+    said = len(study.output)
+    os.kill(victim, number)
+    begin = time.monotonic()
+    assert study.wait(driver) == 1, study.output
+    seconds = time.monotonic() - begin
+    # Without a watch, Ray ends the process after a minute, or never.
+    assert seconds < (30 if number == signal.SIGKILL else 55), study.output
+    lines = [line for line in study.output[said:].splitlines() if not re.match(r"\[\d\d:\d\d:\d\d\] trial ", line)]
+    assert len(lines) == 1, lines
+    assert re.match(words, lines[0])
+    assert [record.state for record in study.records() if not record.finished] == ["WAITING"]
+    study.until(lambda: not any(map(is_alive, before)))
+    assert study.finish() == 0, study.output
+    left = study.check(best)
+    assert sum(left.repeated.values()) == 0
+    note(f"{name} gets {number.name}", left, seconds)
 
 
 # Stores that are away

@@ -184,3 +184,10 @@ LIST = {"name": "table", "space": {}, "baselines": [{"a": 1}, {"a": 2}], "trial"
 )
 def test_a_list_of_trials_may_change_behind_those_that_exist(change: dict, created: int, allowed: bool) -> None:
     assert extends(LIST, {**LIST, **change}, created) is allowed
+
+
+@pytest.mark.parametrize("name", ["a{b}c", "{0}", "{SCHEMA_VERSION}", "{", "100% 'sure'"])
+def test_a_database_may_lie_in_any_folder(tmp_path: Path, name: str) -> None:
+    """Optuna takes braces in an address for places that it fills."""
+    open_storage(f"sqlite:///{tmp_path / name}/studies.db", create=True)
+    assert (tmp_path / name / "studies.db").stat().st_size > 0

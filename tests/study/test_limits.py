@@ -4,7 +4,8 @@ import hashlib
 import json
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from staged_trainables import ROUNDS, Staged, StagedTrial
 
 from study import lease as lease_module
 from study import runner
-from study.conductor import Conductor
+from study.conductor import Conductor, StopNow, WorkersGone
 from study.ledger import Ledger, study_url
-from study.records import TrialRecord
+from study.records import TrialRecord, WorkerAway
 from study.runner import run_study
 from study.sampling import Suggestions, make_pruner
 from study.spec import StudySpec
+from trainables.round_limit import RoundLimit
 from trainables.trial import Report
 
 SpecMaker = Callable[..., StudySpec]
@@ -98,18 +100,56 @@ class LosesStorage(Staged):
 class Steps:
     """A driver without Ray: trials are given out and end as the test says."""
 
+    fault = ""
+
     def __init__(self, spec: StudySpec) -> None:
         self.spec, self.ledger = spec, open_ledger(spec)
-        self.conductor = Conductor(spec, self.ledger, Suggestions(spec, ()), [], folder=str(spec.storage.path))
+        self.given: dict[int, dict[str, Any]] = {}
+        self.heartbeats: dict[str, float] = {}
+        self.away: list[Mapping[int, WorkerAway]] = []
+        folder, suggestions = str(spec.storage.path), Suggestions(spec, ())
+        self.conductor = Conductor(spec, self.ledger, suggestions, [self], folder=folder, workers=self)
 
     def give(self, name: str) -> int:
         given = self.conductor.next(name)
         assert isinstance(given, dict), given
+        self.given[given["number"]] = given
         return int(given["number"])
 
-    def report(self, number: int, round_: int, score: float = 0.5) -> None:
-        metrics = {"robust/acc": score, "clean/acc": 1.0}
+    def report(self, number: int, round_: int, score: float = 0.5, seconds: float = 0.0) -> None:
+        """Args: seconds: since the trial's begin."""
+        metrics = {"robust/acc": score, "clean/acc": 1.0, "seconds": seconds}
         self.conductor.reported(number, {**metrics, "round": round_, "checkpoint": f"/round_{number}_{round_}"})
+
+    # Its workers, which the test speaks for
+
+    def follow(self, key: str) -> None:
+        self.heartbeats.setdefault(key, 0.0)
+
+    def forget(self, key: str) -> None:
+        self.heartbeats.pop(key, None)
+
+    def silence(self, key: str) -> float | None:
+        return self.heartbeats.get(key)
+
+    def be_silent(self, number: int, seconds: float) -> None:
+        """The trial's worker was last heard of so many seconds ago."""
+        self.heartbeats[self.given[number]["beat"]] = seconds
+        self.look()
+
+    # What it is told
+
+    def workers_away(self, away: Mapping[int, WorkerAway]) -> None:
+        self.away.append(away)
+
+    def trial_started(self, record: TrialRecord) -> None: ...
+    def trial_reported(self, record: TrialRecord) -> None: ...
+    def trial_paused(self, record: TrialRecord) -> None: ...
+    def trial_ended(self, record: TrialRecord) -> None: ...
+    def tick(self) -> None: ...
+    def close(self) -> None: ...
+
+    # What happens to it
 
     def complete(self, name: str, score: float) -> None:
         number = self.give(name)
@@ -276,6 +316,170 @@ def test_hours_count_over_all_drivers(tiny_spec: SpecMaker, one_ray: None, capsy
     assert 1801 < used < ledger.seconds < 3600
 
 
+# limits.round_minutes
+
+
+def limit_of(steps: Steps, number: int) -> RoundLimit:
+    """As the trial's worker was given it."""
+    return RoundLimit(**steps.given[number]["limit"])
+
+
+def test_a_round_has_ten_times_the_longest_seen_and_the_next_driver_knows_it(tiny_spec: SpecMaker) -> None:
+    """Rounds of 100, 100, 20 and, with the evaluation, 130 s."""
+    spec = tiny_spec(limits={"trials": 4, "failures": 0, "concurrent": 3})
+    steps = Steps(spec)
+    first = steps.give("a")
+    assert limit_of(steps, first).seconds(last=False) == 3600  # none was seen
+    for round_, seconds in ((1, 100.0), (2, 200.0), (3, 220.0)):
+        steps.report(first, round_, seconds=seconds)
+    second = steps.give("b")
+    assert steps.ledger.record(first).durations == (100.0, 100.0, 20.0)
+    assert limit_of(steps, second).seconds(last=False) == 1000
+    assert limit_of(steps, second).seconds(last=True) == 3600
+    steps.report(first, 4, seconds=350.0)
+    steps.conductor.ended("a", error=False)
+    third = steps.give("c")
+    assert (limit_of(steps, third).seconds(last=False), limit_of(steps, third).seconds(last=True)) == (1300, 1300)
+    after = Steps(spec)
+    assert limit_of(after, after.give("d")) == limit_of(steps, third)
+
+
+def test_round_minutes_stand_and_nought_is_no_limit(tiny_spec: SpecMaker) -> None:
+    for minutes, seconds in ((2, 120.0), (0, 0.0)):
+        steps = Steps(tiny_spec(name=f"m{minutes}", limits={"trials": 2, "failures": 0, "round_minutes": minutes}))
+        number = steps.give("a")
+        steps.report(number, 1, seconds=5000.0)
+        steps.conductor.ended("a", error=True)
+        assert limit_of(steps, steps.give("b")).seconds(last=False) == seconds
+
+
+def test_a_worker_that_its_own_limit_has_ended_is_said_to_have_hung(tiny_spec: SpecMaker) -> None:
+    """Its watch ended the process; the driver, whose clock is set forward here, knows which limit it had."""
+    for minutes, words in ((None, "a round took longer than 15 min, its limit while"), (15, "round_minutes = 15;")):
+        limits = {"trials": 2, "failures": 0, "round_minutes": minutes}
+        steps = Steps(tiny_spec(name=f"hung{minutes}", limits=limits))
+        number = steps.give("a")
+        steps.conductor.at_work(number)
+        steps.conductor.placed(number)
+        steps.conductor.reported(number, {"round": 1, "seconds": 90.0, "checkpoint": "/r1", "limit": 900.0})
+        steps.conductor._heard[number] -= 899
+        steps.conductor.failing(number, "ActorDiedError: it died", lost=False)
+        assert steps.conductor._reasons[number] == ("ActorDiedError: it died", False)
+        steps.conductor._heard[number] -= 2
+        steps.conductor.failing(number, "ActorDiedError: it died", lost=False)
+        assert words in steps.conductor._reasons[number][0]
+
+
+# Workers that are silent
+
+
+def test_a_silent_worker_is_told_of_and_ended_after_ten_minutes(tiny_spec: SpecMaker) -> None:
+    """A process that was stopped runs no watch of its own."""
+    steps = Steps(tiny_spec(limits={"trials": 2, "failures": 0, "concurrent": 2}))
+    first, second = steps.give("a"), steps.give("b")
+    for number in (first, second):
+        steps.conductor.at_work(number)
+    steps.be_silent(first, 29.0)
+    assert steps.away == []
+    steps.be_silent(first, 40.0)
+    steps.be_silent(first, 599.0)
+    assert steps.away == [{first: WorkerAway("silent", 40.0)}, {first: WorkerAway("silent", 599.0)}]
+    assert not steps.conductor.silenced(first)
+    steps.be_silent(first, 0.0)  # it was woken
+    assert steps.away[2:] == [{}]
+    steps.look()
+    assert len(steps.away) == 3
+    steps.be_silent(first, 601.0)
+    assert [steps.conductor.silenced(number) for number in (first, second)] == [True, False]
+    steps.conductor.failing(first, "ActorDiedError: killed", lost=False)
+    steps.conductor.ended("a", error=True)
+    (attempt,) = steps.ledger.record(first).attempts
+    assert (attempt.reason, attempt.lost) == ("its worker was silent for 601 s and was ended", False)
+    assert steps.give("c") == first
+    assert not steps.conductor.silenced(first)
+
+
+@pytest.mark.parametrize(("minutes", "patient", "ended"), [(0.05, 29.0, 30.0), (4, 239.0, 240.0), (90, 599.0, 600.0)])
+def test_a_silent_worker_has_no_longer_than_a_round(
+    tiny_spec: SpecMaker, minutes: float, patient: float, ended: float
+) -> None:
+    steps = Steps(tiny_spec(limits={"trials": 2, "failures": 0, "round_minutes": minutes}))
+    number = steps.give("a")
+    steps.conductor.at_work(number)
+    steps.be_silent(number, patient)
+    assert not steps.conductor.silenced(number)
+    steps.be_silent(number, ended)
+    assert steps.conductor.silenced(number)
+
+
+def test_without_a_limit_a_silent_worker_is_ended_only_when_the_study_is_to_stop(tiny_spec: SpecMaker) -> None:
+    steps = Steps(tiny_spec(limits={"trials": 2, "failures": 0, "round_minutes": 0}))
+    number = steps.give("a")
+    steps.conductor.at_work(number)
+    steps.be_silent(number, 9000.0)
+    assert steps.away == [{number: WorkerAway("silent", 9000.0)}]
+    assert not steps.conductor.silenced(number)
+    steps.conductor.stop("Ctrl-C")
+    steps.look()
+    assert steps.conductor.silenced(number)
+
+
+def test_a_study_whose_trials_get_no_worker_says_so(tiny_spec: SpecMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not while one of them has one: the others wait for its place."""
+    now = 1000.0
+    monkeypatch.setattr("study.conductor.time.monotonic", lambda: now)
+    steps = Steps(tiny_spec(limits={"trials": 2, "failures": 0, "concurrent": 2}))
+    first, second = steps.give("a"), steps.give("b")
+    for now in (1001.0, 1060.0, 1062.0):  # noqa: B007 - the clock reads it
+        steps.look()
+    away = WorkerAway("missing", 61.0)
+    assert steps.away == [{first: away, second: away}]
+    steps.conductor.at_work(second)
+    now = 5000.0
+    steps.look()
+    assert steps.away[1:] == [{}]
+
+
+# How long a study that is to stop waits for its open rounds
+
+
+@pytest.mark.parametrize(("seen", "seconds"), [((), 600.0), ((4.0,), 36.0), ((100.0, 40.0), 180.0)])
+def test_ctrl_c_gives_open_rounds_a_time_that_it_names(
+    tiny_spec: SpecMaker,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    seen: tuple[float, ...],
+    seconds: float,
+) -> None:
+    """30 s and one and a half times the longest round; ten minutes if none was seen."""
+    steps = Steps(tiny_spec(limits={"trials": 2, "failures": 0}))
+    number = steps.give("a")
+    for round_, _ in enumerate(seen, start=1):
+        steps.report(number, round_, seconds=sum(seen[:round_]))
+    begin = time.monotonic()
+    with runner._signals(steps.conductor):
+        signal.raise_signal(signal.SIGINT)
+    assert f"open rounds come to their end first, for which they have {seconds:.0f} s;" in capsys.readouterr().err
+    monkeypatch.setattr("study.conductor.time.monotonic", lambda: begin + seconds - 1)
+    steps.look()
+    monkeypatch.setattr("study.conductor.time.monotonic", lambda: begin + seconds + 5)
+    with pytest.raises(StopNow):
+        steps.look()
+    assert [record.state for record in steps.ledger.records()] == ["WAITING"]
+    assert steps.verdict()[0] == 130
+
+
+def test_a_ray_that_is_gone_ends_the_driver_before_anything_else(tiny_spec: SpecMaker) -> None:
+    steps = Steps(tiny_spec(limits={"trials": 2, "failures": 0}))
+    number = steps.give("a")
+    steps.fault = "Ray's head is gone"
+    steps.conductor.error = RuntimeError("what callbacks met because of it")
+    with pytest.raises(WorkersGone, match="Ray's head is gone"):
+        steps.look()
+    assert steps.conductor.interrupt() == [number]
+    assert Steps(steps.spec).give("b") == number
+
+
 # What a driver makes of wishes, in the moments that real ones rarely show
 
 
@@ -325,7 +529,9 @@ def test_stop_ends_a_pause(tiny_spec: SpecMaker, caplog: pytest.LogCaptureFixtur
     steps.look()
     assert not steps.conductor.sit_out_pause()
     assert steps.verdict()[0] == 130
-    assert [record.message for record in caplog.records] == ["stopping as asked: open trials end their round first"]
+    assert [record.message for record in caplog.records] == [
+        "stopping as asked: open trials end their round first, and have 600 s for it"
+    ]
 
 
 def test_a_database_that_is_away_for_a_moment_keeps_no_wish_and_stops_nothing(

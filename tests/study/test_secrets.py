@@ -8,10 +8,12 @@ import os
 import pickle
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,9 +24,13 @@ import psycopg
 import pytest
 import ray
 import yaml
+from mlflow import MlflowClient
+from postgres import Postgres
 from tiny_studies import ROOT, study_dict, write_study
 
 from study import control, report, runner, secrets, sweep
+from study import ui as study_ui
+from study.addresses import default_uri, make_sqlite
 from study.ledger import LedgerError, open_storage
 from study.saved_models import find_checkpoint
 from study.secrets import Address, cleaned, first_line, guard_output, redact, remember
@@ -76,6 +82,10 @@ ODD = (
         f"sqlite://me:{P}@127.0.0.1/x.db",
         f"sqlite:///file:nowhere.db?mode=ro&uri=true&password={P}",
         f"sqlite+pysqlcipher://:{P}@/nowhere.db",
+        f"sqlite:///me:{LEFT}?{RIGHT}@127.0.0.1:1/x",
+        f"nonsense://{LEFT}#'{RIGHT}@[::x]:1/x",
+        f"postgresql+psycopg://127.0.0.1:1/x?#{LEFT}+@{RIGHT}#x",
+        f"postgresql+psycopg://me:{{{LEFT}}}{RIGHT}@{PLACE}",
         # Hosts and ports that are none
         f"postgresql+psycopg://me:{P}@[::1/x",
         f"postgresql+psycopg://me:{P}@[zz]:1/x",
@@ -519,6 +529,7 @@ def ui(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     def start(**environment: str) -> "subprocess.Popen[str]":
         quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         kept = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+        kept["PYTHONPATH"] = str(ROOT)
         command = ["make", f"BIN={Path(sys.executable).parent}", "-o", ".venv/.stamp", "ui"]
         with (tmp_path / "ui.log").open("w") as log:
             started.append(
@@ -543,6 +554,13 @@ def ui(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
         process.wait()
 
 
+@pytest.fixture
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
+
+
 def command_lines(session: int) -> dict[int, str]:
     """Of the processes of a session."""
     found = {}
@@ -555,24 +573,50 @@ def command_lines(session: int) -> dict[int, str]:
     return found
 
 
-@pytest.mark.parametrize("password", [f"{LEFT}'{RIGHT}", f"{LEFT}$HOME$(id) {RIGHT}"])
-def test_make_ui_shows_the_address_neither_on_the_terminal_nor_in_the_process_list(
-    ui: Callable[..., "subprocess.Popen[str]"], tmp_path: Path, password: str
-) -> None:
-    """From the first process to MLflow's first attempt to connect, which fails and is repeated."""
-    address = f"postgresql+psycopg://me:{quote(password, safe=chr(39) + '$() ')}@127.0.0.1:1/mlflow"
-    process = ui(MLFLOW_TRACKING_URI=address)
+def until_healthy(process: "subprocess.Popen[str]", port: int, log: Path) -> dict[int, str]:
+    """Waits for a server. Returns: the command lines of all that ran meanwhile."""
     seen: dict[int, str] = {}
     deadline = time.monotonic() + 120
-    while "connection failed" not in (log := (tmp_path / "ui.log").read_text()):
-        assert process.poll() is None, log
-        assert time.monotonic() < deadline, log
+    while True:
         seen |= command_lines(process.pid)
-        time.sleep(0.05)
-    assert any("mlflow ui" in line for line in seen.values()), seen
-    assert not shows("\n".join(seen.values()))
-    assert not shows(log)
-    assert not shows(subprocess.run(["make", "-n", "ui"], cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                return seen | command_lines(process.pid)
+        except OSError:
+            time.sleep(0.05)
+
+
+def test_make_ui_shows_the_address_neither_on_the_terminal_nor_in_the_process_list(
+    ui: Callable[..., "subprocess.Popen[str]"], tmp_path: Path, postgres: Postgres, free_port: int
+) -> None:
+    process = ui(MLFLOW_TRACKING_URI=postgres.url("ui"), MLFLOW_PORT=str(free_port), MLFLOW_WORKERS="1")
+    seen = until_healthy(process, free_port, tmp_path / "ui.log")
+    assert any("-m mlflow ui" in line for line in seen.values()), seen
+    assert postgres.core not in "\n".join(seen.values())
+    assert postgres.core not in (tmp_path / "ui.log").read_text()
+
+
+def test_make_ui_shows_the_local_file_in_a_folder_with_a_blank(
+    ui: Callable[..., "subprocess.Popen[str]"], tmp_path: Path, free_port: int
+) -> None:
+    make_sqlite(tmp_path / "a b" / "runs" / "mlflow.db")
+    process = ui(MLFLOW_PORT=str(free_port), MLFLOW_WORKERS="1")
+    until_healthy(process, free_port, tmp_path / "ui.log")
+    made = MlflowClient(tracking_uri=f"http://127.0.0.1:{free_port}").create_experiment("shown")
+    there = MlflowClient(tracking_uri=default_uri(str(tmp_path / "a b" / "runs")))
+    assert there.get_experiment_by_name("shown").experiment_id == made
+
+
+@pytest.mark.parametrize("address", [*SERVERS[1:16:5], *ODD[::3]])
+def test_the_ui_of_an_address_that_cannot_be_is_refused(
+    said: Callable[..., str], monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    text = said(study_ui.main, "--debug")
+    assert "Traceback" in text
+    assert not shows(text), text
 
 
 WORKER = """

@@ -4,7 +4,7 @@
 and telling MLflow; `stored:N:R` between round R's checkpoint of trial N and its record. Or it stops itself (SIGSTOP):
 `stopped:N:R` before the statement that would record round R of trial N; `waiting:N:R` while that round, which the
 database knows, waits to be sent to MLflow. `CLOCK_OFFSET` is how many seconds its wall clock is wrong, `PLACE` a
-machine that it takes itself to be on.
+machine that it takes itself to be on, `SILENT_SECONDS` for how long a worker must be silent to be said so.
 """
 
 import argparse
@@ -21,7 +21,7 @@ if offset := float(os.environ.get("CLOCK_OFFSET", "0")):
 import sqlalchemy as sa
 from counted_trainables import Counted
 
-from study import lease
+from study import conductor, lease
 from study.cli import exit_code_of
 from study.ledger import Ledger
 from study.records import TrialRecord
@@ -81,6 +81,7 @@ def run(given: argparse.Namespace) -> int:
         install(fault)
     if place := os.environ.get("PLACE"):
         lease._place = lambda: place
+    conductor.SILENT_SECONDS = float(os.environ.get("SILENT_SECONDS", conductor.SILENT_SECONDS))
     try:
         return run_study(load_spec(given.file), address=given.address, takeover=given.takeover, trainable=Counted)
     except StudyRefused as error:

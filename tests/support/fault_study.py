@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -172,11 +173,13 @@ class FaultStudy:
             parents=[run.info.status for run in found if run.data.tags.get("role") == "study"],
         )
 
-    def check(self, best: tuple[int, float], failed: Mapping[int, str] | None = None) -> Outcome:
-        """What must hold after every fault. Args: best: of the undisturbed study. failed: trial → words of its reason.
+    def check(self, best: tuple[int, float] | None, failed: Mapping[int, str] | None = None) -> Outcome:
+        """What must hold after every fault.
 
-        Exactly the budgeted trials, none running and none twice; no completed round repeated more than once; MLflow in
-        step with the database; the best trial that of a study without faults.
+        Exactly the budgeted trials, none running and none twice; every round recorded once, and no completed one
+        repeated more than once; MLflow in step with the database; the best trial that of a study without faults.
+
+        Args: best: of the undisturbed study; None: there is none to compare with. failed: trial → words of its reason.
         """
         failed = failed or {}
         left = self.outcome()
@@ -189,9 +192,37 @@ class FaultStudy:
         assert left.runs == wanted
         assert left.parents == ["FINISHED"]
         for number in set(range(TRIALS)) - failed.keys():
+            assert [round_ for round_, _, _ in left.records[number].history] == list(range(1, ROUNDS + 1))
             assert left.steps[number] == list(range(1, ROUNDS + 1))
-        assert left.best == best
+        assert best is None or left.best == best
         return left
+
+
+def family(pid: int) -> dict[int, str]:
+    """A process and all below it that are alive: process id → name, as Linux tells them."""
+    found: dict[int, str] = {}
+    waiting = [pid]
+    while waiting:
+        pid = waiting.pop()
+        if is_alive(pid):
+            with suppress(OSError):  # it ends while one looks
+                found[pid] = Path(f"/proc/{pid}/comm").read_text().strip()
+                for file in Path(f"/proc/{pid}/task").glob("*/children"):
+                    waiting += map(int, file.read_text().split())
+    return found
+
+
+def process_of(driver: "subprocess.Popen[str]", name: str) -> int | None:
+    """A process of that name among those of a driver's, such as `raylet` or `gcs_server`."""
+    return next((pid for pid, found in family(driver.pid).items() if found == name), None)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process is there, and no corpse that its parent has not looked at."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def note(fault: str, left: Outcome, seconds: float) -> None:

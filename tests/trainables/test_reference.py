@@ -123,7 +123,7 @@ def test_a_damaged_reference_is_refused_and_never_read_as_another() -> None:
         assert found.digest() == whole.digest()  # a bit that says nothing, such as one of a time
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, clusters=whole.clusters)
-    with pytest.raises(ValueError, match=r"no reference partition can be read from it: .*weights.* missing"):
+    with pytest.raises(ValueError, match="weights"):
         reference_from(buffer.getvalue())
 
 

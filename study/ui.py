@@ -1,0 +1,44 @@
+"""MLflow's UI on the studies' runs: `make ui`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from study.addresses import local_fault, tracking_uri
+from study.cli import exit_code_of
+from study.source import SpecError
+
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+"""As in mlflow/serve.sh: nothing is sent to MLflow's makers, and no workers wait for jobs."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Becomes MLflow's server. Returns: 2 for an address that it could not use, 130 for Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        prog="python -m study.ui",
+        description="The UI of MLflow on this machine, on what MLFLOW_TRACKING_URI names or the local file.",
+        epilog="Port, host and workers are MLflow's own: MLFLOW_PORT, MLFLOW_HOST, MLFLOW_WORKERS.",
+    )
+    parser.add_argument(
+        "--storage", default="runs", metavar="DIR", help="the study's storage.path; default: %(default)s"
+    )
+    parser.add_argument("--debug", action="store_true", help="tracebacks and debug messages")
+    return exit_code_of(_run, parser.parse_args(argv))
+
+
+def _run(given: argparse.Namespace) -> NoReturn:
+    address = tracking_uri(given.storage)
+    # MLflow would say so for minutes, and show an address that it cannot read.
+    if fault := local_fault(address):
+        raise SpecError([fault])
+    if address.kind.startswith(("http", "databricks")):
+        raise SpecError([f"MLFLOW_TRACKING_URI {str(address)!r} is a server, which has a UI of its own"])
+    # In the environment: a command line is seen by everyone on this machine.
+    environment = {**QUIET, **os.environ, "MLFLOW_BACKEND_STORE_URI": address.reveal()}
+    os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui"], environment)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
