@@ -41,7 +41,7 @@ SILENT_SECONDS = 30.0
 SILENCE_SECONDS = 600.0
 """A worker that was not heard of for so long is ended, if `limits.round_minutes` does not say so sooner or never."""
 MISSING_SECONDS = 60.0
-"""After so long it is said that no open trial has a worker."""
+"""After so long it is said that no open trial has a worker, or that one is silent which was not heard of before."""
 STOP_SECONDS, STOP_FACTOR = 30.0, 1.5
 """A study that is to stop waits so many times as long as the longest round seen took, and so much longer, for open
 rounds to end."""
@@ -63,13 +63,13 @@ class Workers(Protocol):
         """Why no worker can be reached any more, in a sentence; empty while they can."""
 
     def follow(self, key: str) -> None:
-        """There is a worker of that key from now on, if there was none before."""
+        """The worker of that key is to be listened to."""
 
     def forget(self, key: str) -> None:
         """The worker of that key is of no interest any more."""
 
     def silence(self, key: str) -> float | None:
-        """Seconds since the worker was last heard of, or followed; None if it is not followed."""
+        """Seconds since the worker was last heard of; None before the first time."""
 
 
 class _Unwatched:
@@ -145,6 +145,8 @@ class Conductor:
         self._numbers: dict[str, int] = {}
         self._heard: dict[int, float] = {}
         """When an open trial was last heard of, by the driver's monotonic clock."""
+        self._since: dict[int, float] = {}
+        """When an open trial was given a worker, by the driver's monotonic clock."""
         self._keys: dict[int, str] = {}
         """What the heartbeats of an open trial's worker are told under."""
         self._limits: dict[int, float] = {}
@@ -177,6 +179,8 @@ class Conductor:
         suggestions.restore(ledger.frozen_trials())
         self._created = len(records)
         self.failures = sum(record.state == "FAIL" for record in records)
+        self.lost_workers = 0
+        """Workers that ended before their trials did, under this driver."""
         self._ended = [record for record in records if record.finished]
         minutes = spec.limits.round_minutes
         self._limit = RoundLimit(fixed=None if minutes is None else 60 * minutes)
@@ -256,14 +260,15 @@ class Conductor:
     def stop(self, why: str, grace: float | None = None) -> float:
         """Ends the study in order: open trials come to the end of their round.
 
-        Args: grace: seconds that they have for that; None: by the longest round seen. Returns: these seconds.
+        Args: grace: seconds that they have for that; None: by the longest round seen. Returns: the seconds they have.
         """
         self.stopping = self.stopping or why
         if grace is None:
             longest = self._limit.longest
             grace = LEAST_SECONDS if longest is None else STOP_SECONDS + STOP_FACTOR * longest
-        self._stop_by = min(self._stop_by, time.monotonic() + grace)
-        return grace
+        now = time.monotonic()
+        self._stop_by = min(self._stop_by, now + grace)
+        return self._stop_by - now
 
     # Giving trials out
 
@@ -336,8 +341,9 @@ class Conductor:
 
     def at_work(self, number: int) -> None:
         """The trial has a worker, for which it may have waited long; may be called again and again."""
-        if number in self._keys and number not in self._heard:
-            self._heard[number] = time.monotonic()
+        if number in self._keys and number not in self._since:
+            self._since[number] = time.monotonic()
+            self._heard.setdefault(number, self._since[number])
             self._workers.follow(self._keys[number])
 
     def placed(self, number: int) -> None:
@@ -435,6 +441,7 @@ class Conductor:
         self._parked.discard(number)
         self._stored.pop(number, None)
         self._heard.pop(number, None)
+        self._since.pop(number, None)
         self._silent.pop(number, None)
         self._workers.forget(self._keys.pop(number, ""))
         del self._numbers[trial_id]
@@ -450,6 +457,7 @@ class Conductor:
         record = self._ledger.record(number)
         attempt = Attempt(round=record.round, time=time.time_ns() // 1_000_000, reason=redact(reason)[:2000], lost=lost)
         self._ledger.attempt_failed(number, len(record.attempts), attempt)
+        self.lost_workers += 1
         here = [one for one in (*record.attempts, attempt) if one.round == record.round]
         own = sum(not one.lost for one in here)
         if own >= ATTEMPTS or len(here) - own >= LOST_ATTEMPTS:
@@ -511,13 +519,16 @@ class Conductor:
 
     def _listen(self, now: float) -> None:
         """Finds out which workers are silent, and which of these have to be ended; tells observers."""
-        known = {number: self._workers.silence(key) for number, key in self._keys.items()}
-        silence = {number: seconds for number, seconds in known.items() if seconds is not None}
-        limit = self._silence_limit
-        self._silent |= {number: seconds for number, seconds in silence.items() if seconds >= limit}
-        idle = bool(self._numbers) and not silence and not self.halting
+        away: dict[int, WorkerAway] = {}
+        for number, since in self._since.items():
+            heard = self._workers.silence(self._keys[number])
+            seconds = now - since if heard is None else heard
+            if seconds >= (MISSING_SECONDS if heard is None else SILENT_SECONDS):
+                away[number] = WorkerAway("silent", seconds)
+            if seconds >= self._silence_limit(starting=heard is None):
+                self._silent[number] = seconds
+        idle = bool(self._numbers) and not self._since and not self.halting
         self._idle_since = min(self._idle_since, now) if idle else math.inf
-        away = {n: WorkerAway("silent", seconds) for n, seconds in silence.items() if seconds >= SILENT_SECONDS}
         if now - self._idle_since >= MISSING_SECONDS:
             away = dict.fromkeys(self._numbers.values(), WorkerAway("missing", now - self._idle_since))
         if away or self._away:
@@ -525,13 +536,12 @@ class Conductor:
                 observer.workers_away(away)
         self._away = away
 
-    @property
-    def _silence_limit(self) -> float:
-        """Seconds of silence after which a worker is ended."""
+    def _silence_limit(self, *, starting: bool) -> float:
+        """Seconds of silence after which a worker is ended. Args: starting: whether it was never heard of."""
         minutes = self._spec.limits.round_minutes
         if self.halting:
             return SILENT_SECONDS
-        if minutes is None:
+        if minutes is None or (minutes and starting):
             return SILENCE_SECONDS
         return min(max(60 * minutes, SILENT_SECONDS), SILENCE_SECONDS) if minutes else math.inf
 

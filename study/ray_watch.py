@@ -43,9 +43,7 @@ class RayWatch:
         self._prefix, self._give_up = prefix, give_up
         self._fault = ""
         self._seen: dict[str, tuple[bytes | None, float]] = {}
-        """Key → the last beat of that worker, and for how long there was no newer one."""
-        self._waiting: set[str] = set()
-        """Keys of workers that there may not be yet."""
+        """Key → the last beat of that worker, None before the first, and for how long there was no newer one."""
         self._unanswered = 0.0
         self._family: set[int] = set()
         """The processes of a Ray that this driver has started."""
@@ -63,22 +61,19 @@ class RayWatch:
         """What heartbeats are told under."""
         return f"{self._prefix}/{name}"
 
-    def follow(self, key: str, *, waiting: bool = False) -> None:
-        """Counts silence from now on. Args: waiting: from the first beat on, since nobody knows when there is a worker
-        of that key."""
+    def follow(self, key: str) -> None:
+        """Listens to the worker of that key, if there is one."""
         self._seen.setdefault(key, (None, 0.0))
-        if waiting:
-            self._waiting.add(key)
 
     def forget(self, key: str) -> None:
         """The worker of that key is of no interest any more."""
         self._seen.pop(key, None)
-        self._waiting.discard(key)
 
     def silence(self, key: str) -> float | None:
-        """Seconds for which a worker's beat was looked for in vain; a head that does not answer tells nothing."""
-        seen = self._seen.get(key)
-        return None if seen is None else seen[1]
+        """Seconds for which a new beat was looked for in vain, which a head that does not answer adds nothing to; None
+        before the first beat."""
+        beat, seconds = self._seen.get(key, (None, 0.0))
+        return None if beat is None else seconds
 
     # The thread
 
@@ -94,6 +89,7 @@ class RayWatch:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
+            self._thread = None
             if not self._fault:
                 self._sweep()
 
@@ -109,7 +105,7 @@ class RayWatch:
 
     def _look(self, passed: float) -> None:
         """One look. Args: passed: seconds since the one before."""
-        self._family = {pid for pid in self._family | _descendants(_own_processes()) if _exists(pid)}
+        self._family = {pid for pid in self._family | _own_processes() if _exists(pid)}
         if fault := _ended_process():
             self._fault = fault
             return
@@ -126,13 +122,8 @@ class RayWatch:
             self._fault = "Ray's node on this machine is dead to its head"
         for key, (beat, silence) in list(self._seen.items()):
             new = beats.get(key.encode())
-            if new is not None and new != beat:
-                self._waiting.discard(key)
-                silence, beat = 0.0, new
-            elif key not in self._waiting:
-                silence += passed
             if key in self._seen:
-                self._seen[key] = beat, silence
+                self._seen[key] = (beat, silence + passed) if new in (None, beat) else (new, 0.0)
 
     def _sweep(self) -> None:
         """Removes what workers have told, a killed driver's too: a cluster outlives its studies."""
@@ -144,7 +135,7 @@ class RayWatch:
 
     def end_processes(self) -> None:
         """Ends what is left of a Ray that this driver has started: without its head, some of it would stay."""
-        for pid in self._family | _descendants(_own_processes()):
+        for pid in self._family | _own_processes():
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -175,7 +166,10 @@ def _processes() -> dict[str, list[Any]]:
 
 
 def _own_processes() -> set[int]:
-    return {info.process.pid for infos in _processes().values() for info in infos}
+    """The processes of a Ray that this driver has started, and those that they have: agents and workers, where there is
+    a /proc that tells."""
+    started = {info.process.pid for infos in _processes().values() for info in infos}
+    return started.union(*map(_children, started))
 
 
 def _ended_process() -> str:
@@ -196,15 +190,9 @@ def _exists(pid: int) -> bool:
     return True
 
 
-def _descendants(pids: set[int]) -> set[int]:
-    """These processes and all below them, as far as /proc tells; elsewhere the processes alone."""
+def _children(pid: int) -> set[int]:
     found: set[int] = set()
-    waiting = list(pids)
-    while waiting:
-        pid = waiting.pop()
-        if pid not in found:
-            found.add(pid)
-            for file in Path(f"/proc/{pid}/task").glob("*/children"):
-                with contextlib.suppress(OSError):
-                    waiting += map(int, file.read_text().split())
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found |= set(map(int, file.read_text().split()))
     return found

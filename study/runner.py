@@ -40,6 +40,7 @@ from trainables.data_parts import DataKey, cached_parts, forget_parts, without_l
 from trainables.heartbeat import beat_as
 from trainables.reference import REFERENCE_FILE, reference_file, reference_from
 from trainables.round_limit import RoundLimit
+from trainables.scratch import NAME_LENGTH, Scratch, clear_scratch
 from trainables.trial import saved_config
 
 logger = logging.getLogger(__name__)
@@ -69,8 +70,15 @@ OF_WORKERS = ("RAY_CHDIR_TO_TRIAL_DIR", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO")
 SPOT_GRACE = 15.0
 """Seconds that open rounds get after SIGTERM: a machine that is taken away gives half a minute at least, and the end in
 order needs some of it."""
+START_SECONDS = 300.0
+"""A Ray that has not started by then, or a cluster that is not joined, does not answer."""
 SHIPPED = ("ardmvc_core", "trainables", "study", "search_spaces")
 NOT_SHIPPED = ["__pycache__", "*.pyc", "*.ipynb", ".git", "runs", "mlruns", "clusters"]
+LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
+"""Bytes in the path of a socket."""
+
+_ray_folders: list[Scratch] = []
+"""Of the Ray that `connect` has started in this process: its sockets, logs and spilled objects."""
 
 
 class StudyBroken(Exception):
@@ -112,7 +120,7 @@ def run_study(
     spec, ledger, old = _open(spec, storage, takeover=takeover, warm_start=warm_start)
     conductor: Conductor | None = None
     tracker = display = None
-    watch = RayWatch(ledger.uid, lambda fault: _give_up(fault, ledger))
+    watch = RayWatch(ledger.uid, lambda fault: _give_up(fault, ledger, watch))
     try:
         records = ledger.records()
         ledger.adopt(spec)
@@ -142,6 +150,8 @@ def run_study(
         if not lost:
             tracker.begin_close()
         code, note = _verdict(spec, conductor, waiting, lost)
+        if conductor and conductor.lost_workers:
+            _keep_ray_logs()
         if lost:
             _say(note)
         elif show_results:
@@ -163,26 +173,28 @@ def run_study(
             raise StudyBroken(fault) from error
         raise
     finally:
+        if watch.fault:
+            watch.end_processes()
         if display:
             display.close()
         if tracker:
             tracker.close(abandoned=ledger.lost)
         ledger.release()
-        if watch.fault:
-            watch.end_processes()
-        else:
+        if not watch.fault:
             watch.close()
         _stop_ray()
         watch.close()
 
 
-def _give_up(fault: str, ledger: Ledger) -> None:
+def _give_up(fault: str, ledger: Ledger | None = None, watch: RayWatch | None = None) -> None:
     """Ends the process where it stands, in a call into a Ray that does not answer; what it has not told the database
     is taken up by the next driver."""
-    ledger.patience = 0.0
     _say(f"{fault}; the same command goes on from here")
-    with contextlib.suppress(Exception):
-        ledger.release()
+    if watch:
+        watch.end_processes()
+    if ledger:
+        with contextlib.suppress(Exception):
+            ledger.release()
     os._exit(1)
 
 
@@ -191,6 +203,34 @@ def _stop_ray() -> None:
     its shutdown, and the garbage collector may do that in any thread and at any time."""
     gc.collect()
     ray.shutdown()
+    while _ray_folders:
+        _ray_folders.pop().delete()
+
+
+def _ray_folder() -> str:
+    """A folder for the Ray of this driver: in RAY_TMPDIR or the temporary folder, or in /tmp if that is too long for
+    the paths of sockets or not in ASCII.
+
+    Raises: StudyRefused if it cannot be made.
+    """
+    base = os.path.abspath(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    below_it = f"//session_2026-11-30_12-00-00_000000_{os.getpid()}/sockets/plasma_store"
+    if not base.isascii() or len(base) + NAME_LENGTH + len(below_it) > LONGEST_SOCKET:
+        base = "/tmp"
+    try:
+        Path(base).mkdir(parents=True, exist_ok=True)
+        clear_scratch(Path(base))
+        _ray_folders.append(Scratch("ray", Path(base)))
+    except OSError as error:
+        raise StudyRefused(f"cannot make a folder for Ray in {base}: {error.strerror}") from error
+    return str(_ray_folders[-1].path)
+
+
+def _keep_ray_logs() -> None:
+    """For people who want to know why a worker ended; the next start deletes them."""
+    while _ray_folders:
+        logs = _ray_folders.pop().path / "session_latest" / "logs"
+        logger.warning("Ray's logs are in %s until the next study starts", logs)
 
 
 def _verdict(spec: StudySpec, conductor: Conductor | None, waiting: list[int], lost: bool) -> tuple[int, str]:
@@ -251,12 +291,17 @@ def connect(address: str | None, spec: StudySpec) -> None:
     Raises: StudyRefused if it cannot be joined, or has less than one trial needs: waiting for it would never end.
     """
     os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+    clear_scratch()
     if address:
         _check_answers(address)
     for name in ("ray.tune", "ray.train", "ray"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     # Ray prints what its processes say of each other, to stdout; what matters of it we find out ourselves.
     ray._private.worker.print_to_stdstream = _heard_of_ray
+    what = f"join the Ray cluster at {address!r}" if address else "start Ray on this machine"
+    slow = threading.Timer(START_SECONDS, _give_up, [f"cannot {what}: it takes longer than {START_SECONDS:.0f} s"])
+    slow.daemon = True
+    slow.start()
     try:
         with _databases_stay_here():
             # "local" so that a cluster which this machine happens to advertise is never joined by accident.
@@ -264,10 +309,16 @@ def connect(address: str | None, spec: StudySpec) -> None:
                 address=address or "local",
                 log_to_driver=False,
                 logging_level=logging.CRITICAL,
-                **({"runtime_env": _our_code()} if address else {"include_dashboard": False}),
+                **(
+                    {"runtime_env": _our_code()}
+                    if address
+                    else {"include_dashboard": False, "_temp_dir": _ray_folder()}
+                ),
             )
     except (RayError, OSError, RuntimeError, ValueError) as error:
         raise _not_joined(address, error) from error
+    finally:
+        slow.cancel()
     have = ray.cluster_resources()
     if address and _grows():
         return  # what is not there yet comes when a trial waits for it
@@ -386,8 +437,8 @@ def _fit(spec: StudySpec, conductor: Conductor, watch: RayWatch, trainable: type
             again = True
             while again:
                 # Nothing that Ray writes there is ever read: a new driver starts from the database.
-                with tempfile.TemporaryDirectory(prefix="ardmvc-ray-", ignore_cleanup_errors=True) as scratch:
-                    _tuner(spec, conductor, runs, scratch).fit()
+                with Scratch("ray") as scratch:
+                    _tuner(spec, conductor, runs, str(scratch)).fit()
                 if conductor.error:
                     raise conductor.error
                 again = conductor.sit_out_pause()  # with the workers gone: a paused study holds no GPU
@@ -402,8 +453,9 @@ def _fit(spec: StudySpec, conductor: Conductor, watch: RayWatch, trainable: type
         problem = conductor.error or error
         if isinstance(problem, LeaseLost):
             return
+        _keep_ray_logs()
         reason = database_fault(problem) or redact(f"{type(problem).__name__}: {problem}")
-        raise StudyBroken(f"the driver stopped: {reason}") from error
+        raise StudyBroken(watch.fault or f"the driver stopped: {reason}") from error
 
 
 def _tuner(spec: StudySpec, conductor: Conductor, runs: Any, scratch: str) -> Any:
@@ -462,7 +514,7 @@ def _reference(spec: StudySpec, conductor: Conductor, watch: RayWatch, folder: s
     config = spec.trial_config({})
     if not isinstance(config, TrialConfig) or config.selection is None:
         return {}
-    stored = read_file(folder, REFERENCE_FILE)
+    stored = _stored_reference(folder)
     if stored is None:
         _say(f"training {config.selection.reference_runs} plain models for the reference partition …")
         stored = _train_reference(spec, config, conductor, watch)
@@ -489,7 +541,7 @@ def _train_reference(spec: StudySpec, config: TrialConfig, conductor: Conductor,
     seconds = limit * config.rounds * config.selection.reference_runs
     options = {"num_cpus": spec.resources.cpu, "num_gpus": spec.resources.gpu, "max_retries": 3}
     key = watch.key("reference")
-    watch.follow(key, waiting=True)
+    watch.follow(key)
     task = ray.remote(**options)(_reference_task).remote(key, seconds, config.model_dump_json(), spec.resources.cpu)
     try:
         while not ray.wait([task], timeout=1.0)[0]:
@@ -511,6 +563,18 @@ def _reference_task(beat: str, seconds: float, config: str, threads: float) -> b
     beat_as(beat)
     with time_limit(seconds):
         return reference_file(config, threads)
+
+
+def _stored_reference(folder: str) -> bytes | None:
+    """The file of the study's reference partition; None if there is none yet, or it is damaged."""
+    stored = read_file(folder, REFERENCE_FILE)
+    if stored is not None:
+        try:
+            reference_from(stored)
+        except ValueError as error:
+            logger.warning("%s is made again: %s", below(folder, REFERENCE_FILE), error)
+            return None
+    return stored
 
 
 @contextmanager

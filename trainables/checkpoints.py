@@ -19,7 +19,6 @@ import pickle
 import re
 import shutil
 import struct
-import tempfile
 import time
 import uuid
 import zipfile
@@ -31,6 +30,8 @@ from typing import Annotated
 
 from pyarrow import ArrowException, fs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trainables.scratch import Scratch
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +203,7 @@ class Checkpoints:
         self._known = []
         for index, recorded in enumerate(candidates):
             place = self._place_of(recorded)
-            with tempfile.TemporaryDirectory(prefix="checkpoint-") as local:
+            with Scratch("checkpoint") as local:
                 try:
                     self._download(place, Path(local))
                     load(Path(local))
@@ -225,7 +226,7 @@ class Checkpoints:
     def _adopt(self, round_: int, adopt: Callable[[Path, str], bool]) -> None:
         for name in sorted(name for name in self._left if round_of(name) == round_):
             place = below(self.folder, name)
-            with tempfile.TemporaryDirectory(prefix="checkpoint-") as local:
+            with Scratch("checkpoint") as local:
                 try:
                     self._download(place, Path(local))
                     if adopt(Path(local), place):
@@ -312,7 +313,7 @@ def _checkpoints_in(folder: str) -> set[str]:
 
 def _store(write: Callable[[Path], None], place: str, files: frozenset[str] | None) -> None:
     """Lets the trial write its files into a draft and uploads them; an attempt that fails leaves no draft behind."""
-    with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
+    with Scratch("checkpoint") as folder:
         draft = Path(folder)
         try:
             write(draft)

@@ -22,6 +22,7 @@ from trainables.heartbeat import beat_as
 from trainables.reference import provide_reference, reference_from
 from trainables.round_limit import RoundLimit, is_last
 from trainables.saved_trial import ARRAYS_FILE, CONFIG_FILE, STATE_FILE
+from trainables.scratch import clear_scratch
 from trainables.trial import Report, Trial
 
 REPORT_FILE = "report.json"
@@ -70,6 +71,7 @@ class TrialTrainable(tune.Trainable):
         self._checkpoints = Checkpoints(config["folder"], patience=self._patience, files=self.files)
         with time_limit(self._storage_seconds):
             self._checkpoints.look()
+        clear_scratch()  # on this machine, where no driver may ever start
         provide_parts({key: partial(ray.get, stored) for key, stored in (data or {}).items()})
         provide_reference(None if reference is None else partial(reference_from, reference))
         self._checkpoints.while_away(partial(self._build, config["config"]), "cannot build the trial")

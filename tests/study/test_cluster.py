@@ -239,6 +239,31 @@ def test_a_lost_head(tmp_path: Path, postgres: Postgres, monkeypatch: pytest.Mon
     note("head lost, new cluster", study.check(calm.outcome().best), seconds)
 
 
+@pytest.mark.slow
+def test_a_head_that_is_killed_under_its_driver(
+    tmp_path: Path, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster's, which the driver has no part in: it misses the head's answers. Another cluster goes on."""
+    changes = {"sampler": {"name": "random"}, "limits": {**LIMITS, "concurrent": 2}}
+    study = FaultStudy(tmp_path, {"ARDMVC_STUDY_DB": postgres.url("headless")}, changes)
+    environment = {"ROUND_LOG": str(study.log), "ROUND_SECONDS": "0.5"}
+    with LocalCluster(monkeypatch, environment) as cluster:
+        cluster.add(cpus=2)
+        driver = study.start("--address", cluster.address)
+        study.until_round(5, driver)
+        cluster.kill_head()
+        begin = time.monotonic()
+        assert study.wait(driver) == 1, study.output
+        seconds = time.monotonic() - begin
+        assert seconds < 58, study.output  # then Ray would end the process
+        assert f"Ray's head at {cluster.address} has not answered for 3" in study.output.splitlines()[-1]
+    assert {record.state for record in study.records() if not record.finished} == {"WAITING"}
+    with LocalCluster(monkeypatch, environment) as cluster:
+        cluster.add(cpus=2)
+        assert study.finish("--address", cluster.address) == 0, study.output
+    note("head of a cluster SIGKILLed", study.check(None), seconds)
+
+
 def test_a_cluster_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The head's own record of its versions is changed; Ray reads it when a driver joins."""
     file = tmp_path / "tiny.yaml"

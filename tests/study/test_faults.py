@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ import pytest
 from fault_study import TRIALS, FaultStudy, Outcome, family, is_alive, note, process_of
 from object_store import ObjectStore
 from postgres import Postgres
+from staged_trainables import ROUNDS
 
 from study.addresses import make_sqlite
 from study.control import main as control
@@ -90,6 +92,16 @@ def test_a_driver_killed_ten_times_at_random_moments(tmp_path: Path, best: tuple
     note("driver SIGKILLed ten times", study.check(best), slowest)
 
 
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A temporary folder short enough for Ray's sockets, with something in it that is not the study's."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="f") as folder:
+        # The last two are what others' programs and an older version of this one leave.
+        for name in ("notes", "ray/session_2026-11-30_12-00-00_000000_1", "checkpoint-k2v9x1ab"):
+            (Path(folder) / name).mkdir(parents=True)
+        yield Path(folder)
+
+
 @pytest.mark.parametrize(
     ("fault", "name"),
     [
@@ -102,14 +114,21 @@ def test_a_driver_killed_ten_times_at_random_moments(tmp_path: Path, best: tuple
         ),
     ],
 )
-def test_a_driver_killed_between_two_writes(tmp_path: Path, best: tuple[int, float], fault: str, name: str) -> None:
-    study = FaultStudy(tmp_path)
+def test_a_driver_killed_between_two_writes(
+    tmp_path: Path, best: tuple[int, float], temporary: Path, fault: str, name: str
+) -> None:
+    study = FaultStudy(tmp_path, environment={"TMPDIR": str(temporary)})
+    before = sorted(temporary.rglob("*"))
     assert study.finish(DRIVER_FAULT=fault) == -signal.SIGKILL
+    names = {path.name for path in set(temporary.rglob("*")) - set(before)}
+    assert "raylet.out" in names  # Ray's logs
+    assert any(name.startswith("trial_00000") for name in names)  # and Tune's folder
     driver = study.start()
     seconds = Clock(study).until_new_round(driver, new_worker=True)
     assert study.wait(driver) == 0, study.output
     left = study.check(best)
     assert sum(left.repeated.values()) == 0  # a round that is stored is taken up, recorded or not
+    assert sorted(temporary.rglob("*")) == before
     note(name, left, seconds)
 
 
@@ -186,6 +205,26 @@ def test_two_drivers_on_one_study(tmp_path: Path, best: tuple[int, float]) -> No
     assert codes == [0, 2], study.output
     assert "is being run by process" in study.output
     note("two drivers at once", study.check(best), 0.0)
+
+
+@pytest.mark.slow
+def test_a_driver_that_wakes_up_after_another_has_taken_over(tmp_path: Path, best: tuple[int, float]) -> None:
+    """It was stopped, on a machine of its own, while a round waited to be sent to MLflow."""
+    study = FaultStudy(tmp_path)
+    first = study.start(DRIVER_FAULT="waiting:1:2", PLACE="elsewhere")
+    try:
+        stat = Path(f"/proc/{first.pid}/stat")
+        study.until(lambda: stat.read_text().rsplit(")", 1)[1].split()[0] == "T", first)
+        assert [record.round for record in study.records()] == [ROUNDS, 2]
+        second = study.start("--takeover")
+        seconds = Clock(study).until_new_round(second, new_worker=True)
+        first.send_signal(signal.SIGCONT)
+        assert study.wait(first) == 130, study.output
+    finally:
+        first.kill()
+    assert "was taken over by another driver; this one has stopped" in study.output
+    assert study.wait(second) == 0, study.output
+    note("driver stopped, taken over, continued", study.check(best), seconds)
 
 
 @pytest.mark.slow
@@ -299,7 +338,7 @@ HUNG = {"trials": TRIALS, "failures": 0, "concurrent": 1, "round_minutes": 0.05}
 def test_a_worker_that_is_stopped(tmp_path: Path, best: tuple[int, float]) -> None:
     """It runs no watch of its own any more: the driver misses its heartbeat, says so and ends it."""
     study = FaultStudy(tmp_path, changes={"limits": HUNG})
-    driver = study.start(SILENT_SECONDS="8")
+    driver = study.start(SILENT_SECONDS="14")
     study.until_round(6, driver)
     number, _, pid, _ = study.rounds()[-1]
     os.kill(pid, signal.SIGSTOP)
@@ -366,16 +405,38 @@ def test_a_ray_that_dies(
     assert study.wait(driver) == 1, study.output
     seconds = time.monotonic() - begin
     # Without a watch, Ray ends the process after a minute, or never.
-    assert seconds < (30 if number == signal.SIGKILL else 55), study.output
+    assert seconds < (30 if number == signal.SIGKILL else 150), study.output
     lines = [line for line in study.output[said:].splitlines() if not re.match(r"\[\d\d:\d\d:\d\d\] trial ", line)]
-    assert len(lines) == 1, lines
-    assert re.match(words, lines[0])
+    assert re.match(words, lines[-1])
+    assert number != signal.SIGKILL or len(lines) == 1, lines
+    for text in ("(raylet)", ".cc:", ".h:", "Traceback"):  # Ray's own way to say it
+        assert text not in study.output, study.output
     assert [record.state for record in study.records() if not record.finished] == ["WAITING"]
     study.until(lambda: not any(map(is_alive, before)))
     assert study.finish() == 0, study.output
     left = study.check(best)
     assert sum(left.repeated.values()) == 0
     note(f"{name} gets {number.name}", left, seconds)
+
+
+@pytest.mark.slow
+def test_a_ray_that_dies_under_a_driver_that_is_stuck_in_it(tmp_path: Path, best: tuple[int, float]) -> None:
+    """The watch ends the process where it stands, and gives the lease back."""
+    study = FaultStudy(tmp_path)
+    driver = study.start(DRIVER_FAULT="stuck:1:2")
+    study.until(lambda: any(record.number == 1 and record.round == 2 for record in study.records()), driver)
+    before = family(driver.pid)
+    victim = process_of(driver, "gcs_server")
+    assert victim is not None
+    os.kill(victim, signal.SIGKILL)
+    begin = time.monotonic()
+    assert study.wait(driver) == 1, study.output
+    seconds = time.monotonic() - begin
+    assert seconds < 50, study.output
+    assert "was ended by SIGKILL; the same command goes on from here" in study.output.splitlines()[-1]
+    study.until(lambda: not any(map(is_alive, before)))
+    assert study.finish() == 0, study.output
+    note("gcs_server gets SIGKILL, driver stuck", study.check(best), seconds)
 
 
 # Stores that are away

@@ -106,6 +106,7 @@ class Steps:
         self.spec, self.ledger = spec, open_ledger(spec)
         self.given: dict[int, dict[str, Any]] = {}
         self.heartbeats: dict[str, float] = {}
+        self.followed: set[str] = set()
         self.away: list[Mapping[int, WorkerAway]] = []
         folder, suggestions = str(spec.storage.path), Suggestions(spec, ())
         self.conductor = Conductor(spec, self.ledger, suggestions, [self], folder=folder, workers=self)
@@ -124,12 +125,13 @@ class Steps:
     # Its workers, which the test speaks for
 
     def follow(self, key: str) -> None:
-        self.heartbeats.setdefault(key, 0.0)
+        self.followed.add(key)
 
     def forget(self, key: str) -> None:
-        self.heartbeats.pop(key, None)
+        self.followed.discard(key)
 
     def silence(self, key: str) -> float | None:
+        assert key in self.followed
         return self.heartbeats.get(key)
 
     def be_silent(self, number: int, seconds: float) -> None:
@@ -424,6 +426,35 @@ def test_without_a_limit_a_silent_worker_is_ended_only_when_the_study_is_to_stop
     assert steps.conductor.silenced(number)
 
 
+def test_a_worker_that_is_used_again_is_listened_to(tiny_spec: SpecMaker) -> None:
+    """Its next trial may begin before the driver looks at who works."""
+    steps = Steps(tiny_spec(limits={"trials": 2, "failures": 0}))
+    number = steps.give("a")
+    steps.conductor.placed(number)
+    steps.report(number, 1)
+    steps.conductor.at_work(number)
+    steps.be_silent(number, 601.0)
+    assert steps.conductor.silenced(number)
+
+
+def test_a_worker_that_was_never_heard_of_has_ten_minutes_to_start(
+    tiny_spec: SpecMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However short a round may be: it still loads what it needs."""
+    now = 1000.0
+    monkeypatch.setattr("study.conductor.time.monotonic", lambda: now)
+    steps = Steps(tiny_spec(limits={"trials": 2, "failures": 0, "round_minutes": 0.05}))
+    number = steps.give("a")
+    steps.conductor.at_work(number)
+    for now in (1059.0, 1061.0, 1599.0):  # noqa: B007 - the clock reads it
+        steps.look()
+    assert steps.away == [{number: WorkerAway("silent", seconds)} for seconds in (61.0, 599.0)]
+    assert not steps.conductor.silenced(number)
+    now = 1601.0
+    steps.look()
+    assert steps.conductor.silenced(number)
+
+
 def test_a_study_whose_trials_get_no_worker_says_so(tiny_spec: SpecMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not while one of them has one: the others wait for its place."""
     now = 1000.0
@@ -436,7 +467,7 @@ def test_a_study_whose_trials_get_no_worker_says_so(tiny_spec: SpecMaker, monkey
     assert steps.away == [{first: away, second: away}]
     steps.conductor.at_work(second)
     now = 5000.0
-    steps.look()
+    steps.be_silent(second, 2.0)
     assert steps.away[1:] == [{}]
 
 

@@ -1,13 +1,19 @@
 """What the runner makes of trials that go wrong, of pruners, and of refusals; real Ray, real database, real MLflow."""
 
+import io
+import os
+import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 from mlflow import MlflowClient
@@ -15,13 +21,15 @@ from optuna.trial import TrialState
 from staged_trainables import ROUNDS, Accidents, BreaksDatabase, Staged, TakesLease
 from tiny_studies import ROOT, run_sweep, study_dict, sweep_command, write_study
 
-from study import lease
+from ardmvc_core.selection import ReferencePartition
+from study import lease, runner
 from study.ledger import Ledger, study_url
 from study.records import TrialRecord
 from study.runner import StudyBroken, StudyRefused, run_study
 from study.sampling import preview
 from study.spec import StudySpec
 from study.tracking import default_uri
+from trainables.reference import REFERENCE_FILE
 
 SpecMaker = Callable[..., StudySpec]
 
@@ -31,7 +39,7 @@ def records_of(spec: StudySpec) -> list[TrialRecord]:
 
 
 def test_each_accident_ends_its_own_trial_with_a_reason(
-    tiny_spec: SpecMaker, capsys: pytest.CaptureFixture[str]
+    tiny_spec: SpecMaker, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     spec = tiny_spec(limits={"trials": 7, "failures": 6, "concurrent": 2})
     assert run_study(spec, trainable=Accidents) == 0
@@ -44,6 +52,11 @@ def test_each_accident_ends_its_own_trial_with_a_reason(
     assert [records[n].values for n in (0, 3, 6)] == [(0.8,), (0.4,), (0.8,)]
     assert all(records[n].round == ROUNDS for n in (0, 3, 6))
     assert "the data are cursed" in capsys.readouterr().out
+    # Ray's logs stay for a look at what the workers wrote.
+    (told,) = [record.getMessage() for record in caplog.records if "Ray's logs are in" in record.getMessage()]
+    logs = Path(told.removeprefix("Ray's logs are in ").removesuffix(" until the next study starts"))
+    assert (logs / "raylet.out").exists()
+    shutil.rmtree(logs.parents[1])
 
 
 def test_more_failures_than_allowed_end_the_study_with_1(tiny_spec: SpecMaker) -> None:
@@ -248,3 +261,66 @@ def test_a_budget_below_what_was_begun_finishes_that_and_is_done(tiny_spec: Spec
         ledger.add(overrides=overrides, config=config, rounds=ROUNDS, baseline=True, params={}, distributions={})
     assert run_study(spec, trainable=Staged) == 0
     assert [record.state for record in records_of(spec)] == ["COMPLETE", "COMPLETE"]
+
+
+@pytest.mark.parametrize("damage", [lambda whole: b"", lambda whole: whole[:-100], lambda whole: b"<html>404</html>"])
+def test_a_damaged_reference_partition_is_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[bytes], bytes]
+) -> None:
+    reference = ReferencePartition(
+        clusters=np.zeros(50, np.int64),
+        weights=np.ones(50),
+        agreement=1.0,
+        reliable=True,
+        kept=(0, 1),
+        entropy=0.5,
+        largest_share=1.0,
+    )
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **reference.to_arrays())
+    assert runner._stored_reference(str(tmp_path)) is None
+    (tmp_path / REFERENCE_FILE).write_bytes(buffer.getvalue())
+    assert runner._stored_reference(str(tmp_path)) == buffer.getvalue()
+    assert caplog.text == ""
+    (tmp_path / REFERENCE_FILE).write_bytes(damage(buffer.getvalue()))
+    assert runner._stored_reference(str(tmp_path)) is None
+    assert f"{tmp_path / REFERENCE_FILE} is made again" in caplog.text
+
+
+@pytest.fixture
+def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+    """ray_folder(temporary, RAY_TMPDIR) → the folder that a driver makes for its Ray, deleted afterwards."""
+
+    def make(temporary: Path, variable: Path | None = None) -> Path:
+        monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+        monkeypatch.delenv("RAY_TMPDIR", raising=False)
+        if variable is not None:
+            monkeypatch.setenv("RAY_TMPDIR", str(variable))
+        return Path(runner._ray_folder())
+
+    yield make
+    while runner._ray_folders:
+        runner._ray_folders.pop().delete()
+
+
+def test_the_folder_for_ray_has_room_for_the_paths_of_its_sockets(
+    ray_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    long, foreign = tmp_path / ("x" * 90), tmp_path / "ü"
+    for folder in (long, foreign):
+        folder.mkdir()
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="r") as short:
+        assert ray_folder(Path(short)).parent == Path(short)
+        assert ray_folder(long, Path(short, "new")).parent == Path(short, "new")
+        for folder in (long, foreign):
+            made = ray_folder(folder)
+            assert made.parent == Path("/tmp")
+            session = made / f"session_2026-11-30_12-00-00_000000_{os.getpid()}"
+            (session / "sockets").mkdir(parents=True)
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(str(session / "sockets" / "plasma_store"))
+        with pytest.raises(StudyRefused, match="cannot make a folder for Ray in /proc/none: No such file"):
+            ray_folder(Path(short), Path("/proc/none"))
+        while runner._ray_folders:
+            runner._ray_folders.pop().delete()
+        assert list(Path(short).iterdir()) == [Path(short, "new")]

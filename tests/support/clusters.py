@@ -59,6 +59,10 @@ class LocalCluster:
         """SIGKILL for the raylet alone; its workers are left to find out."""
         node.kill_raylet(check_alive=False)
 
+    def kill_head(self) -> None:
+        """SIGKILL for the head's server alone."""
+        self._cluster.head_node.kill_gcs_server(check_alive=False)
+
     def remove(self, node: Any) -> None:
         """Ends a node with all its processes, without warning."""
         self._cluster.remove_node(node, allow_graceful=False)

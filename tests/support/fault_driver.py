@@ -1,16 +1,18 @@
 """A driver with faults on demand: python fault_driver.py STUDY.yaml [--address A] [--takeover]
 
 `DRIVER_FAULT` names the moment at which it kills itself: `told:N` between telling the database that trial N has ended
-and telling MLflow; `stored:N:R` between round R's checkpoint of trial N and its record. Or it stops itself (SIGSTOP):
-`stopped:N:R` before the statement that would record round R of trial N; `waiting:N:R` while that round, which the
-database knows, waits to be sent to MLflow. `CLOCK_OFFSET` is how many seconds its wall clock is wrong, `PLACE` a
-machine that it takes itself to be on, `SILENT_SECONDS` for how long a worker must be silent to be said so.
+and telling MLflow; `stored:N:R` between round R's checkpoint of trial N and its record. `stuck:N:R`: from that record
+on it does nothing any more, as in a call into Ray that does not come back. Or it stops itself (SIGSTOP): `stopped:N:R`
+before the statement that would record round R of trial N; `waiting:N:R` while that round, which the database knows,
+waits to be sent to MLflow. `CLOCK_OFFSET` is how many seconds its wall clock is wrong, `PLACE` a machine that it takes
+itself to be on, `SILENT_SECONDS` for how long a worker must be silent to be said so.
 """
 
 import argparse
 import os
 import signal
 import sys
+import threading
 import time
 from typing import Any
 
@@ -47,6 +49,8 @@ def install(fault: str) -> None:
         if kind == "stopped" and (number, told["round"]) == wanted:
             stop_before_write(self)
         progress(self, number, told)
+        if kind == "stuck" and (number, told["round"]) == wanted:
+            threading.Event().wait()
 
     def stopped_report(self: MLflowTracker, record: TrialRecord) -> None:
         reported(self, record)
