@@ -3,12 +3,24 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.gan import GANConfig, official_gan
 from ardmvc_core.attacks.objective import ObjectiveName
-from ardmvc_core.attacks.tiers import TIERS_VERSION, Tier, check_tier
+from ardmvc_core.attacks.tiers import TIERS_VERSION, Tier
+from ardmvc_core.ranges import (
+    MOST_ENTRIES,
+    BatchSize,
+    Epsilon,
+    Range,
+    Repeats,
+    Samples,
+    Seed,
+    StepRatio,
+    Steps,
+    check_values,
+)
 
 EVALUATION_VERSION = 1
 """Part of every budget's digest: raised whenever the same budget would give other numbers."""
@@ -30,25 +42,25 @@ DEFAULT_EPS: dict[str, tuple[float, tuple[float, ...]]] = {
 class EvalBudget:
     """Everything an evaluation depends on besides model and data; it never follows what a study searches."""
 
-    eps: float | tuple[float, ...] | None = None
+    eps: Epsilon | tuple[Epsilon, ...] | None = None
     """L∞ radius in (0, 1], for all views or one per view; None: the data set's."""
-    gan_eps: tuple[float, ...] | None = None
+    gan_eps: tuple[Epsilon, ...] | None = None
     """Further radii of the GAN attack, reported as `gan_<ε>` and outside the worst case; None: the data set's."""
-    samples: int | None = 1000
+    samples: Samples | None = 1000
     """Only the first so many samples of the scored part, ≥ 1; None: all."""
-    probe_samples: int = 200
+    probe_samples: Samples = 200
     """Samples that the probe attacks, ≥ 1; its clean scores are on all of `samples`."""
-    probe_steps: int = 10
+    probe_steps: Steps = 10
     """Steps of the probe's attack on assignments, ≥ 1."""
     objectives: tuple[ObjectiveName, ...] = ("assignment", "features", "contrastive")
     """White-box attacks, at least one, each reported as `pgd_<objective>`."""
-    steps: int = 20
+    steps: Steps = 20
     """Steps of each white-box attack, ≥ 1."""
-    step_ratio: float = 0.25
+    step_ratio: StepRatio = 0.25
     """Step size of the white-box attacks and of the probe over ε, > 0."""
-    restarts: int = 1
+    restarts: Repeats = 1
     """Random starts of each white-box attack, ≥ 1."""
-    noise_draws: int = 5
+    noise_draws: Annotated[int, Range(0, 1_000)] = 5
     """Draws of each kind of noise, ≥ 0; 0: no noise floor."""
     gan: GANConfig = field(default_factory=GANConfig)
     """The GAN attack of the strict protocol."""
@@ -57,43 +69,22 @@ class EvalBudget:
     attack_precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16` looks for perturbations through encoders in bfloat16, which is quicker; what is found is always scored in
     fp32."""
-    attacked_views: tuple[int, ...] | None = None
+    attacked_views: tuple[Annotated[int, Range(0, MOST_ENTRIES - 1)], ...] | None = None
     """Indices of the views that attacks of the strict protocol may move; None: all."""
     tier: Tier | None = None
     """What the strict protocol ends a trial with: a tier of the suite (`attacks.tiers`), or None for the white-box
     objectives and the GAN above."""
-    batch_size: int = 256
+    batch_size: BatchSize = 256
     """Samples that are attacked and scored at once in the strict protocol, ≥ 2."""
-    seed: int = 7
+    seed: Seed = 7
     """Of every random draw in an evaluation."""
 
     def __post_init__(self) -> None:
-        for name in ("eps", "gan_eps"):
-            given = getattr(self, name)
-            for eps in given if isinstance(given, tuple) else () if given is None else (given,):
-                if not 0 < eps <= 1:
-                    raise ValueError(
-                        f"{name} must be in (0, 1] because views are in [0, 1]; got {eps} (8/255 is 0.031)"
-                    )
-        if self.samples is not None and not self.samples >= 1:
-            raise ValueError(f"samples must be ≥ 1 or None, got {self.samples}")
-        if self.attack_precision not in ("fp32", "bf16"):
-            raise ValueError(f"attack_precision must be fp32 or bf16, got {self.attack_precision!r}")
-        least = {"probe_samples": 1, "probe_steps": 1, "steps": 1, "restarts": 1, "noise_draws": 0, "batch_size": 2}
-        for name, bound in least.items():
-            if not getattr(self, name) >= bound:
-                raise ValueError(f"{name} must be ≥ {bound}, got {getattr(self, name)}")
-        if not 0 < self.step_ratio < float("inf"):
-            raise ValueError(f"step_ratio must be > 0 and finite, got {self.step_ratio}")
-        if self.tier is not None:
-            check_tier(self.tier)
-            if self.attack_precision != "fp32":
-                raise ValueError(f"attack_precision must be fp32 with a tier, got {self.attack_precision!r}")
-        known = get_args(ObjectiveName)
+        check_values(self)
+        if self.tier is not None and self.attack_precision != "fp32":
+            raise ValueError(f"attack_precision must be fp32 with a tier, got {self.attack_precision!r}")
         if not self.objectives or len(set(self.objectives)) != len(self.objectives):
-            raise ValueError(f"objectives must be distinct, at least one of {', '.join(known)}, got {self.objectives}")
-        if not set(self.objectives) <= set(known):
-            raise ValueError(f"objectives must be among {', '.join(known)}, got {self.objectives}")
+            raise ValueError(f"objectives must be distinct, at least one, got {self.objectives}")
 
     def resolve(self, dataset_name: str, n_views: int) -> "EvalBudget":
         """The budget with the data set's ε where none is given.

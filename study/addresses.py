@@ -86,12 +86,12 @@ def _sqlite_fault(address: Address) -> str | None:
     file = sqlite_file(address)
     if file is None:
         return f"MLFLOW_TRACKING_URI {str(address)!r} names no file; use the form {default_uri()!r}"
-    folder = next(parent for parent in file.parents if parent.exists())
+    folder = next(parent for parent in file.parents if os.path.exists(parent))
     if not folder.is_dir():
         return f"cannot make the MLflow database {file}: {folder} is not a folder"
     if not os.access(folder, os.W_OK | os.X_OK):
         return f"cannot make the MLflow database {file}: no permission to write in {folder}"
-    if not file.exists():
+    if not os.path.exists(file):
         return None
     try:
         # Not read-only: the first to open it after a writer was killed in mid-commit must roll that commit back.

@@ -5,9 +5,28 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any, NoReturn
 
+from study.faults import listing, shortened
 from study.secrets import guard_output, redact, remember_arguments
 from study.source import SpecError
+
+MOST_SEEDS = 100
+"""Trainings of one setting."""
+MOST_ARGUMENTS = 1_000
+
+
+class Parser(argparse.ArgumentParser):
+    """Says shortly what is wrong with the flags, whatever they hold."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        given = sys.argv[1:] if args is None else list(args)
+        if len(given) > MOST_ARGUMENTS:  # argparse takes time with the square of them
+            self.error(f"at most {MOST_ARGUMENTS} arguments, got {len(given)}")
+        return super().parse_known_args(given, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        super().error(shortened(message))
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
@@ -45,8 +64,10 @@ def exit_code_of(run: Callable[[argparse.Namespace], int], given: argparse.Names
 
 
 def refuse(error: Exception, *, debug: bool) -> int:
-    """Prints why nothing was started, without passwords, under --debug with the traceback. Returns: 2."""
+    """Prints shortly why nothing was started, without passwords, under --debug with the traceback. Returns: 2."""
     if debug:
         print(redact(traceback.format_exc()), end="", file=sys.stderr)
-    print(redact(str(error)), file=sys.stderr)
+    # Hidden first: what is shortened might be cut in the middle of a secret.
+    faults = error.faults if isinstance(error, SpecError) else [error]
+    print(listing(redact("\n".join(map(str, faults))).splitlines()), file=sys.stderr)
     return 2

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from ardmvc_core.data.reading import MIB, file_fault, fitted, megabytes, reason_of, shown, shown_path
-from study.cli import exit_code_of
+from study.cli import Parser, exit_code_of
 from study.source import SpecError
 from trainables.files import write_whole
 
@@ -85,7 +85,7 @@ class Report:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(
+    result = Parser(
         prog="python -m study.compare",
         description="Puts reports of study.evaluate side by side, the most robust model first. Reports of different "
         "budgets or samples are refused.",

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from study.cli import add_run_flags, exit_code_of, refuse
+from study.cli import MOST_SEEDS, Parser, add_run_flags, exit_code_of, refuse
 from study.source import SpecError
 
 if TYPE_CHECKING:
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from study.records import TrialRecord
     from study.spec import StudySpec
 
-MOST_SEEDS = 100
+MOST_FINALISTS = 100
 METRIC = "robust/acc"
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(
+    result = Parser(
         prog="python -m study.confirm",
         description="Trains the best trials of a study and its baselines again with fresh seeds, and scores them once "
         "on the part of the data that no trial has read.",
@@ -56,8 +56,8 @@ def _run(given: argparse.Namespace) -> int:
     from ardmvc_core.attacks.tiers import TIERS
 
     faults = []
-    if not given.top >= 1:
-        faults.append(f"--top: must be ≥ 1, got {given.top}")
+    if not 1 <= given.top <= MOST_FINALISTS:
+        faults.append(f"--top: must be in 1..{MOST_FINALISTS}, got {given.top}")
     if not 2 <= given.seeds <= MOST_SEEDS:
         faults.append(f"--seeds: must be in 2..{MOST_SEEDS}, for an interval over seeds, got {given.seeds}")
     try:

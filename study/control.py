@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from study.cli import exit_code_of, refuse
+from study.cli import Parser, exit_code_of, refuse
 from study.leaderboard import Objective, goals, rank, scores, since_improvement, spread
 from study.records import TrialRecord
 from study.source import SpecError
@@ -240,7 +240,7 @@ def _open_trials(status: Status) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(
+    result = Parser(
         prog="python -m study.control",
         description="Pauses, resumes or stops a running study, from any machine that reaches its database; says how "
         "it stands; writes it to a file and brings it back.",

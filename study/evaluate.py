@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from study.cli import exit_code_of, refuse
+from ardmvc_core.ranges import Range, shown
+from study.cli import Parser, exit_code_of, refuse
 from study.provenance import command, git_commit, versions
 from study.secrets import redact
 from study.source import SpecError
@@ -78,7 +79,7 @@ class Request:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(
+    result = Parser(
         prog="python -m study.evaluate",
         description="Attacks one trained model with a tier of the suite, checks the number that comes out, and writes "
         "the full report: Markdown, JSON, arrays and figures.",
@@ -191,13 +192,17 @@ def _check_flags(given: argparse.Namespace) -> None:
         except ValueError:
             example = "0.05,0.1" if flag == "eps" else "0,1"
             faults.append(f"--{flag}: must be numbers such as {example}, got {getattr(given, flag)!r}")
-    least = {"samples": LEAST_SAMPLES, "seed": 0, "repeat": 0, "surrogates": 0}
-    for flag, bound in least.items():
+    allowed = {
+        "samples": Range(LEAST_SAMPLES, 10**9),
+        "seed": Range(0, 2**63 - 1),
+        "repeat": Range(0, 999),
+        "surrogates": Range(0, 100),
+        "certify": Range(0, 100, above=True),
+    }
+    for flag, numbers in allowed.items():
         number = getattr(given, flag)
-        if number is not None and number < bound:
-            faults.append(f"--{flag}: must be ≥ {bound}, got {number}")
-    if given.certify is not None and not 0 < given.certify < float("inf"):
-        faults.append(f"--certify: must be > 0 and finite, got {given.certify}")
+        if number is not None and number not in numbers:
+            faults.append(f"--{flag}: must be in {numbers}, got {shown(number)}")
     if faults:
         raise SpecError(faults)
 
@@ -336,7 +341,7 @@ def _folders(given: argparse.Namespace, target: Target, budgets: "Sequence[EvalB
         folders = [root / f"eps_{budget.eps:g}" for budget in budgets] if len(budgets) > 1 else [root]
     for folder in folders:
         place = folder.absolute()
-        there = next(parent for parent in (place, *place.parents) if parent.exists())
+        there = next(parent for parent in (place, *place.parents) if os.path.exists(parent))
         if not there.is_dir():
             raise SpecError([f"the report cannot be written to {folder}: {there} is not a folder"])
         if not os.access(there, os.W_OK | os.X_OK):
@@ -439,7 +444,7 @@ def _mlflow(storage: str) -> Iterator[Any]:
     if fault := local_fault(uri):
         raise SpecError([fault])
     file = sqlite_file(uri)
-    if file is not None and not file.exists():
+    if file is not None and not os.path.exists(file):
         raise SpecError([f"there is no MLflow database at {file}; give --storage or set MLFLOW_TRACKING_URI"])
     with tracking._environment(tracking.SETTINGS):
         client = tracking._client(uri)

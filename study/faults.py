@@ -5,12 +5,22 @@ import dataclasses
 import difflib
 import json
 import types
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+from ardmvc_core.ranges import choices_of, shown
+from study.provenance import redact
+
+MESSAGE_BYTES = 2_000
+"""Of all that a refusal says; what does not fit is counted."""
+LINE_BYTES = 700
+NAME_LENGTH = 200
+"""Characters of the longest name that a similar one is looked for."""
 
 _COMPARISONS = {"greater_than": ">", "greater_than_equal": "≥", "less_than": "<", "less_than_equal": "≤"}
 _LIMITS = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", "less_than_equal": "le"}
@@ -25,17 +35,44 @@ class Fault:
     path: str
     """Dotted key path, or empty when the message names the key itself."""
     message: str
-    near: str | None = None
-    """The valid key path that was probably meant."""
+    hint: Callable[[str], str] = field(default=lambda above: "", compare=False)
+    """`above` → the end of the message: what was probably meant. Looked for when the fault is shown: the search is
+    slow, and of many faults only the first are shown."""
+    above: str = ""
+    """Where `path` lies for the check that found the fault; empty: at the top."""
+    source: str = ""
+    """The file or flag that it came with."""
 
     def __str__(self) -> str:
-        message = f"{self.message}; nearest: '{self.near}'" if self.near else self.message
-        return f"{self.path}: {message}" if self.path else message
+        return ": ".join(filter(None, (self.source, self.path, self.message + self.hint(self.above))))
 
     def under(self, prefix: str) -> "Fault":
         """The same fault, seen from one level further out."""
-        near = None if self.near is None else joined(prefix, self.near)
-        return replace(self, path=joined(prefix, self.path), near=near)
+        return replace(self, path=joined(prefix, self.path), above=joined(prefix, self.above))
+
+
+def listing(faults: Sequence[object]) -> str:
+    """A line for each fault, as many as fit into MESSAGE_BYTES, then how many more there are."""
+    lines: list[str] = []
+    room, longest = MESSAGE_BYTES, max(LINE_BYTES, MESSAGE_BYTES // max(1, len(faults)) - 1)
+    for number, fault in enumerate(faults):
+        line = shortened(str(fault), longest)
+        room -= len(line.encode()) + 1
+        if room < 0:
+            return "\n".join([*lines, f"and {len(faults) - number} more"])
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def shortened(text: str, longest: int = LINE_BYTES) -> str:
+    """The text without passwords, as it can be printed anywhere; of more than `longest` bytes, both ends."""
+    if len(text) > 2 * MESSAGE_BYTES:  # to look for passwords takes long; nothing near this cut is shown
+        text = f"{text[:MESSAGE_BYTES]}…{text[-MESSAGE_BYTES:]}"
+    line = redact(text).encode(errors="backslashreplace")
+    if len(line) <= longest:
+        return line.decode()
+    half = longest // 2 - 2
+    return f"{line[:half].decode(errors='ignore')}…{line[-half:].decode(errors='ignore')}"
 
 
 def joined(prefix: str, path: str) -> str:
@@ -54,6 +91,8 @@ def nearest(word: str, options: Iterable[str]) -> str | None:
         last = difflib.SequenceMatcher(None, word.rpartition(".")[2], option.rpartition(".")[2]).ratio()
         return last + 0.5 * difflib.SequenceMatcher(None, word, option).ratio() if last >= 0.6 else 0.0
 
+    if len(word) > NAME_LENGTH:
+        return None
     best = max(sorted(options), key=likeness, default=None)
     return best if best is not None and likeness(best) > 0 else None
 
@@ -70,11 +109,11 @@ def suggestion(word: str, options: Iterable[str], *, known: bool = False) -> str
 
 def raise_faults(title: str, faults: Iterable[Fault]) -> None:
     """Raises all faults as one pydantic error, since a validator may have more than one; does nothing without any."""
+    # The fault stands in a tuple: pydantic makes a text of every value here, and that of a fault takes long.
+    contexts: list[dict[str, Any]] = [{"text": fault.message, "fault": (fault,)} for fault in faults]
     details = [
-        InitErrorDetails(
-            type=PydanticCustomError("fault", "{text}", {"text": fault.message, "fault": fault}), loc=(), input=None
-        )
-        for fault in faults
+        InitErrorDetails(type=PydanticCustomError("fault", "{text}", context), loc=(), input=None)
+        for context in contexts
     ]
     if details:
         raise ValidationError.from_exception_data(title, details)
@@ -83,7 +122,7 @@ def raise_faults(title: str, faults: Iterable[Fault]) -> None:
 def faults_of(error: ValidationError, schema: type) -> list[Fault]:
     """The faults behind a pydantic error met while validating `schema`, in its order, one for each key."""
     found: dict[str, list[Fault]] = {}
-    for detail in error.errors():
+    for detail in error.errors(include_url=False):
         for fault in _translate(detail, schema):
             same = found.setdefault(fault.path, [])
             if fault not in same:
@@ -106,7 +145,8 @@ def every_fault(schema: type[BaseModel], raw: Mapping[str, Any], decisive: Colle
         except ValidationError as error:
             faults = faults_of(error, schema)
         # What was taken out, or held something that was, may now be asked for: that is no fault of the mapping.
-        new = [fault for fault in faults if not any(f"{path}[".startswith(f"{fault.path}[") for path in found)]
+        gone = found.keys() | {path.partition("[")[0] for path in found}
+        new = [fault for fault in faults if fault.path not in gone]
         for fault in new:
             found.setdefault(fault.path, []).append(fault)
         taken_out = [_take_out(rest, fault.path) for fault in new]
@@ -122,8 +162,8 @@ def _take_out(raw: Any, path: str) -> bool:
     if path in raw:
         del raw[path]
         return True
-    keys = [key for key in raw if isinstance(key, str) and path.startswith(f"{key}.")]
-    return any(_take_out(raw[key], path[len(key) + 1 :]) for key in keys)
+    ends = [end for end, character in enumerate(path) if character == "." and path[:end] in raw]
+    return any(_take_out(raw[path[:end]], path[end + 1 :]) for end in ends)
 
 
 def boolean_faults(raw: Any, checked: Any, path: str = "") -> list[Fault]:
@@ -164,7 +204,7 @@ def _translate(detail: ErrorDetails, schema: type) -> list[Fault]:
     path, place = _resolve(detail["loc"], schema)
     kind, context, given = detail["type"], detail.get("ctx", {}), detail["input"]
     if kind == "fault":
-        fault: Fault = context["fault"]
+        fault: Fault = context["fault"][0]
         return [fault.under(path) if path else fault]
     if kind in {"extra_forbidden", "unexpected_keyword_argument"}:
         return [_unknown_key(path, detail["loc"], schema)]
@@ -183,22 +223,26 @@ def _expected(kind: str, context: Mapping[str, Any], place: Any, given: Any) -> 
     if "missing" in kind:
         return "must be given"
     if kind == "literal_error":
-        options = [str(option) for option in _literals(place)]
-        return f"unknown value {_shown(given)}{suggestion(str(given), options, known=True)}"
+        options = [str(option) for option in choices_of(place)]
+        meant = suggestion(given if isinstance(given, str) else "", options, known=True)
+        return f"unknown value {_shown(given)}{meant}"
     if kind in _COMPARISONS:
-        return f"must be {_COMPARISONS[kind]} {context[_LIMITS[kind]]:g}, got {_shown(given)}"
+        return f"must be {_COMPARISONS[kind]} {_plain(context[_LIMITS[kind]])}, got {_shown(given)}"
     if kind == "string_pattern_mismatch":
         return f"must match {context['pattern']}, got {_shown(given)}"
+    if kind.endswith(("too_short", "too_long")):
+        size = f"at least {context['min_length']}" if kind.endswith("short") else f"at most {context['max_length']}"
+        return f"must have {size} {'characters' if kind.startswith('string') else 'entries'}, got {_shown(given)}"
     word = kind.split("_")[0]
-    if kind in {"too_short", "too_long"}:
-        size = f"at least {context['min_length']}" if kind == "too_short" else f"at most {context['max_length']}"
-        return f"must have {size} entries, got {_shown(given)}"
     return f"must be {_KINDS.get(word) or _PLURAL.get(word) or kind.replace('_', ' ')}, got {_shown(given)}"
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+    return json.dumps(value) if value is None or isinstance(value, bool) else shown(value)
+
+
+def _plain(number: float) -> str:
+    return str(int(number)) if float(number).is_integer() else f"{number:g}"
 
 
 def _merged(faults: list[Fault]) -> list[Fault]:
@@ -232,9 +276,13 @@ def _at_field(path: str, message: str, place: Any) -> Fault:
 def _unknown_key(path: str, location: tuple[int | str, ...], schema: type) -> Fault:
     parent, place = _resolve(location[:-1], schema)
     siblings = [joined(parent, name) for config in _configs(place) for name in _fields(config)]
-    close = nearest(path, siblings) or nearest(path, dotted_keys(schema, {}))
-    names = ", ".join(sibling.rpartition(".")[2] for sibling in siblings)
-    return Fault(path, "unknown key" if close else f"unknown key; known: {names}", close)
+
+    def hint(above: str) -> str:
+        close = nearest(path, siblings) or nearest(path, dotted_keys(schema, {}))
+        names = ", ".join(sibling.rpartition(".")[2] for sibling in siblings)
+        return f"; nearest: '{joined(above, close)}'" if close else f"; known: {names}"
+
+    return Fault(path, "unknown key", hint)
 
 
 def _resolve(location: tuple[int | str, ...], schema: Any) -> tuple[str, Any]:
@@ -244,7 +292,7 @@ def _resolve(location: tuple[int | str, ...], schema: Any) -> tuple[str, Any]:
         fields = {name: kind for config in _configs(place) for name, kind in _fields(config).items()}
         members = [config for config in _configs(place) if part in _names(config)]
         if isinstance(part, int):
-            path, place = f"{path}[{part}]", Any
+            path = f"{path}[{part}]"
         elif members and part not in fields:
             place = members[0]
         elif part in fields or (fields and position == len(location) - 1) or not _is_union(place):
@@ -254,7 +302,12 @@ def _resolve(location: tuple[int | str, ...], schema: Any) -> tuple[str, Any]:
 
 def _fields(schema: Any) -> dict[str, Any]:
     """Name → annotation of a pydantic model's or a dataclass's fields."""
-    if isinstance(schema, type) and issubclass(schema, BaseModel):
+    return _fields_of(schema) if isinstance(schema, type) else {}
+
+
+@cache
+def _fields_of(schema: type) -> dict[str, Any]:
+    if issubclass(schema, BaseModel):
         return {name: info.annotation for name, info in schema.model_fields.items()}
     if dataclasses.is_dataclass(schema):
         hints = get_type_hints(schema)
@@ -279,10 +332,4 @@ def _is_union(annotation: Any) -> bool:
 
 def _names(config: Any) -> tuple[str, ...]:
     """What `name` may be in a config that is told apart by it."""
-    return tuple(_literals(_fields(config).get("name")))
-
-
-def _literals(annotation: Any) -> list[Any]:
-    if get_origin(annotation) is Literal:
-        return list(get_args(annotation))
-    return [value for member in get_args(annotation) for value in _literals(member)]
+    return tuple(choices_of(_fields(config).get("name")))

@@ -82,7 +82,7 @@ def open_storage(url: str | Address, *, create: bool) -> optuna.storages.BaseSto
                 "ARDMVC_STUDY_DB must name a file, like sqlite:////data/studies.db; memory keeps no study"
             )
         file = Path(parsed.database)
-        if not create and not file.exists():
+        if not create and not os.path.exists(file):  # unlike Path.exists, for names that are too long as well
             raise NoStudy(f"there is no study database at {file}")
         if not create and file.is_file() and not file.stat().st_size and not has_log(file):
             raise NoStudy(f"there is no study database at {file}: the file is empty")

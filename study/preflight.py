@@ -92,7 +92,7 @@ def trials_to_check(spec: StudySpec) -> Iterator[tuple[str, TrialConfig]]:
 def _model_faults(spec: StudySpec, config: TrialConfig) -> list[str]:
     try:
         facts = data_facts(config.dataset, config.protocol)
-    except DataError as error:
+    except (DataError, OSError) as error:
         return [f"dataset: {fault}" for fault in str(error).splitlines()]
     faults = []
     if config.batch_size > facts.sizes["train"]:
@@ -127,7 +127,7 @@ def _attacker_faults(spec: StudySpec) -> list[str]:
     try:
         facts = data_facts(target.dataset, "strict")
         config.evaluation.resolve(target.dataset.name, len(facts.view_shapes))
-    except DataError as error:
+    except (DataError, OSError) as error:
         return [f"trial.checkpoint: the data of its trial: {fault}" for fault in str(error).splitlines()]
     except ValueError as error:
         return [f"trial.evaluation.{error}"]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from study.cli import exit_code_of, refuse
+from study.cli import Parser, exit_code_of, refuse
 from study.leaderboard import (
     Objective,
     Row,
@@ -302,7 +302,7 @@ def _finite(item: Any) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m study.report", description=__doc__)
+    parser = Parser(prog="python -m study.report", description=__doc__)
     parser.add_argument("name", help="name of the study")
     parser.add_argument("--format", choices=FORMATS, default="table", help="default: %(default)s")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to stdout")

@@ -302,6 +302,9 @@ def connect(address: str | None, spec: StudySpec) -> None:
     slow = threading.Timer(START_SECONDS, _give_up, [f"cannot {what}: it takes longer than {START_SECONDS:.0f} s"])
     slow.daemon = True
     slow.start()
+    options: dict[str, Any] = {"runtime_env": _our_code()}
+    if not address:
+        options = {"include_dashboard": False, "_temp_dir": _ray_folder()}
     try:
         with _databases_stay_here():
             # "local" so that a cluster which this machine happens to advertise is never joined by accident.
@@ -309,11 +312,7 @@ def connect(address: str | None, spec: StudySpec) -> None:
                 address=address or "local",
                 log_to_driver=False,
                 logging_level=logging.CRITICAL,
-                **(
-                    {"runtime_env": _our_code()}
-                    if address
-                    else {"include_dashboard": False, "_temp_dir": _ray_folder()}
-                ),
+                **options,
             )
     except (RayError, OSError, RuntimeError, ValueError) as error:
         raise _not_joined(address, error) from error

@@ -38,11 +38,11 @@ class TPESampler(Section):
     """Tree-structured Parzen estimator."""
 
     name: Literal["tpe"]
-    startup_trials: int = Field(default=10, ge=0)
+    startup_trials: int = Field(default=10, ge=0, le=10**6)
     """Trials (baselines inside the space included) before the model takes over from random draws."""
     multivariate: bool = False
     """Whether parameters are modelled together; worth it when they interact."""
-    history: int = Field(default=200, ge=50)
+    history: int = Field(default=200, ge=50, le=10**6)
     """Finished trials that inform the model: the best and the newest of them (at most as many open ones beside them).
     It keeps the time of a draw from growing with the study; a study of no more trials is drawn as if without it."""
 
@@ -51,7 +51,7 @@ class GPSampler(Section):
     """Gaussian process; for few, costly trials."""
 
     name: Literal["gp"]
-    startup_trials: int = Field(default=10, ge=1)
+    startup_trials: int = Field(default=10, ge=1, le=10**6)
     """Trials before the model takes over from random draws."""
 
 
@@ -59,7 +59,7 @@ class NSGA2Sampler(Section):
     """Genetic search; for two objectives and many trials."""
 
     name: Literal["nsga2"]
-    population_size: int = Field(default=50, ge=2)
+    population_size: int = Field(default=50, ge=2, le=10**6)
     """Trials per generation."""
 
 
@@ -73,9 +73,9 @@ class HalvingPruner(Section):
     """Asynchronous successive halving: of the trials that reach a rung, the best share goes on."""
 
     name: Literal["successive_halving"]
-    min_rounds: int = Field(default=1, ge=1)
+    min_rounds: int = Field(default=1, ge=1, le=100_000)
     """Rounds that every trial gets."""
-    reduction_factor: int = Field(default=2, ge=2)
+    reduction_factor: int = Field(default=2, ge=2, le=1_000)
     """One trial in so many passes each rung."""
 
 
@@ -83,9 +83,9 @@ class HyperbandPruner(Section):
     """Successive halving at several minimum budgets side by side."""
 
     name: Literal["hyperband"]
-    min_rounds: int = Field(default=1, ge=1)
+    min_rounds: int = Field(default=1, ge=1, le=100_000)
     """Rounds that every trial of the hardest bracket gets."""
-    reduction_factor: int = Field(default=2, ge=2)
+    reduction_factor: int = Field(default=2, ge=2, le=1_000)
     """One trial in so many passes each rung."""
 
 
@@ -93,9 +93,9 @@ class MedianPruner(Section):
     """Stops a trial that is worse than the median of the others at the same round."""
 
     name: Literal["median"]
-    startup_trials: int = Field(default=5, ge=0)
+    startup_trials: int = Field(default=5, ge=0, le=10**6)
     """Finished trials before any is stopped."""
-    warmup_rounds: int = Field(default=1, ge=0)
+    warmup_rounds: int = Field(default=1, ge=0, le=100_000)
     """Rounds of each trial before it may be stopped."""
 
 
@@ -106,37 +106,43 @@ Pruner = Annotated[NoPruner | HalvingPruner | HyperbandPruner | MedianPruner, Fi
 class Limits(Section):
     """When a study is done, and what it puts up with on the way."""
 
-    trials: int = Field(default=20, ge=1)
+    trials: int = Field(default=20, ge=1, le=10**6)
     """Trials in all, baselines included; raise it to extend a finished study."""
-    hours: float | None = Field(default=None, gt=0)
+    hours: float | None = Field(default=None, gt=0, le=100_000)
     """Wall-clock hours of all drivers, paused or not, after which no more trials start; None: no limit."""
-    failures: int = Field(default=3, ge=0)
+    failures: int = Field(default=3, ge=0, le=10**6)
     """Failed trials that are put up with."""
-    first_failures: int = Field(default=3, ge=0)
+    first_failures: int = Field(default=3, ge=0, le=10**6)
     """If the first so many trials of a driver all fail, the study stops: something common is wrong. 0: never."""
-    patience: int | None = Field(default=None, ge=1)
+    patience: int | None = Field(default=None, ge=1, le=10**6)
     """Stops when so many trials in a row were finished without a better one; None: never."""
-    concurrent: int = Field(default=1, ge=1)
+    concurrent: int = Field(default=1, ge=1, le=10_000)
     """Trials that run side by side, if the resources allow; on a cluster that grows, how far it may."""
-    round_minutes: float | None = Field(default=None, ge=0)
+    round_minutes: float | None = Field(default=None, ge=0, le=100_000)
     """A round that takes longer is ended as hanging, and the trial tried again from its checkpoint; so is one whose
     worker is silent as long, or 10 minutes. None: ten times the longest round seen so far, at least 10 minutes; an hour
     for a kind of round (last or not) that was not seen yet. 0: no limit."""
-    outage_minutes: float = Field(default=10, ge=0)
+    outage_minutes: float = Field(default=10, ge=0, le=100_000)
     """How long a study database or a storage that does not answer is waited for."""
+
+
+LEAST_SHARE = 0.001
+"""Of a processor; Ray gives none of less than a tenth of it."""
 
 
 class Resources(Section):
     """What one trial takes."""
 
-    cpu: float = Field(default=1, gt=0)
+    cpu: float = Field(default=1, ge=LEAST_SHARE, le=10_000)
     """Cores; also the number of threads that a trial computes with."""
-    gpu: float = Field(default=0, ge=0)
+    gpu: float = Field(default=0, ge=0, le=10_000)
     """GPUs; a fraction lets trials share one."""
 
     @field_validator("gpu")
     @classmethod
     def _whole_above_one(cls, value: float) -> float:
+        if 0 < value < LEAST_SHARE:
+            raise ValueError(f"must be 0 or ≥ {LEAST_SHARE}, got {value:g}")
         if value > 1 and not float(value).is_integer():
             raise ValueError(f"must be whole above 1, since only one GPU can be shared, got {value:g}")
         return value

@@ -4,10 +4,13 @@ import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import cache, partial
+from typing import Annotated, Any, ClassVar
 
 from pydantic import ValidationError
 
+from ardmvc_core.models import MODELS
+from ardmvc_core.ranges import Range, check_values, shown
 from study.faults import Fault, boolean_faults, dotted_keys, faults_of, nearest, suggestion
 from trainables.config import AttackTrialConfig, TrialConfig
 
@@ -15,9 +18,15 @@ Scalar = str | int | float | bool | None
 TrialClass = type[TrialConfig] | type[AttackTrialConfig]
 
 
+_EXACT = Range(-(2**53), 2**53)
+"""Beyond it whole numbers are not exact as floats, which is what samplers draw."""
+Number = Annotated[float, _EXACT]
+WholeNumber = Annotated[int, _EXACT]
+MOST_STEPS = 10_000
+MOST_CHOICES = 100
+
+
 def _check_range(low: float, high: float, *, positive: bool = False) -> None:
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"ends must be finite, got {low}, {high}")
     if positive and not low > 0:
         raise ValueError(f"the low end of a logarithmic range must be > 0, got {low}")
     if not low < high:
@@ -36,11 +45,12 @@ def _is_whole(value: Any) -> bool:
 class Uniform:
     """A number in [low, high], all equally likely."""
 
-    low: float
-    high: float
+    low: Number
+    high: Number
     key: ClassVar[str] = "uniform"
 
     def __post_init__(self) -> None:
+        check_values(self)
         _check_range(self.low, self.high)
 
     def contains(self, value: Any) -> bool:
@@ -67,6 +77,7 @@ class LogUniform(Uniform):
     key: ClassVar[str] = "log_uniform"
 
     def __post_init__(self) -> None:
+        check_values(self)
         _check_range(self.low, self.high, positive=True)
 
 
@@ -74,11 +85,12 @@ class LogUniform(Uniform):
 class IntUniform:
     """A whole number from low to high, both included."""
 
-    low: int
-    high: int
+    low: WholeNumber
+    high: WholeNumber
     key: ClassVar[str] = "int_uniform"
 
     def __post_init__(self) -> None:
+        check_values(self)
         _check_range(self.low, self.high)
 
     def contains(self, value: Any) -> bool:
@@ -105,6 +117,7 @@ class IntLogUniform(IntUniform):
     key: ClassVar[str] = "int_log_uniform"
 
     def __post_init__(self) -> None:
+        check_values(self)
         _check_range(self.low, self.high, positive=True)
 
 
@@ -112,15 +125,18 @@ class IntLogUniform(IntUniform):
 class Quantised:
     """One of low, low + step, … up to high; step divides the range."""
 
-    low: float
-    high: float
-    step: float
+    low: Number
+    high: Number
+    step: Number
     key: ClassVar[str] = "quantised"
 
     def __post_init__(self) -> None:
+        check_values(self)
         _check_range(self.low, self.high)
-        if not (math.isfinite(self.step) and self.step > 0):
+        if not self.step > 0:
             raise ValueError(f"step must be > 0, got {self.step}")
+        if not self.high - self.low <= MOST_STEPS * self.step:
+            raise ValueError(f"step must be at least a {MOST_STEPS}th of the range, got {self.step}")
         if not self._on_grid(self.high):
             raise ValueError(f"step must divide the range, got {self.low} to {self.high} in steps of {self.step}")
 
@@ -155,6 +171,8 @@ class Choice:
     def __post_init__(self) -> None:
         if not self.values:
             raise ValueError("must hold at least one value")
+        if len(self.values) > MOST_CHOICES:
+            raise ValueError(f"must hold at most {MOST_CHOICES} values, got {len(self.values)}")
         if any(not isinstance(value, str | int | float | None) for value in self.values):
             raise ValueError("values must be text, numbers, true, false or null")
         if any(isinstance(value, float) and not math.isfinite(value) for value in self.values):
@@ -202,7 +220,7 @@ def parse_distribution(raw: Any) -> Distribution:
     """One entry of the `space` block. Raises: ValueError that says what is wrong and, for a wrong name, the nearest."""
     if not isinstance(raw, Mapping) or len(raw) != 1:
         raise ValueError(
-            f"must be one of {{{', '.join(KINDS)}}} with its list, such as {{uniform: [0.1, 1]}}; got {raw!r}"
+            f"must be one of {{{', '.join(KINDS)}}} with its list, such as {{uniform: [0.1, 1]}}; got {shown(raw)}"
         )
     key, values = next(iter(raw.items()))
     if key not in KINDS:
@@ -210,7 +228,7 @@ def parse_distribution(raw: Any) -> Distribution:
     wanted = {Quantised.key: 3, Choice.key: None}.get(key, 2)
     if not isinstance(values, list | tuple) or (wanted is not None and len(values) != wanted):
         shape = "[low, high, step]" if wanted == 3 else "[low, high]" if wanted == 2 else "a list of values"
-        raise ValueError(f"{key} needs {shape}, got {values!r}")
+        raise ValueError(f"{key} needs {shape}, got {shown(values)}")
     if key == Choice.key:
         return Choice(tuple(_number_or_same(value) for value in values))
     numbers = [_number(key, value) for value in values]
@@ -219,9 +237,8 @@ def parse_distribution(raw: Any) -> Distribution:
     kind = _RANGES[key]
     if issubclass(kind, Uniform):
         return kind(float(numbers[0]), float(numbers[1]))
-    if not all(float(number).is_integer() for number in numbers if math.isfinite(number)):
-        raise ValueError(f"{key} needs whole numbers, got {values!r}")
-    _check_range(*numbers)
+    if not all(float(number).is_integer() for number in numbers):
+        raise ValueError(f"{key} needs whole numbers, got {shown(values)}")
     return kind(int(numbers[0]), int(numbers[1]))
 
 
@@ -238,14 +255,16 @@ def _number_or_same(value: Any) -> Any:
 def _number(key: str, value: Any) -> float:
     number = _number_or_same(value)
     if not _is_number(number):
-        raise ValueError(f"{key} needs numbers, got {value!r}")
+        raise ValueError(f"{key} needs numbers, got {shown(value)}")
+    if number not in _EXACT:
+        raise ValueError(f"{key} needs numbers in {_EXACT}, got {shown(value)}")
     return float(number) if isinstance(number, float) else int(number)
 
 
 def parse_space(raw: Any) -> tuple[dict[str, Distribution], list[Fault]]:
     """The `space` block as distributions by path, and the faults of the entries that are none."""
     if not isinstance(raw, Mapping):
-        return {}, [Fault("", f"must be a mapping from paths to distributions, got {raw!r}")]
+        return {}, [Fault("", f"must be a mapping from paths to distributions, got {shown(raw)}")]
     space: dict[str, Distribution] = {}
     faults = []
     for path, entry in raw.items():
@@ -268,7 +287,7 @@ def apply_overrides(trial: Mapping[str, Any], overrides: Mapping[str, Any]) -> d
         for parent in parents:
             inner = place.get(parent)
             if inner is not None and not isinstance(inner, Mapping):
-                raise ValueError(f"'{path}' leads through '{parent}', which is {inner!r} and holds no keys")
+                raise ValueError(f"'{path}' leads through '{parent}', which is {shown(inner)} and holds no keys")
             place[parent] = dict(inner or {})
             place = place[parent]
         place[last] = copy.deepcopy(value)
@@ -299,28 +318,39 @@ def value_at(config: object, path: str) -> Any:
 
 def path_faults(paths: Iterable[str], config: TrialClass, trial: Mapping[str, Any], space: Space) -> list[Fault]:
     """Faults of dotted paths as such: those that lead nowhere, and those that a search may not touch."""
-    valid = dotted_keys(config, _model_names(trial, space))
+    valid = _paths(config, _model_names(trial, space))
     faults = []
     for path in paths:
         reason = next((why for lock, why in config.not_searchable.items() if f"{path}.".startswith(f"{lock}.")), None)
         if reason is not None:
             faults.append(Fault(path, f"cannot be searched: {reason}"))
         elif path not in valid:
-            free = [key for key in valid if key.split(".")[0] not in config.not_searchable]
-            beside = [key for key in free if key.rpartition(".")[0] == path.rpartition(".")[0]] or free
-            close = nearest(path, free)
-            end = f"; nearest: '{close}'" if close else f"; known: {', '.join(beside)}"
-            faults.append(Fault(path, f"is no field of {config.__name__}{_which(trial)}{end}"))
+            free = partial(_free_paths, path, valid, config)
+            faults.append(Fault(path, f"is no field of {config.__name__}{_which(trial)}", free))
     return faults
 
 
-def _model_names(trial: Mapping[str, Any], space: Space) -> dict[str, list[str]]:
-    """The models that a trial may have, by the path of the field that holds them; nothing if the trial names none."""
+def _free_paths(path: str, valid: Iterable[str], config: TrialClass, above: str) -> str:
+    """The end of a message on a path that leads nowhere: the nearest one, or those beside it."""
+    free = [key for key in valid if key.split(".")[0] not in config.not_searchable]
+    beside = [key for key in free if key.rpartition(".")[0] == path.rpartition(".")[0]] or free
+    close = nearest(path, free)
+    return f"; nearest: '{close}'" if close else f"; known: {', '.join(beside)}"
+
+
+@cache
+def _paths(config: TrialClass, models: tuple[str, ...] | None) -> tuple[str, ...]:
+    return tuple(dotted_keys(config, {} if models is None else {"model": models}))
+
+
+def _model_names(trial: Mapping[str, Any], space: Space) -> tuple[str, ...] | None:
+    """The models that a trial may have; None if it names none."""
     model = trial.get("model")
     if not isinstance(model, Mapping) or "name" not in model:
-        return {}
+        return None
     choice = space.get("model.name")
-    return {"model": [str(model["name"]), *(str(value) for value in (choice.ends() if choice else ()))]}
+    names = [str(model["name"]), *(str(value) for value in (choice.ends() if choice else ()))]
+    return tuple(sorted(MODELS.keys() & names))
 
 
 def _which(trial: Mapping[str, Any]) -> str:

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from study.faults import Fault, every_fault, faults_of, raise_faults, suggestion
+from ardmvc_core.ranges import shown
+from study.faults import Fault, every_fault, faults_of, raise_faults, shortened, suggestion
 from study.metric_names import known_metrics, objection
 from study.sections import (
     Limits,
@@ -19,7 +21,7 @@ from study.sections import (
     Storage,
     TPESampler,
 )
-from study.source import SpecError, read_mapping, replaced, split_setting
+from study.source import LARGEST_FILE, SpecError, read_mapping, replaced, split_setting
 from study.space import (
     Distribution,
     TrialClass,
@@ -39,6 +41,12 @@ TRIAL_CONFIGS: dict[str, TrialClass] = {"model": TrialConfig, "attacker": Attack
 _DECISIVE = ("trainable", "trial.protocol")
 """Keys without which other keys cannot be judged."""
 
+MOST_BASELINES = 10_000
+MOST_SETTINGS = 100
+"""Flags --set of one command."""
+LONGEST_LABEL = 200
+"""Bytes of a flag in a message."""
+
 _OPTUNA_NAMES = {"startup_trials": "n_startup_trials"}
 
 
@@ -47,7 +55,7 @@ class StudySpec(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
     """Identity of the study in the database; also a folder name."""
-    seed: int = Field(default=7, ge=0)
+    seed: int = Field(default=7, ge=0, lt=2**63)
     """Seeds the sampler, and the trials that name no seed of their own."""
     trainable: Literal["model", "attacker"] = "model"
     """`model` trains and scores models; `attacker` fits attackers against one saved model."""
@@ -74,7 +82,7 @@ class StudySpec(Section):
     @classmethod
     def _check_trial(cls, value: Any, info: ValidationInfo) -> dict[str, Any]:
         if not isinstance(value, Mapping):
-            raise ValueError(f"must be a mapping, got {value!r}")
+            raise ValueError(f"must be a mapping, got {shown(value)}")
         trial = {"seed": info.data["seed"], **value} if "seed" in info.data else dict(value)
         if "trainable" in info.data:
             raise_faults("trial", build_trial(TRIAL_CONFIGS[info.data["trainable"]], trial, {})[1])
@@ -100,7 +108,9 @@ class StudySpec(Section):
     def _check_baselines(cls, value: Any, info: ValidationInfo) -> tuple[dict[str, Any], ...]:
         entries = [] if value is None else value
         if not isinstance(entries, list | tuple) or not all(isinstance(entry, Mapping) for entry in entries):
-            raise ValueError(f"must be a list of {{path: value}}, got {value!r}")
+            raise ValueError(f"must be a list of {{path: value}}, got {shown(value)}")
+        if len(entries) > MOST_BASELINES:
+            raise ValueError(f"must have at most {MOST_BASELINES} entries, got {len(entries)}")
         if "trainable" not in info.data:
             return tuple(map(dict, entries))
         config, trial = TRIAL_CONFIGS[info.data["trainable"]], info.data.get("trial", {})
@@ -232,20 +242,25 @@ def load_spec(file: str, sets: Sequence[str] = (), trials: int | None = None) ->
 
 def checked_spec(label: str, raw: Mapping[str, Any], sets: Sequence[str] = (), trials: int | None = None) -> StudySpec:
     """A study from a mapping like that of a file, which messages call `label`. Args and raises: as `load_spec`."""
+    if len(sets) > MOST_SETTINGS or sum(map(len, sets)) > LARGEST_FILE:
+        raise SpecError([f"--set: at most {MOST_SETTINGS} of them, and {LARGEST_FILE // 1024} KiB in all"])
     raw = dict(raw)
     sources: dict[str, str] = {}
-    faults: list[str] = []
+    faults: list[Fault] = []
     for setting in sets:
+        flag = f"--set {shortened(setting, LONGEST_LABEL)}"
         try:
             path, value = split_setting(setting)
             raw = replaced(raw, path, value)
-            sources[path] = f"--set {setting}"
+            sources[path] = flag
         except ValueError as error:
-            faults.append(f"--set {setting}: {error}")
+            faults.append(Fault("", str(error), source=flag))
     if trials is not None:
         raw = replaced(raw, "limits.trials", trials)
-        sources["limits.trials"] = f"--trials {trials}"
-    faults += [f"{_source(fault, sources, label)}: {fault}" for fault in every_fault(StudySpec, raw, _DECISIVE)]
+        sources["limits.trials"] = f"--trials {shown(trials)}"
+    faults += [
+        replace(fault, source=_source(fault, sources, label)) for fault in every_fault(StudySpec, raw, _DECISIVE)
+    ]
     if faults:
         raise SpecError(faults)
     return StudySpec.model_validate(raw)

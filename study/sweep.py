@@ -4,13 +4,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from study.cli import add_run_flags, exit_code_of, refuse
+from study.cli import Parser, add_run_flags, exit_code_of, refuse
 from study.source import SpecError, read_mapping
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line: how to run; what to run is in the YAML."""
-    result = argparse.ArgumentParser(
+    result = Parser(
         prog="python -m study.sweep",
         description="Runs the study that FILE names. The same command continues it, a larger --trials extends it.",
         epilog="Exit codes: 0 done, 1 too many failed trials, 2 bad input, 130 interrupted (resumable).",
@@ -30,12 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     # Imported step by step: torch takes seconds, Ray more, and bad input is answered before either is needed.
-    label = read_mapping(arguments.file)[0]
+    label, raw = read_mapping(arguments.file)
 
     from study.preflight import environment_faults
-    from study.spec import load_spec
+    from study.spec import checked_spec
 
-    spec = load_spec(arguments.file, arguments.sets, arguments.trials)
+    spec = checked_spec(label, raw, arguments.sets, arguments.trials)
     if faults := environment_faults(spec, cluster=arguments.address is not None):
         raise SpecError([f"{label}: {fault}" for fault in faults])
     if arguments.dry_run:

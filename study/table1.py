@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from study.cli import add_run_flags, exit_code_of, refuse
+from study.cli import MOST_SEEDS, Parser, add_run_flags, exit_code_of, refuse
 from study.faults import suggestion
 from study.paper_table.plan import (
     PUBLISHED_SEED,
@@ -50,7 +50,7 @@ NOT_SETTABLE = {
 
 def parser() -> argparse.ArgumentParser:
     """The command line: how to run; what a cell is stands in `paper_table.plan`."""
-    result = argparse.ArgumentParser(
+    result = Parser(
         prog="python -m study.table1",
         description="Trains and attacks the models of Table 1 and prints the table beside the paper's. The same "
         "command continues it, and repeats no finished cell.",
@@ -138,8 +138,8 @@ def _faults(given: argparse.Namespace) -> list[str]:
         faults += [f"{flag}: unknown {what} {n!r}{suggestion(n, valid)}" for n in names if n not in valid]
     if given.protocol not in ("official", "strict", "both"):
         faults.append(f"--protocol: must be official, strict or both, got {given.protocol!r}")
-    if given.seeds is not None and given.seeds < 1:
-        faults.append(f"--seeds: must be ≥ 1, got {given.seeds}")
+    if given.seeds is not None and not 1 <= given.seeds <= MOST_SEEDS:
+        faults.append(f"--seeds: must be in 1..{MOST_SEEDS}, got {given.seeds}")
     return [*faults, *_setting_faults(given.sets)]
 
 

@@ -12,6 +12,7 @@ from ardmvc_core.data import Protocol
 from ardmvc_core.data.dataset import DatasetConfig
 from ardmvc_core.evaluation_budget import EvalBudget
 from ardmvc_core.models import MODELS
+from ardmvc_core.ranges import Range, check_values
 
 if TYPE_CHECKING:
     ModelConfig = Any
@@ -41,14 +42,13 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
 class SelectionConfig:
     """Scores without labels, against the vote of plain models."""
 
-    reference_runs: int = 6
+    reference_runs: Annotated[int, Range(2, 1_000)] = 6
     """Plain models that are trained once a study, ≥ 2; the better half of those that do not collapse vote."""
     lock_labels: bool = False
     """Whether trials see no labels at all: then they report nothing that needs them, until `study.report --unblind`."""
 
     def __post_init__(self) -> None:
-        if not self.reference_runs >= 2:
-            raise ValueError(f"reference_runs must be ≥ 2, got {self.reference_runs}")
+        check_values(self)
 
 
 class TrialConfig(BaseModel):
@@ -69,7 +69,7 @@ class TrialConfig(BaseModel):
     }
     """Dotted path (with all below it) that a search may not touch → why."""
 
-    seed: int = Field(default=7, ge=0)
+    seed: int = Field(default=7, ge=0, lt=2**63)
     """Master seed; every random stream of the trial is derived from it and a name."""
     device: Device = "auto"
     """`auto` takes the GPU that the trial was given, and the CPU where there is none."""
@@ -80,13 +80,13 @@ class TrialConfig(BaseModel):
     """The data set and how it is made."""
     model: ModelConfig
     """The method; its `name` says which of MODELS."""
-    epochs: int = Field(default=20, ge=1)
+    epochs: int = Field(default=20, ge=1, le=100_000)
     """Epochs of the method's main training; pre-training has its own number, in the model's config."""
-    batch_size: int = Field(default=100, ge=2)
+    batch_size: int = Field(default=100, ge=2, le=10**6)
     """Samples per optimizer step; contrastive and sample-pair terms need at least two."""
-    repeats: int = Field(default=1, ge=1)
+    repeats: int = Field(default=1, ge=1, le=1_000)
     """Seeds that the trial is trained with and averaged over."""
-    evaluate_every: int = Field(default=5, ge=1)
+    evaluate_every: int = Field(default=5, ge=1, le=100_000)
     """Epochs per round: after each round the trial reports, is checkpointed and may be pruned."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16` trains under autocast."""
@@ -159,7 +159,7 @@ class AttackTrialConfig(BaseModel):
     }
     """Dotted path (with all below it) that a search may not touch → why."""
 
-    seed: int = Field(default=7, ge=0)
+    seed: int = Field(default=7, ge=0, lt=2**63)
     """Master seed of the attacker; the model's own is in its checkpoint."""
     device: Device = "auto"
     """`auto` takes the GPU that the trial was given, and the CPU where there is none."""
@@ -169,7 +169,7 @@ class AttackTrialConfig(BaseModel):
     """Losses, weights μ1 μ2 μ3 and training of the generators."""
     evaluation: EvalBudget = EvalBudget()
     """ε and the samples that the attack is scored on; None follows the checkpoint's data set."""
-    evaluate_every: int = Field(default=5, ge=1)
+    evaluate_every: int = Field(default=5, ge=1, le=100_000)
     """Attacker epochs per round."""
 
     @property

@@ -5,9 +5,8 @@ never flat inside the budget; `official_gan` is the published code, which differ
 """
 
 import copy
-import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from ardmvc_core.attacks.gan_networks import Discriminator, Generator, initialis
 from ardmvc_core.attacks.objective import Distance, complementarity_shift, consistency_shift
 from ardmvc_core.attacks.pgd import frozen
 from ardmvc_core.batching import in_batches
+from ardmvc_core.ranges import BatchSize, Epochs, LearningRate, Positive, Share, Weight, check_values
 from ardmvc_core.types import Perturb, Views, ViewShapes
 
 GANLoss = Literal["minimax", "lsgan"]
@@ -29,14 +29,6 @@ Initialisation = Literal["default", "normal"]
 
 DECAY = 0.1
 """What the learning rate is multiplied by when the optimizers are made anew."""
-
-_CHOICES: dict[str, Any] = {
-    "gan_loss": GANLoss,
-    "distance": Distance,
-    "norm_penalty": NormPenalty,
-    "output": GeneratorOutput,
-    "init": Initialisation,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,43 +46,28 @@ class GANConfig:
     """`tanh`: ε·tanh; `clamp`: tanh cut off at ±ε, which has no gradient where it is cut."""
     init: Initialisation = "default"
     """Torch's initialisation, or `normal`: convolution weights N(0, 1) as published."""
-    mu_com: float = 0.1
+    mu_com: Weight = 0.1
     """μ1, weight of the shift of the view latents (L_a-com), ≥ 0. The paper gives no value; latents move by much more
     than the consensus, and at equal weights hide it."""
-    mu_con: float = 1.0
+    mu_con: Weight = 1.0
     """μ2, weight of the shift of the consensus (L_a-con), ≥ 0."""
-    mu_norm: float = 1.0
+    mu_norm: Weight = 1.0
     """μ3, weight of the norm penalty, ≥ 0."""
-    norm_budget: float | None = None
+    norm_budget: Positive | None = None
     """Bound of the hinge on the squared L2 norm per view, > 0; None: the largest one in the ball, ε² times the number
     of values of the view."""
-    epochs: int = 20
+    epochs: Epochs = 20
     """Passes over the attacker's views, ≥ 1."""
-    learning_rate: float = 2e-3
+    learning_rate: LearningRate = 2e-3
     """Of both Adam optimizers, > 0."""
-    decay_share: float = 2 / 3
+    decay_share: Share = 2 / 3
     """Share of the epochs after which both optimizers start anew at a tenth of the learning rate, in [0, 1];
     1: never."""
-    batch_size: int = 50
+    batch_size: BatchSize = 50
     """Samples of a step, ≥ 2; the last, incomplete batch of an epoch is dropped."""
 
     def __post_init__(self) -> None:
-        for name, choice in _CHOICES.items():
-            if getattr(self, name) not in get_args(choice):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(choice))}, got {getattr(self, name)!r}")
-        for name in ("mu_com", "mu_con", "mu_norm"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be ≥ 0 and finite, got {getattr(self, name)}")
-        if self.norm_budget is not None and not 0 < self.norm_budget < math.inf:
-            raise ValueError(f"norm_budget must be > 0 and finite, got {self.norm_budget}")
-        if not self.epochs >= 1:
-            raise ValueError(f"epochs must be ≥ 1, got {self.epochs}")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be > 0 and finite, got {self.learning_rate}")
-        if not 0 <= self.decay_share <= 1:
-            raise ValueError(f"decay_share must be in [0, 1], got {self.decay_share}")
-        if not self.batch_size >= 2:
-            raise ValueError(f"batch_size must be ≥ 2, got {self.batch_size}")
+        check_values(self)
 
 
 def official_gan() -> GANConfig:

@@ -6,6 +6,7 @@ attacker's data on which it was not fitted. The published recipe saturates, and 
 
 import copy
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from ardmvc_core.attacks.pgd import frozen
 from ardmvc_core.attacks.reference import CleanReference, clean_reference
 from ardmvc_core.attacks.sample_objectives import margin
 from ardmvc_core.batching import in_batches
+from ardmvc_core.ranges import Epochs, LearningRate, Positive, Range, Samples, check_values
 from ardmvc_core.types import Views
 
 FLAT = 0.999
@@ -28,26 +30,19 @@ FLAT = 0.999
 class MarginGeneratorConfig:
     """Fitting of the generator."""
 
-    epochs: int = 30
+    epochs: Epochs = 30
     """Passes over the attacker's views, ≥ 1."""
-    learning_rate: float = 2e-3
+    learning_rate: LearningRate = 2e-3
     """Of Adam, > 0."""
-    batch_size: int = 50
+    batch_size: Samples = 50
     """Samples of a step, ≥ 1."""
-    enough: float = 3.0
+    enough: Positive = 3.0
     """Margin in logits beyond which a sample counts as flipped for good and has no gradient, > 0."""
-    validation_share: float = 0.2
+    validation_share: Annotated[float, Range(0, 1, above=True, below=True)] = 0.2
     """Share of the attacker's data that chooses the epoch, in (0, 1)."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if not getattr(self, name) >= 1:
-                raise ValueError(f"{name} must be ≥ 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "enough"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be > 0 and finite, got {getattr(self, name)}")
-        if not 0 < self.validation_share < 1:
-            raise ValueError(f"validation_share must be in (0, 1), got {self.validation_share}")
+        check_values(self)
 
 
 class MarginGenerator:

@@ -8,6 +8,7 @@ from torch import nn
 
 from ardmvc_core.attacks.attack import draw_seed, seeded_on
 from ardmvc_core.attacks.budget import AttackBudget, project
+from ardmvc_core.ranges import check_values
 from ardmvc_core.types import Perturb, Views
 
 NoiseKind = Literal["uniform", "sign"]
@@ -22,8 +23,7 @@ class NoiseConfig:
     """`uniform` over the ball, or `sign`: ±ε, a random corner of the ball."""
 
     def __post_init__(self) -> None:
-        if self.kind not in NOISE_KINDS:
-            raise ValueError(f"kind must be one of {', '.join(NOISE_KINDS)}, got {self.kind!r}")
+        check_values(self)
 
 
 def prepare_noise(

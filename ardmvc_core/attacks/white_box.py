@@ -6,7 +6,6 @@ embedding far without crossing a boundary (Tramèr et al. 2020), so `assignment`
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from ardmvc_core.attacks.objective import (
 )
 from ardmvc_core.attacks.pgd import frozen, pgd, random_start
 from ardmvc_core.batching import in_batches
+from ardmvc_core.ranges import Repeats, Samples, StepRatio, Steps, Temperature, check_values
 from ardmvc_core.types import Perturb, Views
 
 
@@ -31,26 +31,19 @@ class WhiteBoxConfig:
     objective: ObjectiveName = "assignment"
     """`features`: shift of latents and consensus; `contrastive`: loss between views; `assignment`: cross-entropy to
     the model's own clean clusters."""
-    steps: int = 20
+    steps: Steps = 20
     """Gradient steps of each restart, ≥ 1."""
-    step_ratio: float = 0.25
+    step_ratio: StepRatio = 0.25
     """Step size as a share of ε (the mean over attacked views if they differ), > 0."""
-    restarts: int = 1
+    restarts: Repeats = 1
     """Random starts, ≥ 1; each sample keeps its best."""
-    batch_size: int = 256
+    batch_size: Samples = 256
     """Samples attacked at once, ≥ 1; for `contrastive` they are each other's negatives."""
-    temperature: float = 0.1
+    temperature: Temperature = 0.1
     """Of the contrastive loss, > 0; not read by the other objectives."""
 
     def __post_init__(self) -> None:
-        if self.objective not in get_args(ObjectiveName):
-            raise ValueError(f"objective must be one of {', '.join(get_args(ObjectiveName))}, got {self.objective!r}")
-        for name in ("steps", "restarts", "batch_size"):
-            if not getattr(self, name) >= 1:
-                raise ValueError(f"{name} must be ≥ 1, got {getattr(self, name)}")
-        for name in ("step_ratio", "temperature"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be > 0 and finite, got {getattr(self, name)}")
+        check_values(self)
 
 
 def prepare_white_box(

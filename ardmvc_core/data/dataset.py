@@ -1,16 +1,16 @@
 """What a data set is once loaded, how one is asked for, and how its rows are shuffled and cut into parts."""
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ardmvc_core.ranges import NumpySeed, Range, shown, value_faults
 from ardmvc_core.types import Views, ViewShapes
 
 DatasetName = Literal["noisy_digits", "noisy_mnist", "noisy_fashion", "patched_mnist", "regdb", "npz"]
@@ -54,15 +54,15 @@ class DatasetConfig:
     then Debian's folder, then a download."""
     path: str | None = None
     """The .npz file; needed by `npz`, refused elsewhere."""
-    classes: tuple[int, ...] | None = None
+    classes: tuple[Annotated[int, Range(0, 9)], ...] | None = None
     """Digits taken into `noisy_digits`, at least two of 0..9; None: 0, 1, 2, 3, 4."""
-    samples: int | None = None
+    samples: Annotated[int, Range(MIN_SAMPLES, 10**9)] | None = None
     """Only the first so many rows of the shuffle, ≥ 10; None: all."""
-    noise: float = DEFAULT_NOISE
+    noise: Annotated[float, Range(0, 1_000)] = DEFAULT_NOISE
     """Standard deviation of the noise on view 2 of the noisy sets, on the [−1, 1] scale of the images, ≥ 0."""
-    seed: int = 7
+    seed: NumpySeed = 7
     """Seed of the recipe (pairs, noise), in [0, 2³²); 7 is the published one."""
-    shuffle_seed: int | None = None
+    shuffle_seed: NumpySeed | None = None
     """Seed of the shuffle that the parts are cut from, in [0, 2³²); None: `seed`, as published."""
 
     def __post_init__(self) -> None:
@@ -76,7 +76,7 @@ class DatasetConfig:
         defaults = {"root": None, "path": None, "classes": None, "noise": DEFAULT_NOISE}
         given = [field for field, default in defaults.items() if getattr(self, field) != default]
         return [
-            f"{field} must be left out for {self.name}, got {getattr(self, field)!r} "
+            f"{field} must be left out for {self.name}, got {shown(getattr(self, field))} "
             f"(it belongs to {', '.join(name for name, fields in _FIELDS.items() if field in fields)})"
             for field in given
             if field not in _FIELDS[self.name]
@@ -86,18 +86,9 @@ class DatasetConfig:
         faults = []
         if self.name == "npz" and not self.path:
             faults.append(f"path must be the .npz file to read, got {self.path!r}")
-        if self.classes is not None:
-            distinct = {label for label in self.classes if label in range(10)}
-            if not (len(distinct) == len(self.classes) >= 2):
-                faults.append(f"classes must be at least two different digits of 0..9, got {self.classes}")
-        if self.samples is not None and not self.samples >= MIN_SAMPLES:
-            faults.append(f"samples must be ≥ {MIN_SAMPLES}, so that no part is empty, got {self.samples}")
-        if not 0 <= self.noise < math.inf:
-            faults.append(f"noise must be ≥ 0 and finite, got {self.noise}")
-        for field, seed in (("seed", self.seed), ("shuffle_seed", self.shuffle_seed)):
-            if seed is not None and not 0 <= seed < 2**32:
-                faults.append(f"{field} must be in [0, 2**32), got {seed}")
-        return faults
+        if self.classes is not None and not len(set(self.classes)) == len(self.classes) >= 2:
+            faults.append(f"classes must be at least two different digits, got {shown(self.classes)}")
+        return faults + value_faults(self)
 
 
 @dataclass(frozen=True)

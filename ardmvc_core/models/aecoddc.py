@@ -15,6 +15,7 @@ from ardmvc_core.losses.reconstruction import mean_squared_error
 from ardmvc_core.models.comvc import ContrastConfig
 from ardmvc_core.models.simvc import FusedClustering, adam, clustering_terms
 from ardmvc_core.networks import Decoder, Encoder, build_decoder, build_encoders
+from ardmvc_core.ranges import ExtraEpochs, Weight
 from ardmvc_core.types import Method, Objective, Stage, StepContext, Terms, Views, ViewShapes
 
 
@@ -26,17 +27,10 @@ class AECoDDCConfig(ContrastConfig):
     """Which model this configures."""
     adaptive_weight: bool = False
     """Whether the contrastive loss is also weighed by the smallest fusion share; here it is not."""
-    reconstruction_weight: float = 1.0
+    reconstruction_weight: Weight = 1.0
     """Weight of every view's reconstruction error, ≥ 0."""
-    pretrain_epochs: int = 20
+    pretrain_epochs: ExtraEpochs = 20
     """Epochs of contrast and reconstruction alone before the main training, ≥ 0."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.reconstruction_weight < float("inf"):
-            raise ValueError(f"reconstruction_weight must be ≥ 0 and finite, got {self.reconstruction_weight}")
-        if not self.pretrain_epochs >= 0:
-            raise ValueError(f"pretrain_epochs must be ≥ 0, got {self.pretrain_epochs}")
 
 
 class AutoencodedClustering(FusedClustering):

@@ -6,7 +6,7 @@ Source: "Adversarially Robust Deep Multi-View Clustering", ICML 2024.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, Self, get_args
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from ardmvc_core.losses.mitigator import KLDirection, mitigator_kl
 from ardmvc_core.models.comvc import ContrastConfig, aligned_clustering_terms
 from ardmvc_core.models.simvc import DDCOutput, FusedClustering, adam
 from ardmvc_core.networks import build_encoders
+from ardmvc_core.ranges import ExtraEpochs, Positive, PositiveShare, StepRatio, Steps, Weight
 from ardmvc_core.types import Method, Objective, Stage, StepContext, Views, ViewShapes
 
 InnerObjective = Literal["contrastive", "assignment", "both"]
@@ -30,15 +31,15 @@ InnerObjective = Literal["contrastive", "assignment", "both"]
 class AdversarialConfig(ContrastConfig):
     """The inner maximisation and its weight, shared by AR-DMVC and AR-DMVC-AM."""
 
-    adversarial_weight: float = 1.0
+    adversarial_weight: Weight = 1.0
     """λ ≥ 0: weight of CoMVC's loss on the attacked views."""
-    train_eps: float = 0.2
+    train_eps: PositiveShare = 0.2
     """L∞ radius of the attack during training, in (0, 1], in units of the input range."""
-    train_steps: int = 10
+    train_steps: Steps = 10
     """Gradient steps of the attack during training, ≥ 1."""
-    train_step_ratio: float = 0.1
+    train_step_ratio: StepRatio = 0.1
     """Step size of that attack as a share of `train_eps`, > 0."""
-    train_eps_warmup: int = 0
+    train_eps_warmup: ExtraEpochs = 0
     """Epochs over which the radius grows linearly up to `train_eps`, ≥ 0; 0: it is there from the start (paper)."""
     inner_objective: InnerObjective = "contrastive"
     """What the attack raises: the contrastive loss (paper), the cross-entropy to the clean assignments, or both."""
@@ -49,24 +50,6 @@ class AdversarialConfig(ContrastConfig):
     mute_dead_units: bool = False
     """Whether hidden units of the head that are off on all training samples are held off in inference mode too, where
     an attack could turn them on (`networks.ClusteringHead`); no source has it."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.adversarial_weight < float("inf"):
-            raise ValueError(f"adversarial_weight must be ≥ 0 and finite, got {self.adversarial_weight}")
-        if not 0 < self.train_eps <= 1:
-            raise ValueError(f"train_eps must be in (0, 1], got {self.train_eps}")
-        if not self.train_steps >= 1:
-            raise ValueError(f"train_steps must be ≥ 1, got {self.train_steps}")
-        if not 0 < self.train_step_ratio < float("inf"):
-            raise ValueError(f"train_step_ratio must be > 0 and finite, got {self.train_step_ratio}")
-        if not self.train_eps_warmup >= 0:
-            raise ValueError(f"train_eps_warmup must be ≥ 0, got {self.train_eps_warmup}")
-        if self.inner_objective not in get_args(InnerObjective):
-            allowed = ", ".join(get_args(InnerObjective))
-            raise ValueError(f"inner_objective must be one of {allowed}, got {self.inner_objective!r}")
-        if self.inner_pairs not in get_args(PairChoice):
-            raise ValueError(f"inner_pairs must be all or first, got {self.inner_pairs!r}")
 
     def budget(self) -> AttackBudget:
         """Threat model of the training attack."""
@@ -93,23 +76,14 @@ class ARDMVCAMConfig(AdversarialConfig):
 
     name: Literal["ar_dmvc_am"] = "ar_dmvc_am"
     """Which model this configures."""
-    mitigator_weight: float = 0.1
+    mitigator_weight: Weight = 0.1
     """γ ≥ 0: weight of the divergence between attacked and clean assignments."""
     kl_direction: KLDirection = "slides"
     """`slides`: KL(attacked ‖ clean), as the paper's bound has it; `code`: KL(clean ‖ attacked), as published."""
-    kl_smoothing: float = 1e-4
+    kl_smoothing: Positive = 1e-4
     """Added to every assignment before the logarithm, not renormalised; > 0."""
     kl_stop_gradient: bool = False
     """Whether the clean assignments are a constant in the divergence (the published code: no)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.mitigator_weight < float("inf"):
-            raise ValueError(f"mitigator_weight must be ≥ 0 and finite, got {self.mitigator_weight}")
-        if self.kl_direction not in get_args(KLDirection):
-            raise ValueError(f"kl_direction must be slides or code, got {self.kl_direction!r}")
-        if not 0 < self.kl_smoothing < float("inf"):
-            raise ValueError(f"kl_smoothing must be > 0 and finite, got {self.kl_smoothing}")
 
 
 def inner_objective(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ardmvc_core.losses.contrastive import contrastive_terms
 from ardmvc_core.models.simvc import DDCOutput, FusedClustering, NetworkConfig, adam, build, clustering_terms
+from ardmvc_core.ranges import Temperature, Weight
 from ardmvc_core.types import Method, Objective, Stage, StepContext, Views
 
 
@@ -18,19 +19,12 @@ from ardmvc_core.types import Method, Objective, Stage, StepContext, Views
 class ContrastConfig(NetworkConfig):
     """CoMVC's loss on top of SiMVC's network."""
 
-    contrastive_weight: float = 0.1
+    contrastive_weight: Weight = 0.1
     """Weight of the contrastive loss, ≥ 0."""
-    temperature: float = 0.1
+    temperature: Temperature = 0.1
     """Divides the cosine similarities; no unit, > 0."""
     adaptive_weight: bool = True
     """Whether the contrastive loss is also weighed by the smallest fusion share."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.contrastive_weight < float("inf"):
-            raise ValueError(f"contrastive_weight must be ≥ 0 and finite, got {self.contrastive_weight}")
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature must be > 0 and finite, got {self.temperature}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ their weight against the other terms holds for one batch size.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from ardmvc_core.losses.alignment import attention_alignment, discriminator_loss
 from ardmvc_core.losses.ddc import cluster_orthogonality, gaussian_kernel, separation, simplex_corners
 from ardmvc_core.models.simvc import DDCOutput, NetworkConfig
 from ardmvc_core.networks import ClusteringHead, Encoder, build_encoders
+from ardmvc_core.ranges import LearningRate, Temperature, Weight
 from ardmvc_core.types import Method, Objective, Stage, StepContext, Views, ViewShapes
 
 InferenceAttention = Literal["frozen", "batch"]
@@ -34,33 +35,22 @@ class EAMCConfig(NetworkConfig):
 
     name: Literal["eamc"] = "eamc"
     """Which model this configures."""
-    learning_rate: float = 1e-5
+    learning_rate: LearningRate = 1e-5
     """Adam's learning rate of encoders and clustering head, > 0."""
-    attention_learning_rate: float = 1e-4
+    attention_learning_rate: LearningRate = 1e-4
     """The same optimizer's learning rate of the attention layers, > 0."""
-    discriminator_learning_rate: float = 1e-3
+    discriminator_learning_rate: LearningRate = 1e-3
     """Learning rate of the discriminators' own Adam, > 0. Their loss has no weight: Adam would cancel it."""
-    attention_weight: float = 1.0
+    attention_weight: Weight = 1.0
     """Weight of the distance between the fused kernel and those of the views, ≥ 0."""
-    generator_weight: float = 10.0
+    generator_weight: Weight = 10.0
     """Weight of the encoders' side of the game against the discriminators, ≥ 0."""
-    attention_temperature: float = 10.0
+    attention_temperature: Temperature = 10.0
     """τ > 0: divides the sigmoids before the softmax, so two views' weights differ by a factor of e^(1/τ) at most."""
     attention: InferenceAttention = "frozen"
     """Weights in inference mode. `frozen`: the mean over the clean training samples, fixed at calibration, so that an
     assignment depends on its own sample only. `batch`: the mean over the batch, as in training (paper and published
     code); then the samples of a batch decide about each other's clusters."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for field in ("attention_learning_rate", "discriminator_learning_rate", "attention_temperature"):
-            if not 0 < getattr(self, field) < float("inf"):
-                raise ValueError(f"{field} must be > 0 and finite, got {getattr(self, field)}")
-        for field in ("attention_weight", "generator_weight"):
-            if not 0 <= getattr(self, field) < float("inf"):
-                raise ValueError(f"{field} must be ≥ 0 and finite, got {getattr(self, field)}")
-        if self.attention not in get_args(InferenceAttention):
-            raise ValueError(f"attention must be frozen or batch, got {self.attention!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,14 @@ maximised between different views, while that code also pairs each view but the 
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor, nn
 
 from ardmvc_core.losses.mutual_information import InformationPairs, mutual_information_terms
 from ardmvc_core.models.simvc import FusedClustering, NetworkConfig, adam, clustering_terms
 from ardmvc_core.networks import build_encoders
+from ardmvc_core.ranges import ExtraEpochs, Weight
 from ardmvc_core.types import Method, Objective, Stage, StepContext, Terms, Views, ViewShapes
 
 
@@ -23,26 +24,15 @@ class InfoDDCConfig(NetworkConfig):
 
     name: Literal["infoddc"] = "infoddc"
     """Which model this configures."""
-    mutual_information_weight: float = 0.1
+    mutual_information_weight: Weight = 0.1
     """Weight of the mutual-information loss in the main training, ≥ 0; pre-training has weight 1."""
-    entropy_weight: float = 9.0
+    entropy_weight: Weight = 9.0
     """α ≥ 0: weight of the marginals' entropies against the mutual information."""
     pairs: InformationPairs = "all"
     """`all`: every pair of different views (paper); `published`: with the self-pairs of all views but the last."""
-    pretrain_epochs: int = 0
+    pretrain_epochs: ExtraEpochs = 0
     """Epochs of the mutual-information loss alone before the main training, ≥ 0; published: 20 on PatchedMNIST, 0 on
     NoisyMNIST and NoisyFashion."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.mutual_information_weight < float("inf"):
-            raise ValueError(f"mutual_information_weight must be ≥ 0 and finite, got {self.mutual_information_weight}")
-        if not 0 <= self.entropy_weight < float("inf"):
-            raise ValueError(f"entropy_weight must be ≥ 0 and finite, got {self.entropy_weight}")
-        if self.pairs not in get_args(InformationPairs):
-            raise ValueError(f"pairs must be all or published, got {self.pairs!r}")
-        if not self.pretrain_epochs >= 0:
-            raise ValueError(f"pretrain_epochs must be ≥ 0, got {self.pretrain_epochs}")
 
 
 class SoftmaxClustering(FusedClustering):

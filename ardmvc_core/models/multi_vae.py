@@ -8,7 +8,7 @@ concat(c, s^1, …, s^V). The balance of the loss is the paper's, see `kl_scale`
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from ardmvc_core.losses.vae import (
 )
 from ardmvc_core.models.simvc import NetworkConfig, adam
 from ardmvc_core.networks import Decoder, Encoder, build_decoder, build_encoders
+from ardmvc_core.ranges import LearningRate, Range, Temperature, Weight, Width
 from ardmvc_core.types import EmbeddingOutput, Method, Objective, Stage, StepContext, Views, ViewShapes
 
 KLScale = Literal["original", "port"]
@@ -37,21 +38,21 @@ class MultiVAEConfig(NetworkConfig):
 
     name: Literal["multi_vae"] = "multi_vae"
     """Which model this configures."""
-    learning_rate: float = 5e-4
+    learning_rate: LearningRate = 5e-4
     """Adam's learning rate, > 0."""
-    hidden_width: int = 256
+    hidden_width: Width = 256
     """Width of the layers between features and latents, both ways; ≥ 1."""
-    latent_width: int = 10
+    latent_width: Width = 10
     """Z: width of every view's continuous latent, ≥ 1."""
-    gumbel_temperature: float = 0.67
+    gumbel_temperature: Temperature = 0.67
     """Of the relaxed categorical samples; no unit, > 0."""
-    continuous_weight: float = 30.0
+    continuous_weight: Weight = 30.0
     """β ≥ 0: weight of every continuous latent's distance to its capacity."""
-    discrete_weight: float = 30.0
+    discrete_weight: Weight = 30.0
     """γ ≥ 0: weight of the categorical latent's distance to its capacity."""
-    continuous_capacity: float = 5.0
+    continuous_capacity: Weight = 5.0
     """Largest divergence that is asked of a continuous latent, nats, ≥ 0."""
-    capacity_steps: int = 25_000
+    capacity_steps: Annotated[int, Range(1, 10**9)] = 25_000
     """Optimizer steps until the continuous capacity is reached, ≥ 1."""
     kl_scale: KLScale = "original"
     """What is divided by P_v, the number of values of view v. `original`: every view's whole loss, so that relative to
@@ -60,20 +61,6 @@ class MultiVAEConfig(NetworkConfig):
     discrete_capacity: DiscreteCapacity = "continuous"
     """How the categorical latent's capacity grows, up to log K either way. `continuous` (original): by as much a step
     as the continuous one; `log_k` (the published baseline): over all of `capacity_steps`."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for field in ("hidden_width", "latent_width", "capacity_steps"):
-            if not getattr(self, field) >= 1:
-                raise ValueError(f"{field} must be ≥ 1, got {getattr(self, field)}")
-        if not 0 < self.gumbel_temperature < float("inf"):
-            raise ValueError(f"gumbel_temperature must be > 0 and finite, got {self.gumbel_temperature}")
-        for field in ("continuous_weight", "discrete_weight", "continuous_capacity"):
-            if not 0 <= getattr(self, field) < float("inf"):
-                raise ValueError(f"{field} must be ≥ 0 and finite, got {getattr(self, field)}")
-        for field, choice in (("kl_scale", KLScale), ("discrete_capacity", DiscreteCapacity)):
-            if getattr(self, field) not in get_args(choice):
-                raise ValueError(f"{field} must be one of {', '.join(get_args(choice))}, got {getattr(self, field)!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

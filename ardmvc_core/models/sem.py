@@ -9,7 +9,7 @@ aligns and every row of which has length 1; C is all z^v side by side, which is 
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations_with_replacement, pairwise
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,18 @@ from ardmvc_core.losses.sem import info_nce, pscl, rince
 from ardmvc_core.losses.view_weights import cmi_weights, jsd_weights, mmd_weights, view_clusters
 from ardmvc_core.models.simvc import adam
 from ardmvc_core.networks import Decoder, Encoder
+from ardmvc_core.ranges import (
+    ExtraEpochs,
+    LearningRate,
+    Positive,
+    PositiveShare,
+    Range,
+    Repeats,
+    Temperature,
+    Weight,
+    Width,
+    check_values,
+)
 from ardmvc_core.seeding import derive_seed
 from ardmvc_core.types import EmbeddingOutput, Method, Objective, Stage, StepContext, Views, ViewShapes
 
@@ -36,64 +48,45 @@ class SEMConfig:
 
     name: Literal["sem"] = "sem"
     """Which model this configures."""
-    hidden_widths: tuple[int, int, int] = (500, 500, 2000)
+    hidden_widths: tuple[Width, Width, Width] = (500, 500, 2000)
     """Widths of the encoders' hidden layers, each ≥ 1; the decoders have them the other way round."""
-    feature_width: int = 512
+    feature_width: Width = 512
     """Width of the features h^v, which the decoders start from, ≥ 1."""
-    latent_width: int = 128
+    latent_width: Width = 128
     """Width of the latents z^v, ≥ 1."""
-    learning_rate: float = 3e-4
+    learning_rate: LearningRate = 3e-4
     """Adam's learning rate, > 0."""
     renew_optimizer: bool = True
     """Whether Adam is made anew for every contrastive epoch (published: yes, its moments are thrown away)."""
-    warmup_epochs: int = 100
+    warmup_epochs: ExtraEpochs = 100
     """Epochs of reconstruction alone, before the trial's epochs and not among them, ≥ 0."""
-    rounds: int = 3
+    rounds: Repeats = 3
     """Rounds that the trial's epochs are split into, ≥ 1; each begins with new view weights."""
     contrast: Contrast = "infonce"
     """Loss of a pair of views."""
-    temperature: float = 1.0
+    temperature: Temperature = 1.0
     """Divides the inner products in `infonce`; no unit, > 0."""
-    pscl_squared_radius: float = 3.0
+    pscl_squared_radius: Positive = 3.0
     """Squared length that `pscl` shortens longer rows to, > 0; rows of this network have length 1."""
-    rince_temperature: float = 0.5
+    rince_temperature: Temperature = 0.5
     """Divides the inner products in `rince`; no unit, > 0."""
-    rince_strength: float = 0.001
+    rince_strength: Positive = 0.001
     """λ of `rince`, > 0."""
-    rince_q: float = 0.5
+    rince_q: PositiveShare = 0.5
     """q of `rince`, in (0, 1]."""
     measure: Measure = "cmi"
     """What the view weights are read from: clusters in common (`cmi`), or how near the features are (`jsd`, `mmd`)."""
-    kmeans_restarts: int = 100
+    kmeans_restarts: Repeats = 100
     """Initialisations of the k-means behind `cmi`, ≥ 1. As published: seconds per view and round."""
-    mmd_samples: int = 2000
+    mmd_samples: Annotated[int, Range(2, 100_000)] = 2000
     """Samples, the first ones, that `mmd` compares, ≥ 2."""
     reconstruction: ReconstructionMode = "ae"
     """What the decoders reconstruct from: clean views, noisy ones (`dae`), or partly masked ones (`mae`)."""
-    reconstruction_weight: float = 1.0
+    reconstruction_weight: Weight = 1.0
     """Λ ≥ 0: weight of the reconstruction beside the contrast; the warm-up has weight 1."""
 
     def __post_init__(self) -> None:
-        if len(self.hidden_widths) != 3 or not min(self.hidden_widths) >= 1:
-            raise ValueError(f"hidden_widths must be three widths ≥ 1, got {self.hidden_widths}")
-        for field in ("feature_width", "latent_width", "rounds", "kmeans_restarts"):
-            if not getattr(self, field) >= 1:
-                raise ValueError(f"{field} must be ≥ 1, got {getattr(self, field)}")
-        for field in ("learning_rate", "temperature", "pscl_squared_radius", "rince_temperature", "rince_strength"):
-            if not 0 < getattr(self, field) < float("inf"):
-                raise ValueError(f"{field} must be > 0 and finite, got {getattr(self, field)}")
-        if not self.warmup_epochs >= 0:
-            raise ValueError(f"warmup_epochs must be ≥ 0, got {self.warmup_epochs}")
-        if not 0 < self.rince_q <= 1:
-            raise ValueError(f"rince_q must be in (0, 1], got {self.rince_q}")
-        if not self.mmd_samples >= 2:
-            raise ValueError(f"mmd_samples must be ≥ 2, got {self.mmd_samples}")
-        if not 0 <= self.reconstruction_weight < float("inf"):
-            raise ValueError(f"reconstruction_weight must be ≥ 0 and finite, got {self.reconstruction_weight}")
-        choices = (("contrast", Contrast), ("measure", Measure), ("reconstruction", ReconstructionMode))
-        for field, allowed in choices:
-            if getattr(self, field) not in get_args(allowed):
-                raise ValueError(f"{field} must be one of {', '.join(get_args(allowed))}, got {getattr(self, field)!r}")
+        check_values(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,13 +5,14 @@ Source: Trosten et al., "Reconsidering Representation Alignment for Multi-View C
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from ardmvc_core.losses.ddc import ddc_terms
 from ardmvc_core.networks import ClusteringHead, Encoder, EncoderKind, WeightedMean, build_encoders
+from ardmvc_core.ranges import LearningRate, Width, check_values
 from ardmvc_core.types import Method, ModelOutput, Objective, Stage, StepContext, Views, ViewShapes
 
 
@@ -21,18 +22,13 @@ class NetworkConfig:
 
     encoder: EncoderKind = "auto"
     """Encoder of every view; `auto` goes by the view's shape."""
-    dense_widths: tuple[int, int] = (256, 128)
+    dense_widths: tuple[Width, Width] = (256, 128)
     """Hidden and latent width of dense encoders, each ≥ 1; other encoders do not read it."""
-    learning_rate: float = 1e-3
+    learning_rate: LearningRate = 1e-3
     """Adam's learning rate, > 0."""
 
     def __post_init__(self) -> None:
-        if self.encoder not in get_args(EncoderKind):
-            raise ValueError(f"encoder must be one of {', '.join(get_args(EncoderKind))}, got {self.encoder!r}")
-        if len(self.dense_widths) != 2 or not min(self.dense_widths) >= 1:
-            raise ValueError(f"dense_widths must be two widths ≥ 1, got {self.dense_widths}")
-        if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"learning_rate must be > 0 and finite, got {self.learning_rate}")
+        check_values(self)
 
 
 @dataclass(frozen=True, kw_only=True)

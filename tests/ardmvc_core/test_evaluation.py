@@ -419,7 +419,7 @@ def test_attacks_found_in_bf16_are_scored_in_full_precision():
     attacks = len(budget.objectives) + 1
     assert sum(not bf16 and not gradient for bf16, gradient in seen) == 1 + 2 + attacks
     assert not network.encoders[0].bf16
-    with pytest.raises(ValueError, match="attack_precision must be fp32 or bf16, got 'fp16'"):
+    with pytest.raises(ValueError, match="attack_precision must be one of fp32, bf16, got 'fp16'"):
         EvalBudget(attack_precision="fp16")
 
 

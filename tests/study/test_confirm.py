@@ -125,7 +125,7 @@ def test_a_configuration_that_failed_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--top", "0"], "--top: must be ≥ 1, got 0"),
+        (["--top", "0"], "--top: must be in 1..100, got 0"),
         (["--seeds", "1"], "--seeds: must be in 2..100"),
         (["--baselines", "0,b"], "--baselines: must be trial numbers such as 0,1, got '0,b'"),
         (["--tier", "strong"], "--tier: must be one of probe, tune, standard, plus, got 'strong'"),

@@ -439,9 +439,9 @@ def refused(tmp_path: Path) -> Callable[..., str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--eps", "0"], "--eps: must be in (0, 1] because views are in [0, 1]; got 0.0 (8/255 is 0.031)"),
-        (["--eps", "0.1,8"], "--eps: must be in (0, 1] because views are in [0, 1]; got 8.0 (8/255 is 0.031)"),
-        (["--eps", "nan"], "--eps: must be in (0, 1] because views are in [0, 1]; got nan (8/255 is 0.031)"),
+        (["--eps", "0"], "--eps: must be in (0, 1] because views are in [0, 1] (8/255 is 0.031), got 0.0"),
+        (["--eps", "0.1,8"], "--eps: must be in (0, 1] because views are in [0, 1] (8/255 is 0.031), got 8.0"),
+        (["--eps", "nan"], "--eps: must be in (0, 1] because views are in [0, 1] (8/255 is 0.031), got nan"),
         (["--eps", "0.1,0.1"], "--eps: must be distinct, got 0.1, 0.1"),
         (["--eps", "8/255"], "--eps: must be numbers such as 0.05,0.1, got '8/255'"),
         (["--tier", "strong"], "--tier: tier must be one of probe, tune, standard, plus, got 'strong'"),
@@ -449,9 +449,9 @@ def refused(tmp_path: Path) -> Callable[..., str]:
         (["--views", "-1"], "--views: must be distinct, each in 0..1, got (-1,)"),
         (["--views", "one"], "--views: must be numbers such as 0,1, got 'one'"),
         (["--part", "train"], "--part: must be one of tune, score, got 'train'"),
-        (["--certify", "0"], "--certify: must be > 0 and finite, got 0.0"),
-        (["--samples", "1"], "--samples: must be ≥ 2, got 1"),
-        (["--surrogates", "-1"], "--surrogates: must be ≥ 0, got -1"),
+        (["--certify", "0"], "--certify: must be in (0, 100], got 0.0"),
+        (["--samples", "1"], "--samples: must be in [2, 1000000000], got 1"),
+        (["--surrogates", "-1"], "--surrogates: must be in [0, 100], got -1"),
         (["--repeat", "1"], "--repeat: must be in 0..0, the trial's models, got 1"),
     ],
 )

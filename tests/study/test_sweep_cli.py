@@ -83,7 +83,7 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
 def test_every_fault_is_a_line_with_file_path_and_way_out(refused: Refused) -> None:
     message = refused("--trials", "0", "--set", "trial.model.adversarial_weight=-1", "--set", "sampler.name=tpee")
     assert message.splitlines() == [
-        "--set trial.model.adversarial_weight=-1: trial.model.adversarial_weight: must be ≥ 0 and finite, got -1.0",
+        "--set trial.model.adversarial_weight=-1: trial.model.adversarial_weight: must be in [0, 1000000], got -1.0",
         "--set sampler.name=tpee: sampler.name: "
         "unknown name 'tpee'; nearest: 'tpe'; known: random, sobol, tpe, gp, nsga2",
         "--trials 0: limits.trials: must be ≥ 1, got 0",
@@ -97,7 +97,7 @@ def test_every_fault_is_a_line_with_file_path_and_way_out(refused: Refused) -> N
         ("space.model.temprature={uniform: [0.1, 1]}", "is no field of TrialConfig"),
         ("space.model.train_eps={uniform: [0.1, 1.5]}", "1.5 of uniform [0.1, 1.5] makes an invalid trial"),
         ("trial.model.train_eps=0", "must be in (0, 1], got 0.0"),
-        ("trial.evaluation.eps=1.5", "must be in (0, 1] because views are in [0, 1]; got 1.5"),
+        ("trial.evaluation.eps=1.5", "must be in (0, 1] because views are in [0, 1] (8/255 is 0.031), got 1.5"),
         ("trial.model.name=dmvc_am", "unknown name 'dmvc_am'; nearest: 'ar_dmvc_am'"),
         ("trial.dataset.name=mnist", "unknown value 'mnist'"),
         ("objective.metric=robust/ack", "unknown metric 'robust/ack'; nearest: 'robust/acc'"),

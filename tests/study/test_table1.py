@@ -205,7 +205,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (["--datasets", "npz"], "--datasets: unknown data set 'npz'"),
         (["--scale", "huge"], "--scale: must be one of smoke, small, paper, got 'huge'"),
         (["--protocol", "published"], "--protocol: must be official, strict or both, got 'published'"),
-        (["--seeds", "0"], "--seeds: must be ≥ 1, got 0"),
+        (["--seeds", "0"], "--seeds: must be in 1..100, got 0"),
         (["--seeds", "1", "--ci"], "--ci: an interval over seeds needs at least two, got --seeds 1"),
         (["--set", "trial.protocol=strict"], "--set trial.protocol=strict: trial.protocol is the table's own: use --p"),
         (["--set", "trial.repeats=5"], "use --seeds"),

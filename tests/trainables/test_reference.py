@@ -184,7 +184,7 @@ def test_seeds_agree_with_themselves_and_their_values_are_kept(tmp_path: Path) -
         ({"protocol": "official"}, "selection needs the tuning part"),
         ({"score_on": "score"}, "selection must be made on the tuning part"),
         ({"protocol": "both", "selection": {"lock_labels": True}}, "lock_labels needs protocol strict"),
-        ({"selection": {"reference_runs": 1}}, "reference_runs must be ≥ 2, got 1"),
+        ({"selection": {"reference_runs": 1}}, r"reference_runs must be in \[2, 1000\], got 1"),
         ({"evaluation": {"tier": "strong"}}, "'probe', 'tune', 'standard' or 'plus'"),
         ({"evaluation": {"tier": "tune", "attack_precision": "bf16"}}, "attack_precision must be fp32 with a tier"),
     ],

@@ -51,8 +51,8 @@ def test_views_that_may_not_move_do_not():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epochs": 0}, "epochs must be ≥ 1, got 0"),
-        ({"learning_rate": float("nan")}, "learning_rate must be > 0 and finite, got nan"),
+        ({"epochs": 0}, r"epochs must be in \[1, 100000\], got 0"),
+        ({"learning_rate": float("nan")}, r"learning_rate must be in \(0, 10\], got nan"),
         ({"validation_share": 1.0}, r"validation_share must be in \(0, 1\), got 1.0"),
     ],
 )

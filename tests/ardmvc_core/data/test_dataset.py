@@ -27,14 +27,14 @@ from ardmvc_core.data.dataset import (
         ({"name": "patched_mnist", "noise": 0.1}, ["noise must be left out for patched_mnist", "0.1"]),
         ({"name": "noisy_digits", "classes": (3,)}, ["classes must be at least two", "(3,)"]),
         ({"name": "noisy_digits", "classes": (3, 3)}, ["classes must be", "(3, 3)"]),
-        ({"name": "noisy_digits", "classes": (3, 10)}, ["classes must be", "(3, 10)"]),
-        ({"name": "noisy_digits", "samples": 9}, ["samples must be ≥ 10", "got 9"]),
-        ({"name": "noisy_digits", "noise": float("nan")}, ["noise must be ≥ 0 and finite", "nan"]),
+        ({"name": "noisy_digits", "classes": (3, 10)}, ["classes must be in [0, 9]", "got 10"]),
+        ({"name": "noisy_digits", "samples": 9}, ["samples must be in [10, 1000000000]", "got 9"]),
+        ({"name": "noisy_digits", "noise": float("nan")}, ["noise must be in [0, 1000]", "nan"]),
         ({"name": "noisy_digits", "noise": -0.1}, ["noise must be", "-0.1"]),
         ({"name": "noisy_digits", "noise": float("inf")}, ["noise must be", "inf"]),
         ({"name": "noisy_digits", "seed": -1}, ["seed must be", "-1"]),
         ({"name": "noisy_digits", "shuffle_seed": 2**32}, ["shuffle_seed must be", "4294967296"]),
-        ({"name": "noisy_mnist", "path": "x", "samples": 0}, ["path must be left out", "samples must be ≥ 10"]),
+        ({"name": "noisy_mnist", "path": "x", "samples": 0}, ["path must be left out", "samples must be in [10, "]),
     ],
 )
 def test_config_refuses(fields: dict, fragments: list[str]) -> None:
