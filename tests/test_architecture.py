@@ -85,6 +85,7 @@ DRAFTS = {
     "trainables/attack_trial.py": "into the draft of a checkpoint",
     "trainables/trainable.py": "into the draft of a checkpoint",
     "study/addresses.py": "a lock, and a draft that is moved",
+    "study/backup.py": "reserves the name of a file that is then moved there",
     "study/figures.py": "into memory",
     "study/search.py": "into Ray's folder, which nobody reads",
 }

@@ -34,6 +34,9 @@ _FAULTS = 1500
 _PACKED = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
 """What `numpy.savez` and `numpy.savez_compressed` write; bzip2 and LZMA unpack without a bound."""
 
+_NOISE = re.compile(r" at 0x[0-9a-f]+|\s+For further information visit \S+")
+"""In a library's reason: an address in memory, pydantic's advertisement."""
+
 
 @contextmanager
 def reading(
@@ -60,7 +63,7 @@ def reading(
 
 def reason_of(error: Exception) -> str:
     """What an exception says, in one short line; with its class where that is all that explains it."""
-    text = shown(re.sub(r" at 0x[0-9a-f]+", "", str(error)[: 8 * _REASON]), _REASON)
+    text = shown(_NOISE.sub("", str(error)[: 8 * _REASON]), _REASON)
     if isinstance(error, OSError | ValueError) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

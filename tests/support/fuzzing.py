@@ -122,7 +122,7 @@ def altered(draw: st.DrawFn, tree: Any, leaves: st.SearchStrategy[Any], edits: i
             case "rename" if isinstance(holder, dict):
                 holder[draw(st.text(max_size=6))] = holder.pop(key)
             case "wrap":
-                for _ in range(draw(st.sampled_from([1, 1, 1, 600]))):
+                for _ in range(draw(st.sampled_from([1, 1, 1, 200]))):
                     holder[key] = [holder[key]]
     return tree
 

@@ -108,20 +108,24 @@ def repacked(draw: st.DrawFn, content: bytes) -> bytes:
     return buffer.getvalue()
 
 
+@st.composite
+def states(draw: st.DrawFn, whole: Path) -> bytes:
+    """A state that is damaged, damaged within its archive, or another tree of values and tensors."""
+    content = (whole / STATE_FILE).read_bytes()
+    match draw(st.sampled_from(["damaged", "repacked", "altered"])):
+        case "damaged":
+            return draw(damaged(content))
+        case "repacked":
+            return draw(repacked(content))
+    buffer = io.BytesIO()
+    torch.save(draw(altered(trees(torch.load(whole / STATE_FILE, weights_only=True)), tensors())), buffer)
+    return buffer.getvalue()
+
+
 @given(data=st.data())
 @fuzzed(120)
 def test_states(folder: Path, data: st.DataObject, whole: Path) -> None:
-    content = (whole / STATE_FILE).read_bytes()
-    match data.draw(st.sampled_from(["damaged", "repacked", "altered"])):
-        case "damaged":
-            content = data.draw(damaged(content))
-        case "repacked":
-            content = data.draw(repacked(content))
-        case "altered":
-            state = trees(torch.load(whole / STATE_FILE, weights_only=True))
-            buffer = io.BytesIO()
-            torch.save(data.draw(altered(state, tensors())), buffer)
-            content = buffer.getvalue()
+    content = data.draw(states(whole))
     (folder / STATE_FILE).write_bytes(content)
     with refusing(folder, ValueError):
         load_model(str(folder), CPU)

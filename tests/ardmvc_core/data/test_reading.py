@@ -43,6 +43,7 @@ def test_reasons() -> None:
     assert reason_of(TypeError("wrong")) == "TypeError: wrong"
     assert reason_of(KeyError("name")) == "KeyError: 'name'"
     assert reason_of(ValueError("<ast.BinOp object at 0x7f4068fa3310>")) == "<ast.BinOp object>"
+    assert reason_of(ValueError("wrong\n    For further information visit https://errors.io/x")) == "wrong"
     assert reason_of(MemoryError()) == "MemoryError"
     assert len(reason_of(ValueError("x" * 10**7)).encode()) == 240
 
