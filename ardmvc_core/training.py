@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ardmvc_core.networks import bf16_encoders
+from ardmvc_core.networks.encoders import bf16_encoders
 from ardmvc_core.seeding import derive_seed, generator, global_rng_state, set_global_rng_state
 from ardmvc_core.types import Method, Objective, Stage, StepContext, Views
 

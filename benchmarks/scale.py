@@ -34,15 +34,15 @@ sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "benchmarks")]
 from postgres import Postgres  # noqa: E402
 from sweep_overhead import EmptyTrial  # noqa: E402
 
-from study.conductor import Conductor  # noqa: E402
-from study.display import LiveTable  # noqa: E402
-from study.ledger import Ledger, study_url  # noqa: E402
-from study.outbox import Parcel  # noqa: E402
+from study.database.ledger import Ledger, study_url  # noqa: E402
+from study.driver.conductor import Conductor  # noqa: E402
+from study.driver.live_table import LiveTable  # noqa: E402
+from study.driver.run import run_study  # noqa: E402
+from study.planning.suggestions import Suggestions, make_pruner  # noqa: E402
 from study.records import TrialRecord, WorkerAway  # noqa: E402
-from study.runner import run_study  # noqa: E402
-from study.sampling import Suggestions, make_pruner  # noqa: E402
-from study.spec import StudySpec, load_spec  # noqa: E402
-from study.tracking import MLflowTracker, tracking_uri  # noqa: E402
+from study.spec.study_spec import StudySpec, load_spec  # noqa: E402
+from study.tracking.outbox import Parcel  # noqa: E402
+from study.tracking.tracker import MLflowTracker, tracking_uri  # noqa: E402
 from trainables.trainable import TrialTrainable  # noqa: E402
 from trainables.trial import Report  # noqa: E402
 
@@ -179,7 +179,7 @@ def scale_spec(arguments: argparse.Namespace, trials: int) -> StudySpec:
 def open_study(
     spec: StudySpec, mlflow: bool, windows: Windows, stream: TextIO
 ) -> tuple[Ledger, Conductor, Sent | None, LiveTable]:
-    """What `study.runner` does between its checks and Ray."""
+    """What `study.driver.run` does between its checks and Ray."""
     ledger = Ledger.open_or_create(spec, study_url(spec.storage.path), make_pruner(spec.pruner_options(), 2))
     ledger.acquire()
     records = ledger.records()

@@ -17,8 +17,8 @@ from typing import Any
 
 import ray
 
-from study.runner import run_study
-from study.spec import load_spec
+from study.driver.run import run_study
+from study.spec.study_spec import load_spec
 from trainables.trainable import TrialTrainable
 from trainables.trial import Report
 

@@ -26,11 +26,11 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from ardmvc_core.attacks.pgd import random_start
+from ardmvc_core.attacks.searches.pgd import random_start
 from ardmvc_core.models.ar_dmvc import ARDMVCAMConfig, adversarial_terms, attack_in_training, build, stages
 from ardmvc_core.models.comvc import aligned_clustering_terms
 from ardmvc_core.models.simvc import FusedClustering
-from ardmvc_core.networks import Encoder, bf16_encoders
+from ardmvc_core.networks.encoders import Encoder, bf16_encoders
 from ardmvc_core.seeding import generator
 from ardmvc_core.types import StepContext, Views
 

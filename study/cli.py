@@ -7,9 +7,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from study.faults import listing, shortened
 from study.secrets import guard_output, redact, remember_arguments
-from study.source import SpecError
+from study.spec.faults import listing, shortened
+from study.spec.yaml_file import SpecError
 
 MOST_SEEDS = 100
 """Trainings of one setting."""

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from ardmvc_core.data.reading import MIB, file_fault, fitted, megabytes, reason_of, shown, shown_path
 from study.cli import Parser, exit_code_of
-from study.source import SpecError
+from study.spec.yaml_file import SpecError
 from trainables.files import write_whole
 
 FILE = "report.json"

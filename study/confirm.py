@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from study.cli import MOST_SEEDS, Parser, add_run_flags, exit_code_of, refuse
-from study.source import SpecError
+from study.spec.yaml_file import SpecError
 
 if TYPE_CHECKING:
-    from study.ledger import Ledger
+    from study.database.ledger import Ledger
     from study.records import TrialRecord
-    from study.spec import StudySpec
+    from study.spec.study_spec import StudySpec
 
 MOST_FINALISTS = 100
 METRIC = "robust/acc"
@@ -69,7 +69,7 @@ def _run(given: argparse.Namespace) -> int:
     if faults:
         raise SpecError(faults)
 
-    from study.ledger import Ledger, LedgerError, study_url
+    from study.database.ledger import Ledger, LedgerError, study_url
 
     try:
         ledger = Ledger.open_existing(given.study, study_url(given.storage))
@@ -84,18 +84,18 @@ def _run(given: argparse.Namespace) -> int:
             [f"--once: the score part of {given.study!r} has been used {len(uses)} times: {', '.join(uses)}"]
         )
 
-    from study.preflight import environment_faults
+    from study.planning.preflight import environment_faults
 
     if faults := environment_faults(spec, cluster=given.address is not None):
         raise SpecError([f"confirm: {fault}" for fault in faults])
     if given.dry_run:
-        from study.dry_run import dry_run
+        from study.planning.dry_run import dry_run
 
         print(dry_run(spec, as_json=False))
         return 0
 
-    from study.confirm_report import show_confirmation
-    from study.runner import StudyBroken, StudyRefused, run_study
+    from study.driver.run import StudyBroken, StudyRefused, run_study
+    from study.reporting.confirmation import show_confirmation
     from trainables.checkpoints import below
     from trainables.saved_trial import DamagedCheckpoint
 
@@ -137,9 +137,9 @@ def finalists(
     Args: wanted: numbers of the baselines to take; None: all that have a rank.
     Raises: LedgerError if no searched trial is complete, or a wanted baseline is not there.
     """
-    from study.label_free import preferred
-    from study.leaderboard import goals, rank
-    from study.ledger import LedgerError
+    from study.database.ledger import LedgerError
+    from study.ranking.label_free import preferred
+    from study.ranking.ranking import goals, rank
 
     objectives = goals(spec)
     ranked = [row.record for row in rank(records, objectives) if row.rank is not None]
@@ -164,7 +164,7 @@ def confirmation(ledger: "Ledger", chosen: "Sequence[TrialRecord]", given: argpa
     Raises: SpecError for a study whose trials cannot be confirmed.
     """
     from ardmvc_core.seeding import derive_seed
-    from study.spec import checked_spec
+    from study.spec.study_spec import checked_spec
 
     old = ledger.spec
     if old.get("trainable", "model") != "model":

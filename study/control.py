@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from study.cli import Parser, exit_code_of, refuse
-from study.leaderboard import Objective, goals, rank, scores, since_improvement, spread
+from study.ranking.ranking import Objective, goals, rank, scores, since_improvement, spread
 from study.records import TrialRecord
-from study.source import SpecError
+from study.spec.yaml_file import SpecError
 
 if TYPE_CHECKING:
-    from study.ledger import Ledger
+    from study.database.ledger import Ledger
 
 WISHES, COPIES = ("pause", "resume", "stop"), ("backup", "restore")
 ACTIONS = ("status", *WISHES, *COPIES)
@@ -116,7 +116,7 @@ def _best(record: TrialRecord, objectives: Sequence[Objective]) -> dict[str, Any
 
 
 def _driver(ledger: "Ledger") -> Driver | None:
-    from study.lease import STALE_SECONDS
+    from study.database.lease import STALE_SECONDS
 
     holder = ledger.holder()
     if holder is None:
@@ -278,8 +278,8 @@ def _run(given: argparse.Namespace) -> int:
     if given.action not in COPIES and given.file is not None:
         raise SpecError([f"{given.action} takes no file, got {str(given.file)!r}"])
 
-    from study.backup import back_up, restore
-    from study.ledger import Ledger, LedgerError, database_fault
+    from study.database.backup import back_up, restore
+    from study.database.ledger import Ledger, LedgerError, database_fault
 
     try:
         message = restore(given.file, given.name, given.storage) if given.action == "restore" else ""

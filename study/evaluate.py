@@ -20,14 +20,14 @@ from ardmvc_core.ranges import Range, shown
 from study.cli import Parser, exit_code_of, refuse
 from study.provenance import command, git_commit, versions
 from study.secrets import redact
-from study.source import SpecError
+from study.spec.yaml_file import SpecError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ardmvc_core.data.dataset import Part
-    from ardmvc_core.evaluation_budget import EvalBudget
-    from study.robustness_report import Facts, SurrogateFacts
+    from ardmvc_core.evaluation.budget import EvalBudget
+    from study.robustness.page import Facts, SurrogateFacts
     from trainables.config import TrialConfig
     from trainables.surrogates import Surrogate
 
@@ -137,8 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(given: argparse.Namespace) -> int:
     _check_flags(given)
 
-    from ardmvc_core.checks import EvaluationError
-    from study.ledger import LedgerError, database_fault
+    from ardmvc_core.attacks.target import EvaluationError
+    from study.database.ledger import LedgerError, database_fault
 
     try:
         request = _prepare(given)
@@ -165,7 +165,7 @@ def note_score_use(target: Target, digest: str, storage: str) -> None:
     """
     print(f"{target.reference}: the score part ({digest[:12]}) is used by this evaluation", file=sys.stderr)
     if target.study:
-        from study.ledger import Ledger, study_url
+        from study.database.ledger import Ledger, study_url
 
         ledger = Ledger.open_existing(target.study, study_url(storage))
         ledger.note_score_use(f"study.evaluate {target.name}")
@@ -312,7 +312,7 @@ def _check_parts(target: Target, parts: "dict[str, Part]", stored: Mapping[str, 
 
 def _load(target: Target, config: "TrialConfig", repeat: int, device: Any) -> "nn.Module":
     """The model, in inference mode. Raises: SpecError if its weights are damaged, not finite, or lack centroids."""
-    from ardmvc_core.kmeans import KMeansHead
+    from ardmvc_core.networks.kmeans import KMeansHead
     from trainables.trial import load_model
 
     centroids = "cannot be attacked: its k-means head has no stored centroids"
@@ -387,8 +387,8 @@ def _study_of(reference: str) -> str:
 
 
 def _checkpoint(reference: str, storage: str) -> str:
-    from study.ledger import LedgerError, study_url
-    from study.saved_models import PREFIX, find_checkpoint
+    from study.database.ledger import LedgerError, study_url
+    from study.planning.saved_models import PREFIX, find_checkpoint
 
     if not reference.startswith(PREFIX):
         # A file of a checkpoint stands for its folder.
@@ -407,7 +407,7 @@ def _slug(reference: str) -> str:
 
 def _of_run(run_id: str, storage: str) -> str:
     """The study's trial that an MLflow run shows, as `study:NAME/NUMBER`; of a study's own run its best one."""
-    from study.ledger import Ledger, study_url
+    from study.database.ledger import Ledger, study_url
 
     with _mlflow(storage) as client:
         tags = client.get_run(run_id).data.tags
@@ -436,9 +436,9 @@ def _source_of(name: str, version: str, storage: str) -> str:
 @contextmanager
 def _mlflow(storage: str) -> Iterator[Any]:
     """MLflow's client. Raises: SpecError, for what the block meets too."""
-    from study import tracking
-    from study.addresses import local_fault, sqlite_file, tracking_uri
-    from study.run_contents import reason_of
+    from study.tracking import tracker as tracking
+    from study.tracking.address import local_fault, sqlite_file, tracking_uri
+    from study.tracking.run_fields import reason_of
 
     uri = tracking_uri(storage)
     if fault := local_fault(uri):
@@ -458,7 +458,7 @@ def _mlflow(storage: str) -> Iterator[Any]:
 
 
 def _evaluate(request: Request, given: argparse.Namespace) -> int:
-    from study.robustness_report import as_json, page, write
+    from study.robustness.page import as_json, page, write
 
     attacker = request.parts["attacker"].data.to(request.device)
     surrogates: tuple[Surrogate, ...] = ()
@@ -493,10 +493,10 @@ def _assess(
     surrogates: "Sequence[Surrogate]",
     progress: Progress,
 ) -> "tuple[Any, Facts]":
+    from ardmvc_core.assessment.assess import assess
+    from ardmvc_core.assessment.certificates import certify
     from ardmvc_core.attacks.suite import counted_passes
-    from ardmvc_core.robustness import assess
-    from study.certificates import certify
-    from study.robustness_report import Facts
+    from study.robustness.page import Facts
 
     scored, attacker = request.parts[given.part], request.parts["attacker"]
     begin = time.monotonic()
@@ -549,9 +549,9 @@ def _assess(
 
 
 def _surrogate_facts(one: "Surrogate", found: Any) -> "SurrogateFacts":
-    from ardmvc_core.checks import assign
-    from ardmvc_core.metrics import clustering_scores
-    from study.robustness_report import SurrogateFacts
+    from ardmvc_core.attacks.target import assign
+    from ardmvc_core.evaluation.metrics import clustering_scores
+    from study.robustness.page import SurrogateFacts
 
     agreement = None
     if not one.failure:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study.cli import Parser, exit_code_of, refuse
-from study.leaderboard import (
+from study.ranking.ranking import (
     Objective,
     Row,
     goals,
@@ -245,7 +245,7 @@ def as_html(
     name: str, records: Sequence[TrialRecord], objectives: Sequence[Objective], figures: Mapping[str, "Figure"]
 ) -> str:
     """One page that needs nothing beside it: summary, leaderboard, figures."""
-    from study.figures import png
+    from study.reporting.study_figures import png
 
     headings, rows = cells(records, objectives)
     head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
@@ -276,8 +276,8 @@ def all_figures(
     records: Sequence[TrialRecord], objectives: Sequence[Objective], space: Mapping[str, Any]
 ) -> dict[str, "Figure"]:
     """Figures of the study, and of its best trial and baselines where their checkpoints are still there."""
-    from study.figures import study_figures
-    from study.trial_figures import load_arrays, trial_figures
+    from study.reporting.study_figures import study_figures
+    from study.reporting.trial_figures import load_arrays, trial_figures
     from trainables.saved_trial import ARRAYS_FILE, parsing
 
     found = study_figures(records, objectives, space)
@@ -348,7 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace) -> int:
-    from study.ledger import Ledger, LedgerError, is_outage
+    from study.database.ledger import Ledger, LedgerError, is_outage
 
     try:
         if given.format == "parquet" and given.output is None:
@@ -356,7 +356,7 @@ def _run(given: argparse.Namespace) -> int:
         ledger = Ledger.open_existing(given.name, storage_path=given.storage)
         records, spec = ledger.records(), ledger.spec
         if given.unblind:
-            from study.unblind import stored_truths, unblind
+            from study.reporting.unblinding import stored_truths, unblind
             from trainables.checkpoints import below
 
             stored_truths(below(given.storage, ledger.name))  # what is damaged is refused before a use is noted
@@ -365,7 +365,7 @@ def _run(given: argparse.Namespace) -> int:
         else:
             content = _render(given, ledger.name, records, spec)
         if given.figures is not None:
-            from study.figures import png
+            from study.reporting.study_figures import png
 
             for key, figure in all_figures(records, goals(spec), spec.get("space", {})).items():
                 write_whole(given.figures / f"{key}.png", png(figure))

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from study.cli import Parser, add_run_flags, exit_code_of, refuse
-from study.source import SpecError, read_mapping
+from study.spec.yaml_file import SpecError, read_mapping
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,19 +32,19 @@ def _run(arguments: argparse.Namespace) -> int:
     # Imported step by step: torch takes seconds, Ray more, and bad input is answered before either is needed.
     label, raw = read_mapping(arguments.file)
 
-    from study.preflight import environment_faults
-    from study.spec import checked_spec
+    from study.planning.preflight import environment_faults
+    from study.spec.study_spec import checked_spec
 
     spec = checked_spec(label, raw, arguments.sets, arguments.trials)
     if faults := environment_faults(spec, cluster=arguments.address is not None):
         raise SpecError([f"{label}: {fault}" for fault in faults])
     if arguments.dry_run:
-        from study.dry_run import dry_run
+        from study.planning.dry_run import dry_run
 
         print(dry_run(spec, as_json=arguments.json_output))
         return 0
 
-    from study.runner import StudyBroken, StudyRefused, run_study
+    from study.driver.run import StudyBroken, StudyRefused, run_study
 
     try:
         return run_study(

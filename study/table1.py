@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from study.cli import MOST_SEEDS, Parser, add_run_flags, exit_code_of, refuse
-from study.faults import suggestion
 from study.paper_table.plan import (
     PUBLISHED_SEED,
     ROWS,
@@ -21,13 +20,14 @@ from study.paper_table.plan import (
     overrides,
     study_name,
 )
-from study.source import SpecError
+from study.spec.faults import suggestion
+from study.spec.yaml_file import SpecError
 from trainables.files import write_whole
 
 if TYPE_CHECKING:
     from study.paper_table.results import Scored
     from study.records import TrialRecord
-    from study.spec import StudySpec
+    from study.spec.study_spec import StudySpec
 
 FILES = ("table1.md", "table1.csv", "table1.tex", "table1.png")
 ROOT = "trial.dataset.root"
@@ -92,24 +92,24 @@ def _run(given: argparse.Namespace) -> int:
         return _show(given, seeds)
     absent = _absent(given)
 
-    from study.ledger import LedgerError
+    from study.database.ledger import LedgerError
 
     try:
         spec, asked = _spec(given, seeds, absent)
     except LedgerError as error:
         raise SpecError([str(error)]) from error
 
-    from study.preflight import environment_faults
+    from study.planning.preflight import environment_faults
 
     if faults := environment_faults(spec, cluster=given.address is not None):
         raise SpecError([f"table1: {fault}" for fault in faults])
     if given.dry_run:
-        from study.dry_run import dry_run
+        from study.planning.dry_run import dry_run
 
         print(dry_run(spec, as_json=False))
         return 0
 
-    from study.runner import StudyBroken, StudyRefused, run_study
+    from study.driver.run import StudyBroken, StudyRefused, run_study
 
     show = _Shower(given, seeds, absent, asked)
     try:
@@ -205,7 +205,7 @@ def _spec(given: argparse.Namespace, seeds: int, absent: Mapping[str, str]) -> "
 
     Returns: the spec, and the cells asked for.
     """
-    from study.spec import checked_spec
+    from study.spec.study_spec import checked_spec
 
     scale = SCALES[given.scale]
     rows = [row for row in ROWS if row in (given.models or ROWS)]
@@ -226,7 +226,7 @@ def _spec(given: argparse.Namespace, seeds: int, absent: Mapping[str, str]) -> "
 
 def _known(given: argparse.Namespace, seeds: int) -> "list[TrialRecord]":
     """The trials of the study so far; none if there is no such study yet."""
-    from study.ledger import Ledger, NoStudy, study_url
+    from study.database.ledger import Ledger, NoStudy, study_url
 
     url = study_url(Path(given.storage).resolve())
     try:
@@ -237,7 +237,7 @@ def _known(given: argparse.Namespace, seeds: int) -> "list[TrialRecord]":
 
 def _show(given: argparse.Namespace, seeds: int) -> int:
     """Prints the table of what has been run. Returns: the exit code."""
-    from study.ledger import LedgerError
+    from study.database.ledger import LedgerError
 
     try:
         records = _known(given, seeds)
@@ -264,10 +264,10 @@ class _Shower:
         self.failed = False
 
     def __call__(self, records: "Sequence[TrialRecord]") -> None:
-        from study.figures import png
         from study.paper_table.figure import heat_map
         from study.paper_table.render import Table, as_csv, claim_lines, latex, markdown, terminal
         from study.paper_table.results import claims, entries, newest
+        from study.reporting.study_figures import png
 
         given = self._given
         protocols: list[Scored] = ["official", "strict"] if given.protocol == "both" else [given.protocol]
@@ -297,7 +297,7 @@ class _Shower:
 
 def table_facts(scale: str, name: str, storage: Path, records: "Sequence[TrialRecord]", seeds: int) -> list[str]:
     """How the table was made: command, commits, seeds, and where the scale departs from what was published."""
-    from study.ledger import Ledger, study_url
+    from study.database.ledger import Ledger, study_url
     from study.provenance import command, git_commit
 
     complete = [record for record in records if record.state == "COMPLETE"]

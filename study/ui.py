@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from study.addresses import local_fault, tracking_uri
 from study.cli import exit_code_of
-from study.source import SpecError
+from study.spec.yaml_file import SpecError
+from study.tracking.address import local_fault, tracking_uri
 
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 """As in mlflow/serve.sh: nothing is sent to MLflow's makers, and no workers wait for jobs."""

@@ -35,10 +35,15 @@ MAY_IMPORT = {
     },
 }
 ONLY_IN = {
-    "mlflow": {"study/tracking.py"},
-    "optuna": {"study/ledger.py", "study/sampling.py", "study/conductor.py", "study/importance.py"},
+    "mlflow": {"study/tracking/tracker.py"},
+    "optuna": {
+        "study/database/ledger.py",
+        "study/planning/suggestions.py",
+        "study/driver/conductor.py",
+        "study/importance.py",
+    },
     "ray": {
-        *("study/search.py", "study/runner.py", "study/ray_watch.py"),
+        *("study/driver/tune_hooks.py", "study/driver/run.py", "study/driver/ray_watch.py"),
         *("trainables/trainable.py", "trainables/heartbeat.py"),
     },
     "pooch": {"ardmvc_core/data/files.py"},
@@ -84,10 +89,10 @@ DRAFTS = {
     "trainables/trial.py": "into the draft of a checkpoint",
     "trainables/attack_trial.py": "into the draft of a checkpoint",
     "trainables/trainable.py": "into the draft of a checkpoint",
-    "study/addresses.py": "a lock, and a draft that is moved",
-    "study/backup.py": "reserves the name of a file that is then moved there",
-    "study/figures.py": "into memory",
-    "study/search.py": "into Ray's folder, which nobody reads",
+    "study/tracking/address.py": "a lock, and a draft that is moved",
+    "study/database/backup.py": "reserves the name of a file that is then moved there",
+    "study/reporting/study_figures.py": "into memory",
+    "study/driver/tune_hooks.py": "into Ray's folder, which nobody reads",
 }
 """Files whose writes need not be whole, and why."""
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from ardmvc_core.attacks.budget import AttackBudget
-from ardmvc_core.attacks.gan import GANTrainer
-from ardmvc_core.evaluation import PreparedAttack, evaluate_attacks
+from ardmvc_core.attacks.generators.gan import GANTrainer
+from ardmvc_core.evaluation.protocols import PreparedAttack, evaluate_attacks
 from ardmvc_core.seeding import generator
 from trainables.building import pick_device
 from trainables.config import AttackTrialConfig

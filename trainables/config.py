@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ardmvc_core.attacks.gan import GANConfig
+from ardmvc_core.attacks.generators.gan import GANConfig
 from ardmvc_core.data import Protocol
 from ardmvc_core.data.dataset import DatasetConfig
-from ardmvc_core.evaluation_budget import EvalBudget
+from ardmvc_core.evaluation.budget import EvalBudget
 from ardmvc_core.models import MODELS
 from ardmvc_core.ranges import Range, check_values
 

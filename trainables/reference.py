@@ -10,11 +10,11 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 
-from ardmvc_core.checks import assign, inference_target
+from ardmvc_core.attacks.target import assign, inference_target
 from ardmvc_core.data.reading import read_archive, reading
 from ardmvc_core.models import MODELS
 from ardmvc_core.seeding import derive_seed
-from ardmvc_core.selection import PlainRun, ReferencePartition, clean_clustering_loss, reference_partition
+from ardmvc_core.selection.criteria import PlainRun, ReferencePartition, clean_clustering_loss, reference_partition
 from ardmvc_core.training import NonFiniteLoss, Trainer, calibrate
 from trainables.building import build_model, pick_device
 from trainables.config import TrialConfig

@@ -15,10 +15,10 @@ from torch import nn
 
 from ardmvc_core.data import Protocol
 from ardmvc_core.data.dataset import MultiViewDataset
-from ardmvc_core.evaluation import Evaluation, evaluate_official, evaluate_strict, probe
+from ardmvc_core.evaluation.protocols import Evaluation, evaluate_official, evaluate_strict, probe
 from ardmvc_core.models import MODELS
 from ardmvc_core.seeding import derive_seed, seed_everything
-from ardmvc_core.selection import clean_clustering_loss, seed_agreement, select_scores
+from ardmvc_core.selection.criteria import clean_clustering_loss, seed_agreement, select_scores
 from ardmvc_core.training import NonFiniteLoss, Trainer, calibrate
 from trainables.building import build_model, pick_device
 from trainables.config import TrialConfig, identity, protocols_of

@@ -4,9 +4,9 @@ Budget and projection: `budget`; the ascent that training shares: `pgd`; what at
 """
 
 from ardmvc_core.attacks.attack import Attack
-from ardmvc_core.attacks.gan import GANConfig, prepare_gan
+from ardmvc_core.attacks.generators.gan import GANConfig, prepare_gan
 from ardmvc_core.attacks.noise import NoiseConfig, prepare_noise
-from ardmvc_core.attacks.white_box import WhiteBoxConfig, prepare_white_box
+from ardmvc_core.attacks.searches.white_box import WhiteBoxConfig, prepare_white_box
 
 ATTACKS: dict[str, Attack] = {
     "noise": Attack(config=NoiseConfig, prepare=prepare_noise),

@@ -14,17 +14,18 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from ardmvc_core.attacks.apgd import Ascent, apgd
 from ardmvc_core.attacks.attack import choose_views
 from ardmvc_core.attacks.budget import AttackBudget, project
-from ardmvc_core.attacks.gan import FittedGAN, fit_gan, official_gan
-from ardmvc_core.attacks.margin_generator import MarginGenerator, MarginGeneratorConfig, fit_margin_generator
+from ardmvc_core.attacks.generators.gan import FittedGAN, fit_gan, official_gan
+from ardmvc_core.attacks.generators.margin_generator import MarginGenerator, MarginGeneratorConfig, fit_margin_generator
 from ardmvc_core.attacks.noise import NOISE_KINDS, NoiseConfig, prepare_noise
-from ardmvc_core.attacks.ray_search import ray_search
-from ardmvc_core.attacks.reference import CleanReference, clean_reference, logits_of
-from ardmvc_core.attacks.sample_objectives import ce, features
-from ardmvc_core.attacks.soft_rectifiers import soft_rectifiers
-from ardmvc_core.attacks.square import square
+from ardmvc_core.attacks.objectives.clean_reference import CleanReference, clean_reference, logits_of
+from ardmvc_core.attacks.objectives.per_sample import ce, features
+from ardmvc_core.attacks.searches.apgd import Ascent, apgd
+from ardmvc_core.attacks.searches.ray_search import ray_search
+from ardmvc_core.attacks.searches.soft_rectifiers import soft_rectifiers
+from ardmvc_core.attacks.searches.square import square
+from ardmvc_core.attacks.target import EvaluationError, inference_target
 from ardmvc_core.attacks.tiers import (
     Ascend,
     AscendTogether,
@@ -38,8 +39,7 @@ from ardmvc_core.attacks.tiers import (
     plan,
 )
 from ardmvc_core.batching import in_full_batches
-from ardmvc_core.checks import EvaluationError, inference_target
-from ardmvc_core.kmeans import KMeansHead
+from ardmvc_core.networks.kmeans import KMeansHead
 from ardmvc_core.seeding import generator
 from ardmvc_core.types import Views
 

@@ -7,8 +7,8 @@ whatever left a doubt. A tier is data: equal tiers are equal attacks.
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from ardmvc_core.attacks.batch_objectives import contrast, ddc, mix
-from ardmvc_core.attacks.sample_objectives import (
+from ardmvc_core.attacks.objectives.per_batch import contrast, ddc, mix
+from ardmvc_core.attacks.objectives.per_sample import (
     SampleObjective,
     ce,
     centroid_margin,

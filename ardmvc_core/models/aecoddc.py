@@ -14,7 +14,7 @@ from ardmvc_core.losses.contrastive import contrastive_terms
 from ardmvc_core.losses.reconstruction import mean_squared_error
 from ardmvc_core.models.comvc import ContrastConfig
 from ardmvc_core.models.simvc import FusedClustering, adam, clustering_terms
-from ardmvc_core.networks import Decoder, Encoder, build_decoder, build_encoders
+from ardmvc_core.networks.encoders import Decoder, Encoder, build_decoder, build_encoders
 from ardmvc_core.ranges import ExtraEpochs, Weight
 from ardmvc_core.types import Method, Objective, Stage, StepContext, Terms, Views, ViewShapes
 

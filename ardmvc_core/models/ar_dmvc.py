@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ardmvc_core.attacks.budget import AttackBudget
-from ardmvc_core.attacks.pgd import frozen, frozen_statistics, pgd, random_start
+from ardmvc_core.attacks.searches.pgd import frozen, frozen_statistics, pgd, random_start
 from ardmvc_core.batching import in_batches
-from ardmvc_core.kmeans import CALIBRATION_BATCH
 from ardmvc_core.losses.contrastive import PairChoice, mean_contrast
 from ardmvc_core.losses.mitigator import KLDirection, mitigator_kl
 from ardmvc_core.models.comvc import ContrastConfig, aligned_clustering_terms
 from ardmvc_core.models.simvc import DDCOutput, FusedClustering, adam
-from ardmvc_core.networks import build_encoders
+from ardmvc_core.networks.encoders import build_encoders
+from ardmvc_core.networks.kmeans import CALIBRATION_BATCH
 from ardmvc_core.ranges import ExtraEpochs, Positive, PositiveShare, StepRatio, Steps, Weight
 from ardmvc_core.types import Method, Objective, Stage, StepContext, Views, ViewShapes
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from ardmvc_core.batching import in_batches
-from ardmvc_core.kmeans import CALIBRATION_BATCH
 from ardmvc_core.losses.alignment import attention_alignment, discriminator_loss, generator_loss
 from ardmvc_core.losses.ddc import cluster_orthogonality, gaussian_kernel, separation, simplex_corners
 from ardmvc_core.models.simvc import DDCOutput, NetworkConfig
-from ardmvc_core.networks import ClusteringHead, Encoder, build_encoders
+from ardmvc_core.networks.encoders import ClusteringHead, Encoder, build_encoders
+from ardmvc_core.networks.kmeans import CALIBRATION_BATCH
 from ardmvc_core.ranges import LearningRate, Temperature, Weight
 from ardmvc_core.types import Method, Objective, Stage, StepContext, Views, ViewShapes
 

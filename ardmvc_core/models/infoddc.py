@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ardmvc_core.losses.mutual_information import InformationPairs, mutual_information_terms
 from ardmvc_core.models.simvc import FusedClustering, NetworkConfig, adam, clustering_terms
-from ardmvc_core.networks import build_encoders
+from ardmvc_core.networks.encoders import build_encoders
 from ardmvc_core.ranges import ExtraEpochs, Weight
 from ardmvc_core.types import Method, Objective, Stage, StepContext, Terms, Views, ViewShapes
 

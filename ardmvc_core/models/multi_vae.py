@@ -13,7 +13,6 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from ardmvc_core.kmeans import KMeansHead, calibrate_kmeans
 from ardmvc_core.losses.vae import (
     capacity,
     categorical_kl,
@@ -24,7 +23,8 @@ from ardmvc_core.losses.vae import (
     straight_through_one_hot,
 )
 from ardmvc_core.models.simvc import NetworkConfig, adam
-from ardmvc_core.networks import Decoder, Encoder, build_decoder, build_encoders
+from ardmvc_core.networks.encoders import Decoder, Encoder, build_decoder, build_encoders
+from ardmvc_core.networks.kmeans import KMeansHead, calibrate_kmeans
 from ardmvc_core.ranges import LearningRate, Range, Temperature, Weight, Width
 from ardmvc_core.types import EmbeddingOutput, Method, Objective, Stage, StepContext, Views, ViewShapes
 

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ardmvc_core.batching import in_batches
-from ardmvc_core.kmeans import CALIBRATION_BATCH, KMeansHead, calibrate_kmeans
 from ardmvc_core.losses.contrastive import unit_rows
 from ardmvc_core.losses.reconstruction import ReconstructionMode, corrupted, mean_squared_error
 from ardmvc_core.losses.sem import info_nce, pscl, rince
 from ardmvc_core.losses.view_weights import cmi_weights, jsd_weights, mmd_weights, view_clusters
 from ardmvc_core.models.simvc import adam
-from ardmvc_core.networks import Decoder, Encoder
+from ardmvc_core.networks.encoders import Decoder, Encoder
+from ardmvc_core.networks.kmeans import CALIBRATION_BATCH, KMeansHead, calibrate_kmeans
 from ardmvc_core.ranges import (
     ExtraEpochs,
     LearningRate,

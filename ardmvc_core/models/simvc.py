@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from ardmvc_core.losses.ddc import ddc_terms
-from ardmvc_core.networks import ClusteringHead, Encoder, EncoderKind, WeightedMean, build_encoders
+from ardmvc_core.networks.encoders import ClusteringHead, Encoder, EncoderKind, WeightedMean, build_encoders
 from ardmvc_core.ranges import LearningRate, Width, check_values
 from ardmvc_core.types import Method, ModelOutput, Objective, Stage, StepContext, Views, ViewShapes
 

@@ -210,7 +210,7 @@ def as_study(
     dataset = {"name": chosen.needed[0], **chosen.trial.get("dataset", {})}
     evaluation = dict(chosen.trial.get("evaluation", {}))
     if chosen.official_gan:
-        from ardmvc_core.attacks.gan import official_gan  # torch takes seconds to import
+        from ardmvc_core.attacks.generators.gan import official_gan  # torch takes seconds to import
 
         evaluation["official"] = asdict(replace(official_gan(), **chosen.official_gan))
     own = {

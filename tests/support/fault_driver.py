@@ -23,13 +23,14 @@ if offset := float(os.environ.get("CLOCK_OFFSET", "0")):
 import sqlalchemy as sa
 from counted_trainables import Counted
 
-from study import conductor, lease
 from study.cli import exit_code_of
-from study.ledger import Ledger
+from study.database import lease
+from study.database.ledger import Ledger
+from study.driver import conductor
+from study.driver.run import StudyBroken, StudyRefused, run_study
 from study.records import TrialRecord
-from study.runner import StudyBroken, StudyRefused, run_study
-from study.spec import load_spec
-from study.tracking import MLflowTracker
+from study.spec.study_spec import load_spec
+from study.tracking.tracker import MLflowTracker
 
 
 def install(fault: str) -> None:

@@ -16,9 +16,9 @@ import yaml
 from staged_trainables import ROUNDS
 from tiny_studies import ROOT, study_dict
 
-from study.ledger import Ledger, LedgerError, study_url
+from study.database.ledger import Ledger, LedgerError, study_url
 from study.records import TrialRecord
-from study.tracking import default_uri
+from study.tracking.tracker import default_uri
 
 SUPPORT = Path(__file__).parent
 TRIALS = 6

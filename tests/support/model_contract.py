@@ -20,15 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from ardmvc_core.attacks.budget import AttackBudget
-from ardmvc_core.attacks.gan import GANConfig, fit_gan
-from ardmvc_core.attacks.objective import assignment_objective, contrastive_objective, features_objective
-from ardmvc_core.attacks.pgd import random_start
+from ardmvc_core.attacks.generators.gan import GANConfig, fit_gan
+from ardmvc_core.attacks.objectives.shifts import assignment_objective, contrastive_objective, features_objective
+from ardmvc_core.attacks.searches.pgd import random_start
+from ardmvc_core.attacks.searches.white_box import WhiteBoxConfig, prepare_white_box
 from ardmvc_core.attacks.suite import run_suite
 from ardmvc_core.attacks.tiers import Generate, Query, Step, plan
-from ardmvc_core.attacks.white_box import WhiteBoxConfig, prepare_white_box
 from ardmvc_core.data.dataset import MultiViewDataset
-from ardmvc_core.evaluation import EvalBudget, evaluate_official, evaluate_strict, probe
-from ardmvc_core.kmeans import KMeansHead
+from ardmvc_core.evaluation.protocols import EvalBudget, evaluate_official, evaluate_strict, probe
+from ardmvc_core.networks.kmeans import KMeansHead
 from ardmvc_core.seeding import generator, global_rng_state, seed_everything
 from ardmvc_core.training import Trainer, calibrate
 from ardmvc_core.types import EmbeddingOutput, Method, ModelOutput, Stage, Views, ViewShapes

@@ -44,8 +44,8 @@ def main() -> int:
     from slow_trainables import Gated  # as workers will find it, and not as a part of this script
 
     from study.cli import exit_code_of
-    from study.runner import run_study
-    from study.spec import load_spec
+    from study.driver.run import run_study
+    from study.spec.study_spec import load_spec
 
     given = argparse.Namespace(debug=False)
     return exit_code_of(lambda _: run_study(load_spec(sys.argv[1], sys.argv[2:]), trainable=Gated), given)

@@ -14,8 +14,8 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from study import lease, ledger
-from study.ledger import Ledger
+from study.database import lease, ledger
+from study.database.ledger import Ledger
 
 ledger.IDLE_SECONDS = 1
 lease.HEARTBEAT_SECONDS = 3600.0  # only the write itself can find out

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from ardmvc_core.models import MODELS
-from study.faults import dotted_keys
+from study.spec.faults import dotted_keys
 from trainables.config import AttackTrialConfig, TrialConfig
 
 

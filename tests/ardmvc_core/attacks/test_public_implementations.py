@@ -11,11 +11,11 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
-from ardmvc_core.attacks.apgd import apgd
 from ardmvc_core.attacks.budget import AttackBudget
-from ardmvc_core.attacks.reference import CleanReference, clean_reference
-from ardmvc_core.attacks.sample_objectives import ce
-from ardmvc_core.attacks.square import square
+from ardmvc_core.attacks.objectives.clean_reference import CleanReference, clean_reference
+from ardmvc_core.attacks.objectives.per_sample import ce
+from ardmvc_core.attacks.searches.apgd import apgd
+from ardmvc_core.attacks.searches.square import square
 from ardmvc_core.types import ModelOutput, Views
 
 EPS = 0.06

@@ -7,14 +7,14 @@ import torch
 from planted_models import LinearModel, planted
 from torch import nn
 
-from ardmvc_core.attacks.apgd import apgd
 from ardmvc_core.attacks.budget import AttackBudget
-from ardmvc_core.attacks.reference import clean_reference
-from ardmvc_core.attacks.sample_objectives import cyclic
+from ardmvc_core.attacks.objectives.clean_reference import clean_reference
+from ardmvc_core.attacks.objectives.per_sample import cyclic
+from ardmvc_core.attacks.searches.apgd import apgd
 from ardmvc_core.attacks.suite import run_suite
 from ardmvc_core.attacks.tiers import TIERS, Ascend, Query, passes_per_sample, plan
-from ardmvc_core.kmeans import KMeansHead
-from ardmvc_core.metrics import clustering_scores, fit_map, fixed_map_scores
+from ardmvc_core.evaluation.metrics import clustering_scores, fit_map, fixed_map_scores
+from ardmvc_core.networks.kmeans import KMeansHead
 from ardmvc_core.types import EmbeddingOutput, ModelOutput
 
 

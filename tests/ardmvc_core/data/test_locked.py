@@ -10,8 +10,8 @@ import torch
 
 from ardmvc_core.data.dataset import MultiViewDataset
 from ardmvc_core.data.locked import LabelsLocked, RaisingLabels, locked, trapped
-from ardmvc_core.metrics import clustering_scores
-from ardmvc_core.scoring import as_array
+from ardmvc_core.evaluation.metrics import clustering_scores
+from ardmvc_core.evaluation.score_card import as_array
 
 USES: dict[str, Callable[[Any], Any]] = {
     "index": lambda labels: labels[0],

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ardmvc_core.evaluation.metrics import clustering_scores
 from ardmvc_core.losses.view_weights import (
     cmi_weights,
     jensen_shannon,
@@ -14,7 +15,6 @@ from ardmvc_core.losses.view_weights import (
     mmd_weights,
     view_clusters,
 )
-from ardmvc_core.metrics import clustering_scores
 
 
 def _rows(numbers, case: str, kind: str) -> list[torch.Tensor]:

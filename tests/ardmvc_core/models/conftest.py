@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ardmvc_core.models.simvc import DDCOutput, FusedClustering
-from ardmvc_core.networks import build_encoder, dense_encoder
+from ardmvc_core.networks.encoders import build_encoder, dense_encoder
 
 
 class GoldenCase:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ardmvc_core.attacks.pgd import frozen, random_start
+from ardmvc_core.attacks.searches.pgd import frozen, random_start
 from ardmvc_core.models import MODELS
 from ardmvc_core.models.ar_dmvc import (
     ARDMVCAMConfig,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ardmvc_core.attacks.objective import complementarity_shift, consistency_shift
+from ardmvc_core.attacks.objectives.shifts import complementarity_shift, consistency_shift
 from ardmvc_core.losses.vae import gaussian_sample, straight_through_one_hot
 from ardmvc_core.models import MODELS
 from ardmvc_core.models.multi_vae import (

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from ardmvc_core.kmeans import calibrate_kmeans
 from ardmvc_core.losses.sem import info_nce
 from ardmvc_core.losses.view_weights import cmi_weights, jsd_weights, mmd_weights
 from ardmvc_core.models import sem
 from ardmvc_core.models.sem import SEM, SEMConfig, SEMNetwork, build, contrast_terms, stages
-from ardmvc_core.networks import bf16_encoders
+from ardmvc_core.networks.encoders import bf16_encoders
+from ardmvc_core.networks.kmeans import calibrate_kmeans
 from ardmvc_core.training import Trainer
 from ardmvc_core.types import StepContext
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from ardmvc_core.attacks.gan import official_gan
+from ardmvc_core.attacks.generators.gan import official_gan
 from ardmvc_core.models import MODELS
 from study.paper_table.plan import PUBLISHED_COLUMNS, ROWS, SCALES, Cell, as_study, departures, overrides, study_name
-from study.spec import StudySpec, checked_spec
+from study.spec.study_spec import StudySpec, checked_spec
 
 PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
     # The paper's hyper-parameter table, as its code runs it: batch size, epochs, and what the row says besides.

@@ -1,0 +1,346 @@
+"""All that is said about the robustness of one model at one ε: suite, curves, subsets of views, checks, intervals.
+
+A headline stands only if no check fails; whatever is reported can be computed again from the stored confusion matrices.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ardmvc_core.assessment.checks import STEP_GRID, SanityReport, run_checks
+from ardmvc_core.assessment.consistency import check_consistency, scores_from_confusion
+from ardmvc_core.attacks.suite import SuiteResult, run_suite
+from ardmvc_core.attacks.target import inference_target
+from ardmvc_core.attacks.tiers import Tier, passes_per_sample, plan
+from ardmvc_core.data.dataset import MultiViewDataset
+from ardmvc_core.evaluation.budget import EvalBudget
+from ardmvc_core.evaluation.intervals import Interval, bootstrap_interval, wilson
+from ardmvc_core.evaluation.metrics import confusion, fit_map
+from ardmvc_core.evaluation.worst_case import SuiteEvaluation, evaluate_suite
+from ardmvc_core.types import Views
+
+EPS_GRID: Mapping[str, tuple[float, ...]] = {
+    "noisy_digits": (0.02, 0.05, 0.08, 0.10, 0.15, 0.20),
+    "noisy_mnist": (0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.40),
+    "noisy_fashion": (0.02, 0.05, 0.08, 0.10, 0.15, 0.20),
+    "patched_mnist": (0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.40),
+    "regdb": (2 / 255, 4 / 255, 8 / 255, 16 / 255),
+    "npz": (0.01, 0.02, 0.05, 0.10, 0.20),
+}
+"""Per data set: radii of the ε curve."""
+ATTACK_SCORES = ("flip", "acc", "acc_refit", "nmi", "ari")
+"""Scores of a single attack; only where it ran on every sample."""
+CURVE_TIER: Tier = "tune"
+"""Tier of the ε curve and of subsets of views."""
+_CHECKS = 1500
+"""Passes of a sample that the checks take, about: the steps of C1, C3, C9 and C15, whatever the tier."""
+MOST_SUBSETS = 20
+"""Subsets of one size beyond this number are drawn."""
+
+Progress = Callable[[str, float], None]
+"""(what runs, share of the largest cost that is behind it)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """The worst case at one ε."""
+
+    flip: float
+    acc: float | None
+    """None without labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assessment:
+    """All that was found; `as_json` is what is stored."""
+
+    budget: EvalBudget
+    suite: SuiteEvaluation
+    sanity: SanityReport
+    intervals: Mapping[str, Interval]
+    """By metric: Wilson for shares, BCa bootstrap for NMI and ARI; over samples, not over trainings."""
+    eps_curve: Mapping[float, CurvePoint]
+    """By ε, attacked by `CURVE_TIER`."""
+    subset_flips: Mapping[tuple[int, ...], float]
+    """By attacked views: flip rate."""
+    subset_unions: Mapping[int, float]
+    """By number m of views that the attacker may choose anew for each sample: flip rate."""
+    erasable: tuple[float, ...]
+    """Per view 2 ε / width of the signal; from 1 on the view can be painted out."""
+    inconsistencies: tuple[str, ...]
+    """Relations between the numbers that do not hold, each a sentence; there should be none."""
+
+    @property
+    def eps50(self) -> float | None:
+        """Smallest ε at which half of the samples flip, interpolated on the curve; None: not on the curve."""
+        return half_flip_eps(self.eps_curve)
+
+    @property
+    def established(self) -> bool:
+        """Whether the headline may be printed."""
+        return self.sanity.established and not self.inconsistencies
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain types only."""
+        result, values = self.suite.result, self.suite.evaluation.values
+        return {
+            "budget_hash": self.budget.digest(),
+            "budget": self.budget.settings(),
+            "n": len(self.suite.data),
+            "tier": result.tier,
+            "mode": "strict",
+            "headline": {
+                **{name: values.get(f"robust/{name}") for name in ("acc", "nmi", "ari", "flip", "kappa")},
+                "clean_acc": values.get("clean/acc"),
+                "established": self.established,
+                "failed": list(self.sanity.failed),
+                "warned": list(self.sanity.warned),
+            },
+            "metrics": dict(values),
+            "intervals": {name: asdict(interval) for name, interval in self.intervals.items()},
+            "warnings": list(self.suite.evaluation.warnings),
+            "checks": [asdict(check) for check in self.sanity.checks],
+            "inconsistencies": list(self.inconsistencies),
+            "per_attack": [
+                {
+                    "key": record.key,
+                    "tested": int(record.tested.sum()),
+                    "flipped": int(record.flipped.sum()),
+                    "new": record.new,
+                    "seconds": record.seconds,
+                    "forwards": record.forwards,
+                    "backwards": record.backwards,
+                    "skipped": record.skipped,
+                    **record.details,
+                    **{
+                        score: values.get(f"{record.key}/{score}")
+                        for score in ("flip", "acc", "acc_refit", "nmi", "ari")
+                    },
+                }
+                for record in result.records
+            ],
+            "eps_curve": {f"{eps:g}": asdict(point) for eps, point in self.eps_curve.items()},
+            "eps50": self.eps50,
+            "step_curve": {"steps": list(STEP_GRID), **{name: list(r) for name, r in self.sanity.step_curve.items()}},
+            "subsets": {",".join(map(str, views)): rate for views, rate in self.subset_flips.items()},
+            "subset_unions": {str(size): rate for size, rate in self.subset_unions.items()},
+            "erasable": list(self.erasable),
+            "confusion": {
+                name.removeprefix("confusion/"): table.tolist()
+                for name, table in self.suite.evaluation.tables.items()
+                if name.startswith("confusion/")
+            },
+        }
+
+
+def assess(
+    model: nn.Module,
+    data: MultiViewDataset,
+    attacker_views: Views | None,
+    budget: EvalBudget,
+    *,
+    surrogates: Sequence[nn.Module] = (),
+    everyone: bool = False,
+    eps_grid: Sequence[float] | None = None,
+    subsets: bool = True,
+    entropy_reference: float = 1.0,
+    labels_locked: bool | None = None,
+    progress: Progress | None = None,
+) -> Assessment:
+    """The full report on one model.
+
+    Args: model: left as it was found; the mode that it is handed over in is part of check C12. data: the scored part.
+        attacker_views: V × (M, *shape_v), what generators are fitted on. budget: resolved, with a tier. surrogates: for
+        the transfer attack. everyone: each attack on every sample, so that attacks can be compared. eps_grid: None:
+        the data set's; empty: no curve. subsets: whether subsets of views are attacked, where there are several.
+        entropy_reference, labels_locked: as in `run_checks`.
+    Raises: as `evaluate_suite`.
+    """
+    grid = EPS_GRID.get(data.name, EPS_GRID["npz"]) if eps_grid is None else tuple(eps_grid)
+    attacked = budget.attacked_views or tuple(range(len(data.views)))
+    chosen = _subsets(attacked, budget.seed) if subsets else []
+    share = _Shares(budget, data.n_clusters, len(grid), len(chosen), progress)
+
+    suite = evaluate_suite(
+        model,
+        data,
+        attacker_views,
+        budget,
+        surrogates=surrogates,
+        everyone=everyone,
+        progress=share.of_suite,
+    )
+    scored = suite.data
+    with inference_target(model) as verify:
+        curve = _eps_curve(model, suite, budget, grid, share)
+        flips, unions = _subset_rates(model, scored.views, budget, chosen, share)
+        verify("the curves")
+    share.next("checks")
+    sanity = run_checks(
+        model,
+        scored.views,
+        budget.attack_budget(),
+        suite.result,
+        seed=budget.seed,
+        batch_size=budget.batch_size,
+        labels=scored.labels,
+        mapping=_mapping(suite),
+        eps_curve={eps: point.flip for eps, point in curve.items()},
+        subset_flips=flips,
+        subset_unions=unions,
+        entropy_reference=entropy_reference,
+        dataset=data.name,
+        labels_locked=labels_locked,
+        progress=share.of_checks,
+    )
+    whole = tuple(record.key for record in suite.result.records if bool(record.tested.all()) and not record.skipped)
+    if progress is not None:
+        progress("", 1.0)
+    return Assessment(
+        budget=budget,
+        suite=suite,
+        sanity=sanity,
+        intervals=_intervals(suite, budget.seed),
+        eps_curve=curve,
+        subset_flips=flips,
+        subset_unions=unions,
+        erasable=erasability(scored.views, budget.attack_budget().eps_per_view(len(scored.views))),
+        inconsistencies=tuple(check_consistency(dict(suite.evaluation.values), whole)),
+    )
+
+
+def half_flip_eps(curve: Mapping[float, CurvePoint]) -> float | None:
+    """ε50: where the flip rate first reaches one half, linear between the points and from (0, 0); None: nowhere."""
+    before_eps, before = 0.0, 0.0
+    for eps in sorted(curve):
+        rate = curve[eps].flip
+        if rate >= 0.5:
+            return before_eps + (eps - before_eps) * (0.5 - before) / (rate - before)
+        before_eps, before = eps, rate
+    return None
+
+
+def erasability(views: Views, eps_per_view: Sequence[float]) -> tuple[float, ...]:
+    """Per view 2 ε over the width of its signal, the 1–99 percentile range of the mean image; infinite for a constant.
+
+    Args: views: V × (N, *shape_v). eps_per_view: V numbers.
+    """
+    found = []
+    for view, eps in zip(views, eps_per_view, strict=True):
+        mean = view.double().mean(0).flatten()
+        low, high = torch.quantile(mean, torch.tensor([0.01, 0.99], dtype=mean.dtype, device=mean.device)).tolist()
+        found.append(2 * eps / (high - low) if high > low else float("inf") if eps > 0 else 0.0)
+    return tuple(found)
+
+
+def _eps_curve(
+    model: nn.Module, suite: SuiteEvaluation, budget: EvalBudget, grid: Sequence[float], share: "_Shares"
+) -> dict[float, CurvePoint]:
+    right, curve = _right(suite), {}
+    for eps in grid:
+        share.next(f"ε {eps:g}")
+        found = _tuned(model, suite.data.views, replace(budget, eps=eps))
+        acc = None if right is None else float((right & ~found.flipped.cpu().numpy()).mean())
+        curve[eps] = CurvePoint(flip=found.flip_rate, acc=acc)
+    return curve
+
+
+def _subset_rates(
+    model: nn.Module, views: Views, budget: EvalBudget, subsets: Sequence[tuple[int, ...]], share: "_Shares"
+) -> tuple[dict[tuple[int, ...], float], dict[int, float]]:
+    """Flip rate of each subset of views, and of the best subset of each size for each sample."""
+    flips: dict[tuple[int, ...], float] = {}
+    unions: dict[int, Tensor] = {}
+    for subset in subsets:
+        share.next(f"views {', '.join(map(str, subset))}")
+        found = _tuned(model, views, replace(budget, attacked_views=subset))
+        flips[subset] = found.flip_rate
+        unions[len(subset)] = unions.get(len(subset), torch.zeros_like(found.flipped)) | found.flipped
+    return flips, {size: float(union.double().mean()) for size, union in unions.items()}
+
+
+def _tuned(model: nn.Module, views: Views, budget: EvalBudget) -> SuiteResult:
+    return run_suite(
+        model, views, budget.attack_budget(), tier=CURVE_TIER, seed=budget.seed, batch_size=budget.batch_size
+    )
+
+
+def _subsets(views: Sequence[int], seed: int) -> list[tuple[int, ...]]:
+    """All proper subsets of the attacked views, at most `MOST_SUBSETS` of each size."""
+    chosen: list[tuple[int, ...]] = []
+    stream = np.random.default_rng(seed)
+    for size in range(1, len(views)):
+        found = list(combinations(views, size))
+        if len(found) > MOST_SUBSETS:
+            found = [found[i] for i in sorted(stream.choice(len(found), MOST_SUBSETS, replace=False))]
+        chosen += found
+    return chosen
+
+
+def _right(suite: SuiteEvaluation) -> Any:
+    mapping = _mapping(suite)
+    if mapping is None or suite.data.labels is None:
+        return None
+    return (mapping[suite.result.reference.clusters] == suite.data.labels).cpu().numpy()
+
+
+def _mapping(suite: SuiteEvaluation) -> Tensor | None:
+    if suite.data.labels is None:
+        return None
+    clusters = suite.result.reference.clusters
+    return torch.from_numpy(fit_map(suite.data.labels, clusters, suite.data.n_clusters)).to(clusters.device)
+
+
+def _intervals(suite: SuiteEvaluation, seed: int) -> dict[str, Interval]:
+    values, n = suite.evaluation.values, len(suite.data)
+    shares = [name for name in ("clean/acc", "robust/acc", "robust/flip") if name in values]
+    found = {name: wilson(round(values[name] * n), n) for name in shares}
+    if suite.data.labels is None:
+        return found
+    labels = suite.data.labels.cpu().numpy()
+    k = suite.data.n_clusters
+    classes = max(k, int(labels.max()) + 1)
+    for kind in ("clean", "robust"):
+        clusters = np.asarray(suite.evaluation.tables[f"clusters/{kind}"])
+        for score in ("nmi", "ari"):
+
+            def statistic(a: Any, b: Any, score: str = score) -> float:
+                return float(getattr(scores_from_confusion(confusion(a, b, classes, k)), score))
+
+            found[f"{kind}/{score}"] = bootstrap_interval(statistic, (labels, clusters), resamples=1000, seed=seed)
+    return found
+
+
+class _Shares:
+    """Turns the parts of a report into one progress, by the passes that each may cost."""
+
+    def __init__(
+        self, budget: EvalBudget, n_clusters: int, n_eps: int, n_subsets: int, progress: Progress | None
+    ) -> None:
+        assert budget.tier is not None
+        cost = {tier: sum(map(passes_per_sample, plan(tier, n_clusters))) for tier in (budget.tier, "tune")}
+        self._suite, self._piece = cost[budget.tier], cost["tune"]
+        self._total = self._suite + (n_eps + n_subsets) * self._piece + _CHECKS
+        self._behind, self._begun, self._progress = 0.0, False, progress
+
+    def of_suite(self, what: str, share: float) -> None:
+        self._behind = share * self._suite
+        self._say(what or "curves")
+
+    def of_checks(self, share: float) -> None:
+        self._say("checks", share * _CHECKS)
+
+    def next(self, what: str) -> None:
+        if self._begun:
+            self._behind += self._piece
+        self._begun = True
+        self._say(what)
+
+    def _say(self, what: str, ahead: float = 0.0) -> None:
+        if self._progress is not None:
+            self._progress(what, min(1.0, (self._behind + ahead) / self._total))

@@ -1,0 +1,1 @@
+"""Attacks that are networks: fitted once, then one forward pass a sample."""

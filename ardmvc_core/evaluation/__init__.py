@@ -1,0 +1,1 @@
+"""From a trained model and views to scores: budget, protocols, metrics, intervals."""

@@ -1,0 +1,80 @@
+"""Scores of a run of the suite: the worst case per sample under the map fixed on clean data, and each attack."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from ardmvc_core.attacks.suite import Progress, SuiteResult, run_suite
+from ardmvc_core.attacks.target import assign, device_of, inference_target
+from ardmvc_core.data.dataset import MultiViewDataset
+from ardmvc_core.evaluation.budget import EvalBudget
+from ardmvc_core.evaluation.score_card import Evaluation, ScoreCard, as_array
+from ardmvc_core.types import Views
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteEvaluation:
+    """Named metrics and arrays, and the run that they were read from."""
+
+    evaluation: Evaluation
+    result: SuiteResult
+    data: MultiViewDataset
+    """The scored samples, on the model's device."""
+
+
+def evaluate_suite(
+    model: nn.Module,
+    data: MultiViewDataset,
+    attacker_views: Views | None,
+    budget: EvalBudget,
+    *,
+    surrogates: Sequence[nn.Module] = (),
+    everyone: bool = False,
+    progress: Progress | None = None,
+) -> SuiteEvaluation:
+    """Runs the budget's tier on a model in inference mode and scores it.
+
+    Args: model: left as it was found. data: the scored part; without labels only label-free metrics appear.
+        attacker_views: what generators are fitted on; None: they are skipped. budget: resolved, with a tier.
+        surrogates, everyone, progress: as in `run_suite`.
+    Returns: `clean/{acc,nmi,ari}`, `guard/{clusters_used,min_share}`, `noise/flip`, `robust/{acc,nmi,ari,flip,kappa}`
+        of the union, `robust/{nmi,ari}_clean` between clean and attacked clusters, per attack `<key>/new` (share of the
+        samples that it flips first) and, where it ran on every sample, `<key>/{acc,nmi,ari,acc_refit,flip}`, and
+        `cost/{forwards,backwards}` in passes of a sample.
+    Raises: EvaluationError if the target changes or cannot be judged; ValueError for a budget without a tier.
+    """
+    if budget.tier is None:
+        raise ValueError("budget must have a tier")
+    if budget.samples is not None and len(data) > budget.samples:
+        data = data.subset(range(budget.samples))
+    device = device_of(model, data.views)
+    data = data.to(device)
+    fitted_on = None if attacker_views is None else tuple(view.to(device) for view in attacker_views)
+    with inference_target(model):
+        card = ScoreCard(as_array(data.labels), assign(model, data.views, budget.batch_size), data.n_clusters)
+    result = run_suite(
+        model,
+        data.views,
+        budget.attack_budget(),
+        tier=budget.tier,
+        seed=budget.seed,
+        batch_size=budget.batch_size,
+        attacker_views=fitted_on,
+        surrogates=surrogates,
+        everyone=everyone,
+        progress=progress,
+    )
+    card.values["noise/flip"] = result.noise_flip
+    for record in result.records:
+        if record.skipped:
+            continue
+        clusters = record.clusters.cpu().numpy()
+        if bool(record.tested.all()):
+            card.attack(record.key, clusters, result.noise_flip)
+        card.values[f"{record.key}/new"] = record.new / len(data)
+    card.union(result.clusters.cpu().numpy(), result.flipped.cpu().numpy())
+    card.values["cost/forwards"] = float(sum(record.forwards for record in result.records))
+    card.values["cost/backwards"] = float(sum(record.backwards for record in result.records))
+    card.examples(data.views, result.views, result.clusters.cpu().numpy())
+    return SuiteEvaluation(evaluation=card.evaluation(), result=result, data=data)

@@ -1,0 +1,157 @@
+"""What can be wrong with a study outside its YAML: data, checkpoint, networks for these views, this machine."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+
+from ardmvc_core.data import DataError, DatasetConfig, Protocol, check_dataset
+from ardmvc_core.models import MODELS
+from ardmvc_core.types import ViewShapes
+from study.spec.objectives import LABEL_FREE, needs_no_labels
+from study.spec.study_spec import StudySpec
+from trainables.config import TrialConfig, protocols_of
+from trainables.data_parts import cached_parts
+from trainables.trial import load_model, saved_config
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a check needs to know of a data set that loads."""
+
+    sizes: dict[str, int]
+    """Samples of each part."""
+    view_shapes: ViewShapes
+    n_clusters: int
+    labelled: bool
+
+
+@lru_cache(maxsize=32)
+def data_facts(config: DatasetConfig, protocol: Protocol | Literal["both"]) -> DataFacts:
+    """Loads the data once and keeps their sizes. Raises: DataError listing the faults, one a line."""
+    faults = check_dataset(config)
+    if faults:
+        raise DataError("\n".join(faults))
+    parts = {name: part for each in protocols_of(protocol) for name, part in cached_parts(config, each).items()}
+    first = next(iter(parts.values())).data
+    return DataFacts(
+        sizes={name: len(part.data) for name, part in parts.items()},
+        view_shapes=first.view_shapes,
+        n_clusters=first.n_clusters,
+        labelled=first.labels is not None,
+    )
+
+
+def environment_faults(spec: StudySpec, *, cluster: bool) -> list[str]:
+    """Faults that only data, files and this machine show; each with its key path.
+
+    Args: cluster: whether trials run elsewhere, so that this machine's processors say nothing.
+    """
+    faults = [] if cluster else machine_faults(spec)
+    if spec.trainable == "attacker":
+        return faults + _attacker_faults(spec)
+    for path, config in trials_to_check(spec):
+        # The same fault in every trial is said once, of the trial as written.
+        found = [fault for fault in _model_faults(spec, config) if not any(f.endswith(fault) for f in faults)]
+        faults += [f"{path}{fault}" for fault in found]
+    return faults
+
+
+def machine_faults(spec: StudySpec) -> list[str]:
+    """More processors asked for one trial than this machine has: Ray would wait for them without end."""
+    faults = []
+    have = {"gpu": torch.cuda.device_count(), "cpu": os.cpu_count() or 1}
+    for name, wanted in (("gpu", spec.resources.gpu), ("cpu", spec.resources.cpu)):
+        if wanted > have[name]:
+            faults.append(
+                f"resources.{name}: a trial asks for {wanted:g}, this machine has {have[name]}; "
+                f"--set resources.{name}={have[name]}, or --address of a cluster that has more"
+            )
+    return faults
+
+
+def trials_to_check(spec: StudySpec) -> Iterator[tuple[str, TrialConfig]]:
+    """The trial as written, the baselines, and one for each end and choice; each with where it comes from."""
+    # A study without a space is a list of trials: the trial as written is not one of them.
+    listed = bool(spec.baselines) and not spec.space
+    cases: list[tuple[str, Mapping[str, Any]]] = [] if listed else [("trial.", {})]
+    cases += [(f"baselines[{number}]: ", overrides) for number, overrides in enumerate(spec.baselines)]
+    for path, distribution in spec.distributions().items():
+        cases += [
+            (f"space.{path}: {value!r} makes an invalid trial: ", {path: value}) for value in distribution.probes()
+        ]
+    for where, overrides in cases:
+        config = spec.trial_config(overrides)
+        assert isinstance(config, TrialConfig)
+        yield where, config
+
+
+def _model_faults(spec: StudySpec, config: TrialConfig) -> list[str]:
+    try:
+        facts = data_facts(config.dataset, config.protocol)
+    except (DataError, OSError) as error:
+        return [f"dataset: {fault}" for fault in str(error).splitlines()]
+    faults = []
+    if config.batch_size > facts.sizes["train"]:
+        size = facts.sizes["train"]
+        faults.append(f"batch_size: must be ≤ {size}, the samples that are trained on, got {config.batch_size}")
+    try:
+        config.resolved_budget(len(facts.view_shapes))
+    except ValueError as error:
+        faults.append(f"evaluation.{error}")
+    try:
+        with torch.device("meta"):
+            MODELS[config.model.name].build(config.model, facts.view_shapes, facts.n_clusters)
+    except ValueError as error:
+        faults.append(f"model: {error}")
+    if not facts.labelled:
+        faults += [
+            f"dataset: has no labels, so no trial can report {objective.metric}; objectives without labels end in "
+            + " or ".join(LABEL_FREE)
+            for objective in spec.objectives
+            if not needs_no_labels(objective.metric)
+        ]
+    return faults
+
+
+def _attacker_faults(spec: StudySpec) -> list[str]:
+    config = spec.trial_config({})
+    try:
+        folder = target_folder(spec)
+        target = saved_config(folder)
+    except ValueError as error:
+        return [f"trial.checkpoint: {error}"]
+    try:
+        facts = data_facts(target.dataset, "strict")
+        config.evaluation.resolve(target.dataset.name, len(facts.view_shapes))
+    except (DataError, OSError) as error:
+        return [f"trial.checkpoint: the data of its trial: {fault}" for fault in str(error).splitlines()]
+    except ValueError as error:
+        return [f"trial.evaluation.{error}"]
+    try:
+        load_model(folder, torch.device("cpu"), config=target)
+    except ValueError as error:
+        return [f"trial.checkpoint: {error}"]
+    return []
+
+
+def target_trial(spec: StudySpec) -> TrialConfig:
+    """The config of the trial whose saved model an attacker study attacks.
+
+    Raises: ValueError if there is no such model, or its storage does not answer.
+    """
+    return saved_config(target_folder(spec))
+
+
+def target_folder(spec: StudySpec) -> str:
+    """The checkpoint that an attacker study attacks. Raises: ValueError if there is none."""
+    from study.database.ledger import LedgerError, study_url
+    from study.planning.saved_models import find_checkpoint
+
+    try:
+        return find_checkpoint(str(spec.trial["checkpoint"]), study_url(spec.storage.path))
+    except (LedgerError, OSError) as error:
+        raise ValueError(" ".join(str(error).removeprefix("trial.checkpoint: ").split())) from None

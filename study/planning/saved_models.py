@@ -1,0 +1,50 @@
+"""Where a study's trained models lie: `study:NAME` is its best trial, `study:NAME/7` its trial 7."""
+
+from pathlib import Path
+
+from study.database.ledger import Ledger, LedgerError
+from study.ranking.ranking import best, goals
+from study.secrets import Address, has_login
+from study.spec.study_spec import StudySpec
+from trainables.checkpoints import read_file
+from trainables.saved_trial import CONFIG_FILE, LARGEST
+
+PREFIX = "study:"
+
+
+def find_checkpoint(reference: str, url: str | Address) -> str:
+    """Folder of the saved model that `reference` names.
+
+    Args: reference: a folder or URI, `study:NAME` or `study:NAME/NUMBER`. url: database of the studies.
+    Raises: LedgerError naming what is missing and what there is.
+    """
+    folder = reference
+    if reference.startswith(PREFIX):
+        name, _, number = reference.removeprefix(PREFIX).partition("/")
+        ledger = Ledger.open_existing(name, url)
+        records = {str(record.number): record for record in ledger.records()}
+        if number and number not in records:
+            raise LedgerError(f"study {name!r} has no trial {number!r}; it has {', '.join(records) or 'none yet'}")
+        record = records[number] if number else best(records.values(), goals(ledger.spec))
+        if record is None or not record.checkpoint:
+            raise LedgerError(f"{reference}: no complete trial with a saved model yet")
+        folder = record.checkpoint
+    if has_login(folder):
+        raise LedgerError("trial.checkpoint: keys and options of a storage come from the environment")
+    try:
+        found = read_file(folder, CONFIG_FILE, LARGEST[CONFIG_FILE])
+    except (OSError, ValueError) as error:
+        raise LedgerError(f"trial.checkpoint: {folder} cannot be read: {' '.join(str(error).split())}") from error
+    if found is None:
+        raise LedgerError(
+            f"trial.checkpoint: {folder} holds no saved model (no config.json); give a trial's checkpoint"
+        )
+    return folder if "://" in folder else str(Path(folder).resolve())
+
+
+def with_checkpoint(spec: StudySpec, url: str | Address) -> StudySpec:
+    """An attacker study with `trial.checkpoint` as a folder; any other as it is. Raises: as `find_checkpoint`."""
+    if spec.trainable != "attacker":
+        return spec
+    trial = {**spec.trial, "checkpoint": find_checkpoint(spec.trial["checkpoint"], url)}
+    return spec.model_copy(update={"trial": trial})

@@ -1,0 +1,1 @@
+"""Trials in, order and sentences out. Pure functions."""

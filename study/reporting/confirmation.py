@@ -1,0 +1,209 @@
+"""What a confirmation found: means over fresh seeds, paired differences, and how much the search flattered."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ardmvc_core.evaluation.intervals import (
+    Interval,
+    PairedDifference,
+    expected_maximum_of,
+    holm,
+    paired_difference,
+    probability_of_improvement,
+    t_interval,
+)
+from study.ranking.ranking import short_names
+from study.records import TrialRecord
+from study.reporting.trial_figures import load_arrays
+from study.spec.study_spec import StudySpec
+from trainables.checkpoints import write_file
+from trainables.saved_trial import ARRAYS_FILE, parsing
+
+METRICS = ("robust/acc", "clean/acc", "robust/flip", "robust/kappa")
+METRIC = "robust/acc"
+LEAST_P = 0.001
+"""Smaller p values are shown as below it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finalist:
+    """One configuration, trained anew."""
+
+    trial: int
+    """Its number in the search."""
+    baseline: bool
+    overrides: Mapping[str, Any]
+    searched: float | None
+    """`robust/acc` of the search, on the tuning part with its own attacks."""
+    means: Mapping[str, Interval]
+    """By metric, over seeds."""
+    seeds: tuple[float, ...]
+    """`robust/acc` of each fresh seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A finalist against a baseline, on the same seeds and samples."""
+
+    trial: int
+    baseline: int
+    difference: PairedDifference
+    adjusted_p: float
+    """After Holm's correction over all comparisons with this baseline."""
+    improves: float
+    """Share of the seeds on which the finalist is better."""
+
+
+def finalists_of(chosen: Sequence[TrialRecord], found: Sequence[TrialRecord]) -> list[Finalist]:
+    """What each configuration scored; those whose training failed are left out.
+
+    Args: chosen: trials of the search, in the order of the confirmation's trials. found: the confirmation's trials.
+    Raises: DamagedCheckpoint.
+    """
+    by_number = {record.number: record for record in found}
+    result = []
+    for number, record in enumerate(chosen):
+        fresh = by_number.get(number)
+        if fresh is None or fresh.state != "COMPLETE":
+            continue
+        with parsing(fresh.checkpoint, ARRAYS_FILE):
+            values = _per_seed(load_arrays(fresh.checkpoint))
+            result.append(
+                Finalist(
+                    trial=record.number,
+                    baseline=record.baseline,
+                    overrides=record.overrides,
+                    searched=record.metrics.get(METRIC),
+                    means={name: t_interval(values[name]) for name in METRICS if name in values},
+                    seeds=tuple(float(value) for value in values[METRIC]),
+                )
+            )
+    return result
+
+
+def _per_seed(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float64]]:
+    prefix = "seeds/"
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def comparisons(finalists: Sequence[Finalist]) -> list[Comparison]:
+    """Every finalist against every baseline, paired by seed."""
+    result = []
+    for baseline in [one for one in finalists if one.baseline]:
+        rivals = [one for one in finalists if not one.baseline]
+        differences = [paired_difference(one.seeds, baseline.seeds) for one in rivals]
+        adjusted = holm([difference.p_value for difference in differences])
+        for one, difference, p in zip(rivals, differences, adjusted, strict=True):
+            result.append(
+                Comparison(
+                    trial=one.trial,
+                    baseline=baseline.trial,
+                    difference=difference,
+                    adjusted_p=float(p),
+                    improves=probability_of_improvement(one.seeds, baseline.seeds),
+                )
+            )
+    return result
+
+
+def show_confirmation(
+    study: str,
+    spec: StudySpec,
+    chosen: Sequence[TrialRecord],
+    found: Sequence[TrialRecord],
+    *,
+    uses: int,
+    folder: str,
+    searched_trials: int,
+) -> str:
+    """The confirmation as Markdown; also written to `confirm.md` and `confirm.json` in the folder."""
+    finalists = finalists_of(chosen, found)
+    compared = comparisons(finalists)
+    text = markdown(study, spec, finalists, compared, uses=uses, searched_trials=searched_trials)
+    facts = {"finalists": [asdict(one) for one in finalists], "comparisons": [asdict(one) for one in compared]}
+    whole = {"study": study, "score_uses": uses, **facts}
+    write_file(folder, "confirm.md", f"{text}\n".encode())
+    write_file(folder, "confirm.json", json.dumps(whole, indent=1).encode())
+    return text
+
+
+def markdown(
+    study: str,
+    spec: StudySpec,
+    finalists: Sequence[Finalist],
+    compared: Sequence[Comparison],
+    *,
+    uses: int,
+    searched_trials: int,
+) -> str:
+    """Tables for people."""
+    trial = spec.trial
+    lines = [
+        f"# {study}, confirmed",
+        "",
+        f"{trial['repeats']} fresh seeds each; scored on the score part under tier `{trial['evaluation']['tier']}`; "
+        f"the score part of this study has been used {uses} time{'s' * (uses != 1)}. Mean and 95 % t-interval over "
+        "seeds.",
+        "",
+        *_table(finalists),
+        "",
+        *_differences(compared),
+        *_shrinkage(finalists, searched_trials),
+    ]
+    return "\n".join(lines).rstrip()
+
+
+def _table(finalists: Sequence[Finalist]) -> list[str]:
+    names = short_names(sorted({path for one in finalists for path in one.overrides}))
+    metrics = [name for name in METRICS if any(name in one.means for one in finalists)]
+    lines = [
+        f"| trial | {' | '.join(names.values())} | {' | '.join(metrics)} | {METRIC} in the search |",
+        "|" + " --- |" * (2 + len(names) + len(metrics)),
+    ]
+    for one in finalists:
+        settings = [_plain(one.overrides.get(path)) for path in names]
+        means = [f"{one.means[name]:.3f}" if name in one.means else "" for name in metrics]
+        searched = "" if one.searched is None else f"{one.searched:.3f}"
+        title = f"{one.trial}{' (baseline)' * one.baseline}"
+        lines.append(f"| {title} | {' | '.join(settings)} | {' | '.join(means)} | {searched} |")
+    return lines
+
+
+def _differences(compared: Sequence[Comparison]) -> list[str]:
+    if not compared:
+        return []
+    lines = [
+        f"Paired differences of {METRIC} (same seeds, same samples), p values after Holm's correction:",
+        "",
+        "| trial | against | difference | p | better on |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for one in compared:
+        cells = [str(one.trial), str(one.baseline), f"{one.difference.difference:+.3f}"]
+        p = f"{one.adjusted_p:.3f}" if one.adjusted_p >= LEAST_P else f"< {LEAST_P}"
+        lines.append(f"| {' | '.join([*cells, p, f'{one.improves:.0%} of the seeds'])} |")
+    return [*lines, ""]
+
+
+def _shrinkage(finalists: Sequence[Finalist], searched_trials: int) -> list[str]:
+    searched = [one for one in finalists if not one.baseline and one.searched is not None and METRIC in one.means]
+    if not searched:
+        return []
+    winner = searched[0]
+    assert winner.searched is not None
+    fresh = winner.means[METRIC].value
+    luck = expected_maximum_of(searched_trials) if searched_trials > 1 else 0.0
+    return [
+        f"Trial {winner.trial}, picked by the search, had {winner.searched:.3f} there and has {fresh:.3f} here: "
+        f"{winner.searched - fresh:+.3f} of it was the search's luck, its samples and its attacks. The best of "
+        f"{searched_trials} equally good trials looks better by about {luck:.1f} standard deviations of one trial."
+    ]
+
+
+def _plain(value: Any) -> str:
+    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)

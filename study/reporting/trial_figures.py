@@ -1,0 +1,221 @@
+"""Figures of one trial, from the arrays that its last evaluation left in the checkpoint folder."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from study.ranking.ranking import value
+from study.records import TrialRecord
+from study.reporting.study_figures import BLUE, GREEN, GREY, INK, ORANGE, RED, add_legend, new_figure, style
+from trainables.checkpoints import read_file
+from trainables.saved_trial import ARRAYS_FILE, CONFIG_FILE, LARGEST, DamagedCheckpoint, arrays_in, parsing
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def load_arrays(checkpoint: str | None) -> dict[str, NDArray[Any]]:
+    """`evaluation.npz` of a checkpoint folder (local path or URI); empty where there is none.
+
+    Raises: DamagedCheckpoint.
+    """
+    raw = read_checkpoint(checkpoint, ARRAYS_FILE)
+    return {} if raw is None else arrays_in(raw, str(checkpoint))
+
+
+def load_part_digests(checkpoint: str | None) -> dict[str, str]:
+    """Data part → digest of its index list, as the checkpoint stored it; empty where there is none that can be read."""
+    raw = read_checkpoint(checkpoint, CONFIG_FILE)
+    try:
+        with parsing(checkpoint, CONFIG_FILE):
+            parts = json.loads(raw).get("parts", {}) if raw else {}
+            return {str(name): str(digest) for name, digest in parts.items()}
+    except DamagedCheckpoint:
+        return {}
+
+
+def read_checkpoint(checkpoint: str | None, name: str) -> bytes | None:
+    """One file of a checkpoint folder (local path or URI), None where it is missing or cannot be had."""
+    try:
+        return read_file(checkpoint, name, LARGEST[name]) if checkpoint else None
+    except (OSError, ValueError):
+        return None
+
+
+def trial_figures(record: TrialRecord, arrays: Arrays) -> dict[str, Figure]:
+    """Every figure of one trial that its last evaluation allows, by file name without suffix."""
+    title = f"Trial {record.number}"
+    found = {
+        "confusion": confusion(arrays, title),
+        "pictures": pictures(arrays, title),
+        "eps_curve": eps_curve(eps_points(record), title),
+    }
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def strongest_attack(arrays: Arrays) -> str | None:
+    """The attack that moved the largest share of samples, None if there is none; the probe only if it is alone."""
+    clean = arrays.get("clusters/clean")
+    if clean is None:
+        return None
+    moved = {
+        name.removeprefix("clusters/"): float(np.mean(found != clean[: len(found)]))
+        for name, found in arrays.items()
+        if name.startswith("clusters/") and name != "clusters/clean" and len(found)
+    }
+    full = {name: share for name, share in moved.items() if name != "probe"} or moved
+    return max(full, key=lambda name: (full[name], name), default=None)
+
+
+def confusion(arrays: Arrays, title: str = "") -> Figure | None:
+    """Classes against clusters on clean views and under the strongest attack; clusters ordered by the clean map.
+
+    Args: arrays: `confusion/class_clean`, `confusion/class_<attack>`: (classes, clusters) counts.
+    """
+    attack = strongest_attack(arrays)
+    tables = {"clean": arrays.get("confusion/class_clean"), f"under {attack}": arrays.get(f"confusion/class_{attack}")}
+    present = {name: np.asarray(table) for name, table in tables.items() if table is not None}
+    if not present:
+        return None
+    base = next(iter(present.values()))
+    rows, columns = linear_sum_assignment(-base)
+    # Column i is the cluster that stands for class i, so that the diagonal is what is right; spare clusters follow.
+    order = [int(c) for _, c in sorted(zip(rows, columns, strict=True))]
+    order += [c for c in range(base.shape[1]) if c not in order]
+    side = min(4.4, max(2.6, 0.34 * max(base.shape)))
+    figure = new_figure(
+        0.9 + (side + 0.6) * len(present), side + 1.2, f"{title}: classes and clusters before and after".strip(": ")
+    )
+    grid = figure.subplots(1, len(present), squeeze=False)
+    for axes, (name, table) in zip(grid[0], present.items(), strict=True):
+        _heat(axes, table[:, order], order, name)
+    return figure
+
+
+def _heat(axes: Axes, table: NDArray[Any], order: Sequence[int], name: str) -> None:
+    share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="equal")
+    axes.set_title(f"{name}, {int(table.sum())} samples", fontsize=10, color=INK)
+    axes.set_xlabel("cluster", fontsize=10, color=INK)
+    axes.set_ylabel("class", fontsize=10, color=INK)
+    if max(table.shape) > 12:
+        axes.set_xticks([])
+        axes.set_yticks([])
+        return
+    axes.set_xticks(range(table.shape[1]), [str(c) for c in order], fontsize=9)
+    axes.set_yticks(range(table.shape[0]), [str(c) for c in range(table.shape[0])], fontsize=9)
+    for (i, j), count in np.ndenumerate(table):
+        if count:
+            axes.text(
+                j, i, str(int(count)), ha="center", va="center", fontsize=8, color="white" if share[i, j] > 0.5 else INK
+            )
+
+
+def eps_points(record: TrialRecord) -> dict[str, list[tuple[float, float]]]:
+    """Attack → (ε, acc) for attacks that were run with several ε; ε = 0 is the clean score."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for name in record.metrics:
+        parts = re.fullmatch(r"(?!spread/)(.+)_(\d+\.?\d*)/acc", name)
+        got = value(record, name)
+        if parts and got is not None:
+            found.setdefault(parts[1], []).append((float(parts[2]), got))
+    main = record.config.get("evaluation", {}).get("eps") if isinstance(record.config.get("evaluation"), dict) else None
+    for attack, points in found.items():
+        own, clean = value(record, f"{attack}/acc"), value(record, "clean/acc")
+        if own is not None and isinstance(main, (int, float)):
+            points.append((float(main), own))
+        if clean is not None:
+            points.append((0.0, clean))
+        points.sort()
+    return found
+
+
+def eps_curve(curves: Mapping[str, Sequence[tuple[float, float]]], title: str = "") -> Figure | None:
+    """Accuracy by size of the attack, one line an attack.
+
+    Args: curves: attack → [(ε, acc)], ε as L∞ radius for views in [0, 1].
+    """
+    drawn = {name: sorted(points) for name, points in curves.items() if len(points) > 1}
+    if not drawn:
+        return None
+    figure = new_figure(6.0, 4.2, f"{title}: accuracy by size of the attack".strip(": "))
+    axes = figure.subplots()
+    style(axes, "ε (L∞, views in [0, 1])", "acc (fraction)")
+    looks = zip((BLUE, ORANGE, GREEN, RED, INK, GREY), ("o-", "D--", "s-.", "^:", "v-", "P--"), strict=True)
+    for (name, points), (colour, look) in zip(drawn.items(), looks, strict=False):
+        axes.plot(*zip(*points, strict=True), look, color=colour, linewidth=1.6, markersize=5, label=name)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlim(left=0)
+    add_legend(figure, axes)
+    return figure
+
+
+def pictures(arrays: Arrays, title: str = "", limit: int = 6) -> Figure | None:
+    """View, perturbation and attacked view of a few samples, and the cluster before and after.
+
+    Args: arrays: `examples/view_<v>_clean`, `examples/view_<v>_attacked` (n, channels, height, width) in [0, 1],
+        `examples/clusters_clean`, `examples/clusters_attacked`, and `examples/labels` where known. Vector views have no
+        picture.
+    """
+    views: list[tuple[NDArray[Any], NDArray[Any]]] = []
+    while (before := arrays.get(f"examples/view_{len(views)}_clean")) is not None:
+        after = arrays.get(f"examples/view_{len(views)}_attacked")
+        if after is None:
+            break
+        views.append((np.asarray(before), np.asarray(after)))
+    drawn = [(v, before, after) for v, (before, after) in enumerate(views) if before.ndim == 4 and len(before)]
+    if not drawn:
+        return None
+    count = min(limit, len(drawn[0][1]))
+    size = max(float(np.abs(after - before).max()) for _, before, after in drawn) or 1.0
+    height, width = drawn[0][1].shape[2:]
+    cell = 0.95 * max(1.0, height / width * 0.75)
+    figure = new_figure(
+        2.0 + 0.95 * 3 * len(drawn), 1.1 + cell * count, f"{title}: what the attack changed".strip(": ")
+    )
+    grid = figure.subplots(count, 3 * len(drawn), squeeze=False)
+    for i in range(count):
+        for k, (v, before, after) in enumerate(drawn):
+            cells = (
+                (f"view {v}", before[i], False),
+                ("change", after[i] - before[i], True),
+                ("attacked", after[i], False),
+            )
+            for axes, (name, image, signed) in zip(grid[i, 3 * k : 3 * k + 3], cells, strict=True):
+                _picture(axes, image, size if signed else None)
+                if i == 0:
+                    axes.set_title(name, fontsize=9, color=INK)
+        grid[i, 0].set_ylabel(_moved(arrays, i), fontsize=8, color=INK, rotation=0, ha="right", va="center", labelpad=6)
+    figure.supxlabel(
+        f"change: blue darker, red brighter, full colour ±{size:.3g} (views are in [0, 1])", fontsize=8, color=INK
+    )
+    return figure
+
+
+def _moved(arrays: Arrays, i: int) -> str:
+    lines = []
+    if (labels := arrays.get("examples/labels")) is not None:
+        lines.append(f"class {int(labels[i])}")
+    before, after = arrays.get("examples/clusters_clean"), arrays.get("examples/clusters_attacked")
+    if before is not None and after is not None:
+        lines.append(f"cluster {int(before[i])} → {int(after[i])}")
+    return "\n".join(lines)
+
+
+def _picture(axes: Axes, image: NDArray[Any], size: float | None) -> None:
+    """One (channels, height, width) image; with `size` a signed change, its channels averaged."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_color("#CCCCCC")
+    if size is not None:
+        axes.imshow(image.mean(axis=0), cmap="RdBu_r", vmin=-size, vmax=size)
+    elif image.shape[0] == 3:
+        axes.imshow(np.clip(image.transpose(1, 2, 0), 0, 1))
+    else:
+        axes.imshow(image[0], cmap="gray", vmin=0, vmax=1)

@@ -1,0 +1,275 @@
+"""One YAML file as a checked `StudySpec`; everything that is wrong with it is reported at once."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from ardmvc_core.ranges import shown
+from study.spec.faults import Fault, every_fault, faults_of, raise_faults, shortened, suggestion
+from study.spec.objectives import known_metrics, objection
+from study.spec.schema import (
+    Limits,
+    NoPruner,
+    Objective,
+    Pruner,
+    Resources,
+    Sampler,
+    Section,
+    Storage,
+    TPESampler,
+)
+from study.spec.space import (
+    Distribution,
+    TrialClass,
+    apply_overrides,
+    as_yaml,
+    build_trial,
+    parse_space,
+    path_faults,
+    range_faults,
+    value_at,
+)
+from study.spec.yaml_file import LARGEST_FILE, SpecError, read_mapping, replaced, split_setting
+from trainables.config import AttackTrialConfig, TrialConfig
+from trainables.config import identity as trial_identity
+
+TRIAL_CONFIGS: dict[str, TrialClass] = {"model": TrialConfig, "attacker": AttackTrialConfig}
+
+_DECISIVE = ("trainable", "trial.protocol")
+"""Keys without which other keys cannot be judged."""
+
+MOST_BASELINES = 10_000
+MOST_SETTINGS = 100
+"""Flags --set of one command."""
+LONGEST_LABEL = 200
+"""Bytes of a flag in a message."""
+
+_OPTUNA_NAMES = {"startup_trials": "n_startup_trials"}
+
+
+class StudySpec(Section):
+    """One study, complete: the only input of a sweep."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
+    """Identity of the study in the database; also a folder name."""
+    seed: int = Field(default=7, ge=0, lt=2**63)
+    """Seeds the sampler, and the trials that name no seed of their own."""
+    trainable: Literal["model", "attacker"] = "model"
+    """`model` trains and scores models; `attacker` fits attackers against one saved model."""
+    trial: dict[str, Any]
+    """Everything that defines one trial, as written; `trial_config` gives the checked form."""
+    space: dict[str, Any] = Field(default_factory=dict)
+    """Dotted path into `trial` → distribution; `distributions` gives the checked form."""
+    baselines: tuple[dict[str, Any], ...] = ()
+    """Overrides of trials that run before any draw, so that the table always holds them."""
+    objective: tuple[Objective, ...]
+    """What is optimised; two of them make a Pareto study."""
+    sampler: Sampler = TPESampler(name="tpe")
+    """How the next trial is chosen."""
+    pruner: Pruner = NoPruner(name="none")
+    """Which trials are stopped early."""
+    limits: Limits = Limits()
+    """When the study is done."""
+    resources: Resources = Resources()
+    """What one trial takes."""
+    storage: Storage = Storage()
+    """Where files go."""
+
+    @field_validator("trial", mode="before")
+    @classmethod
+    def _check_trial(cls, value: Any, info: ValidationInfo) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"must be a mapping, got {shown(value)}")
+        trial = {"seed": info.data["seed"], **value} if "seed" in info.data else dict(value)
+        if "trainable" in info.data:
+            raise_faults("trial", build_trial(TRIAL_CONFIGS[info.data["trainable"]], trial, {})[1])
+        return trial
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _check_space(cls, value: Any, info: ValidationInfo) -> dict[str, Any]:
+        space, faults = parse_space({} if value is None else value)
+        if "trainable" in info.data:
+            config, trial = TRIAL_CONFIGS[info.data["trainable"]], info.data.get("trial", {})
+            named = map(str, value) if isinstance(value, Mapping) else ()
+            dead = path_faults(named, config, trial, space)
+            faults += dead
+            if "trial" in info.data:
+                lost = {fault.path for fault in dead}
+                faults += range_faults({path: space[path] for path in space if path not in lost}, config, trial)
+        raise_faults("space", faults)
+        return {path: as_yaml(distribution) for path, distribution in space.items()}
+
+    @field_validator("baselines", mode="before")
+    @classmethod
+    def _check_baselines(cls, value: Any, info: ValidationInfo) -> tuple[dict[str, Any], ...]:
+        entries = [] if value is None else value
+        if not isinstance(entries, list | tuple) or not all(isinstance(entry, Mapping) for entry in entries):
+            raise ValueError(f"must be a list of {{path: value}}, got {shown(value)}")
+        if len(entries) > MOST_BASELINES:
+            raise ValueError(f"must have at most {MOST_BASELINES} entries, got {len(entries)}")
+        if "trainable" not in info.data:
+            return tuple(map(dict, entries))
+        config, trial = TRIAL_CONFIGS[info.data["trainable"]], info.data.get("trial", {})
+        checked: list[dict[str, Any]] = []
+        faults: list[Fault] = []
+        for number, entry in enumerate(entries):
+            named = {"model.name": entry["model.name"]} if "model.name" in entry else {}
+            found = path_faults(map(str, entry), config, apply_overrides(trial, named), {})
+            skip = bool(found) or "trial" not in info.data
+            built, wrong = (None, []) if skip else build_trial(config, trial, entry)
+            faults += [fault.under(f"[{number}]") for fault in found + wrong]
+            if built is not None:  # the checked values, so that 1, 1.0 and "1" are one baseline
+                checked.append({path: value_at(built, path) for path in entry})
+        raise_faults("baselines", faults)
+        return tuple(checked)
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _check_objective(cls, value: Any, info: ValidationInfo) -> tuple[Objective, ...]:
+        entries = list(value) if isinstance(value, list | tuple) else [value]
+        if not 1 <= len(entries) <= 2:
+            raise ValueError(f"must be one {{metric, mode}} or a list of two, got {len(entries)}")
+        known = None
+        if "trial" in info.data and "trainable" in info.data:
+            known = known_metrics(TRIAL_CONFIGS[info.data["trainable"]].model_validate(info.data["trial"]))
+        objectives: list[Objective] = []
+        faults: list[Fault] = []
+        for number, entry in enumerate(entries):
+            objective, found = _objective(entry, known)
+            objectives += [objective] if objective else []
+            faults += [fault.under(f"[{number}]") if len(entries) > 1 else fault for fault in found]
+        if len({objective.metric for objective in objectives}) < len(objectives):
+            faults.append(Fault("", f"names {objectives[0].metric} twice"))
+        raise_faults("objective", faults)
+        return tuple(objectives)
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "StudySpec":
+        faults = []
+        if len(self.objectives) > 1 and self.pruner.name != "none":
+            faults.append(Fault("pruner.name", f"must be none with two objectives, got {self.pruner.name}"))
+        if self.trial.get("device") == "cuda" and self.resources.gpu == 0:
+            faults.append(Fault("trial.device", "must be auto or cpu while resources.gpu is 0, got cuda"))
+        raise_faults("StudySpec", faults)
+        return self
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """One objective, or two."""
+        return self.objective
+
+    def distributions(self) -> dict[str, Distribution]:
+        """Dotted path into the trial → distribution."""
+        return parse_space(self.space)[0]
+
+    def trial_config(self, overrides: Mapping[str, Any]) -> TrialConfig | AttackTrialConfig:
+        """The config of one trial.
+
+        Args: overrides: dotted path → value, sampled or a baseline's.
+        Raises: SpecError with every fault of the result.
+        """
+        config, faults = build_trial(TRIAL_CONFIGS[self.trainable], self.trial, overrides)
+        if config is None:
+            raise SpecError([str(fault.under("trial")) for fault in faults])
+        return config
+
+    def sampler_options(self) -> dict[str, Any]:
+        """`name`, and the options under the names of Optuna's constructor."""
+        return {_OPTUNA_NAMES.get(key, key): value for key, value in self.sampler.model_dump().items()}
+
+    def pruner_options(self) -> dict[str, Any]:
+        """`name`, and the options under our names."""
+        return self.pruner.model_dump()
+
+    def identity(self) -> dict[str, Any]:
+        """What makes trials of two runs comparable, as JSON: a study goes on only with the same. Not where it runs."""
+        whole = self.resolved()
+        whole["trial"] = trial_identity(whole["trial"])
+        names = ("name", "seed", "trainable", "trial", "space", "baselines", "objective")
+        return {name: whole[name] for name in names}
+
+    def resolved(self) -> dict[str, Any]:
+        """The whole spec with every default filled in, as JSON; loading it again gives the same spec."""
+        whole = self.model_dump(mode="json")
+        whole["trial"] = self.trial_config({}).model_dump(mode="json")
+        objectives = whole["objective"]
+        whole["objective"] = objectives[0] if len(objectives) == 1 else objectives
+        plain: dict[str, Any] = json.loads(json.dumps(whole))
+        return plain
+
+
+def as_of_today(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored `StudySpec.identity` with the settings that came after it, at their defaults: what its trials ran with.
+
+    As it is where its trial is no valid one any more.
+    """
+    try:
+        trial = TRIAL_CONFIGS[identity["trainable"]].model_validate(identity["trial"])
+    except (ValidationError, KeyError):
+        return dict(identity)
+    return {**identity, "trial": trial_identity(trial.model_dump(mode="json"))}
+
+
+def _objective(raw: Any, known: Collection[str] | None) -> tuple[Objective | None, list[Fault]]:
+    """An objective, and what is wrong with it. Args: known: metrics of the trial; None if the trial is faulty."""
+    objective, faults = None, []
+    try:
+        objective = Objective.model_validate(raw)
+    except ValidationError as error:
+        faults = faults_of(error, Objective)
+    metric = raw.get("metric") if isinstance(raw, Mapping) else getattr(objective, "metric", None)
+    if isinstance(metric, str) and known is not None and metric not in known:
+        reason = objection(metric)
+        what = f"'{metric}' {reason}" if reason else f"unknown metric '{metric}'"
+        faults.append(Fault("metric", f"{what}{suggestion(metric, known)}"))
+    return objective, faults
+
+
+def load_spec(file: str, sets: Sequence[str] = (), trials: int | None = None) -> StudySpec:
+    """Reads a study.
+
+    Args: file: a path, or a name in search_spaces/ with or without .yaml. sets: `path=value`, the value as in YAML;
+        each replaces one value of the whole spec. trials: replaces limits.trials.
+    Raises: SpecError with every fault, each with the file (or the flag), the key path and the nearest valid key.
+    """
+    label, raw = read_mapping(file)
+    return checked_spec(label, raw, sets, trials)
+
+
+def checked_spec(label: str, raw: Mapping[str, Any], sets: Sequence[str] = (), trials: int | None = None) -> StudySpec:
+    """A study from a mapping like that of a file, which messages call `label`. Args and raises: as `load_spec`."""
+    if len(sets) > MOST_SETTINGS or sum(map(len, sets)) > LARGEST_FILE:
+        raise SpecError([f"--set: at most {MOST_SETTINGS} of them, and {LARGEST_FILE // 1024} KiB in all"])
+    raw = dict(raw)
+    sources: dict[str, str] = {}
+    faults: list[Fault] = []
+    for setting in sets:
+        flag = f"--set {shortened(setting, LONGEST_LABEL)}"
+        try:
+            path, value = split_setting(setting)
+            raw = replaced(raw, path, value)
+            sources[path] = flag
+        except ValueError as error:
+            faults.append(Fault("", str(error), source=flag))
+    if trials is not None:
+        raw = replaced(raw, "limits.trials", trials)
+        sources["limits.trials"] = f"--trials {shown(trials)}"
+    faults += [
+        replace(fault, source=_source(fault, sources, label)) for fault in every_fault(StudySpec, raw, _DECISIVE)
+    ]
+    if faults:
+        raise SpecError(faults)
+    return StudySpec.model_validate(raw)
+
+
+def _source(fault: Fault, sources: Mapping[str, str], label: str) -> str:
+    """The flag that set the faulty value, or made the unknown key above it; else the file."""
+    for path, flag in sources.items():
+        made = fault.message.startswith("unknown key") and path.startswith(f"{fault.path}.")
+        if made or f"{fault.path}.".startswith(f"{path}."):
+            return flag
+    return label

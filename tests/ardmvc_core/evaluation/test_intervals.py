@@ -1,0 +1,264 @@
+import math
+import warnings
+from itertools import combinations
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+from ardmvc_core.evaluation.intervals import (
+    bootstrap_interval,
+    expected_maximum_of,
+    holm,
+    paired_difference,
+    probability_of_improvement,
+    t_interval,
+    wilson,
+)
+
+# Student 1908: hours of sleep gained by ten patients under two drugs.
+FIRST_DRUG = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+SECOND_DRUG = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+# Efron & Tibshirani 1993, Table 14.1: spatial test A of 26 children.
+SPATIAL = [
+    *(48, 36, 20, 29, 42, 42, 20, 42, 22, 41, 45, 14, 6, 0, 33, 28, 34, 4, 32, 24, 47, 41, 24, 26, 30, 41),
+]
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_equals_the_published_table(successes: int, n: int, low: float, high: float) -> None:
+    # Newcombe 1998, Table I, method 3.
+    interval = wilson(successes, n)
+    assert (interval.value, interval.level) == (successes / n, 0.95)
+    assert interval.low == pytest.approx(low, abs=5e-5)
+    assert interval.high == pytest.approx(high, abs=5e-5)
+
+
+@pytest.mark.parametrize(("n", "points"), [(1000, 3.1), (5000, 1.4)])
+def test_wilson_at_one_half(n: int, points: float) -> None:
+    interval = wilson(n // 2, n)
+    assert 100 * (interval.high - 0.5) == pytest.approx(points, abs=0.05)
+    assert 100 * (0.5 - interval.low) == pytest.approx(points, abs=0.05)
+
+
+def test_wilson_bounds_are_where_the_score_test_rejects() -> None:
+    interval = wilson(np.int64(7), np.int64(40), level=0.9)
+    for bound in (interval.low, interval.high):
+        assert abs(7 / 40 - bound) == pytest.approx(1.6448536 * math.sqrt(bound * (1 - bound) / 40))
+    assert wilson(3, 3).high == 1.0
+
+
+@pytest.mark.parametrize(("successes", "n"), [(-1, 3), (4, 3), (0, 0)])
+def test_wilson_refuses_impossible_counts(successes: int, n: int) -> None:
+    with pytest.raises(ValueError, match=rf"successes must be in 0..n and n ≥ 1, got {successes} of {n}"):
+        wilson(successes, n)
+
+
+def test_wilson_refuses_shares() -> None:
+    with pytest.raises(TypeError, match="integer"):
+        wilson(0.5, 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 95, math.nan])
+def test_levels_are_shares(level: float) -> None:
+    with pytest.raises(ValueError, match=r"level must be in \(0, 1\)"):
+        wilson(1, 2, level)
+    with pytest.raises(ValueError, match=r"level must be in \(0, 1\)"):
+        t_interval([1, 2], level)
+    with pytest.raises(ValueError, match=r"level must be in \(0, 1\)"):
+        bootstrap_interval(np.mean, [np.arange(3)], level=level, seed=0)
+
+
+def test_bootstrap_equals_the_published_interval() -> None:
+    interval = bootstrap_interval(np.var, [np.array(SPATIAL)], level=0.9, seed=1)
+    assert interval.value == pytest.approx(171.5, abs=0.05)
+    # Percentiles would give 100.8 and 233.9; 2000 resamples leave a few units of noise.
+    assert interval.low == pytest.approx(115.8, abs=6)
+    assert interval.high == pytest.approx(259.6, abs=9)
+
+
+def test_bootstrap_of_a_mean_is_what_theory_says() -> None:
+    values = np.random.default_rng(3).normal(size=400)
+    interval = bootstrap_interval(np.mean, [values], resamples=1000, seed=2)
+    half_width = 1.96 * values.std() / 20
+    assert interval.high - interval.value == pytest.approx(half_width, rel=0.12)
+    assert interval.value - interval.low == pytest.approx(half_width, rel=0.12)
+
+
+@pytest.mark.parametrize("score", [normalized_mutual_info_score, adjusted_rand_score])
+def test_bootstrap_takes_no_short_cut_that_changes_the_bounds(score: object) -> None:
+    rng = np.random.default_rng(4)
+    labels = rng.integers(0, 3, 60)
+    clusters = np.where(rng.random(60) < 0.7, labels, rng.integers(0, 3, 60))
+    plain = stats.bootstrap(
+        (labels, clusters),
+        score,
+        paired=True,
+        vectorized=False,
+        n_resamples=200,
+        method="BCa",
+        batch=128,
+        random_state=np.random.default_rng(5),
+    ).confidence_interval
+    interval = bootstrap_interval(score, (labels, clusters), resamples=200, seed=5)  # type: ignore[arg-type]
+    assert (interval.low, interval.high) == pytest.approx((plain.low, plain.high), abs=1e-12)
+    assert interval.low < interval.value < interval.high
+    assert interval == bootstrap_interval(score, (labels, clusters), resamples=200, seed=5)  # type: ignore[arg-type]
+    assert interval != bootstrap_interval(score, (labels, clusters), resamples=200, seed=6)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("error")
+def test_bootstrap_without_spread_has_zero_width() -> None:
+    labels = np.repeat([0, 1, 2], 10)
+    interval = bootstrap_interval(adjusted_rand_score, (labels, (labels + 1) % 3), resamples=50, seed=0)
+    assert (interval.value, interval.low, interval.high) == (1.0, 1.0, 1.0)
+    nothing = bootstrap_interval(lambda values: 0.0, [np.arange(5)], resamples=50, seed=0)
+    assert (nothing.value, nothing.low, nothing.high) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_bootstrap_where_bca_is_undefined() -> None:
+    # No leave-one-out range differs from 1, and one resample in eight has the range 0.
+    interval = bootstrap_interval(np.ptp, [np.array([0, 0, 1, 1])], resamples=400, seed=0)
+    assert (interval.value, interval.low, interval.high) == (1.0, 0.0, 1.0)
+    # All resamples repeat a sample, the data repeats none: 20·0.95²⁰ = 7.2 are missed on average, s.d. 1.3.
+    interval = bootstrap_interval(lambda a: len(a) - len(set(a.tolist())), [np.arange(20)], resamples=400, seed=0)
+    assert (interval.value, interval.low) == (0.0, 0.0)
+    assert 9 <= interval.high <= 11
+
+
+def test_bootstrap_refuses_bad_arguments() -> None:
+    with pytest.raises(ValueError, match=r"one length, got shapes \[\(3,\), \(2,\)\]"):
+        bootstrap_interval(adjusted_rand_score, (np.arange(3), np.arange(2)), seed=0)
+    with pytest.raises(ValueError, match=r"got shapes \[\(2, 2\)\]"):
+        bootstrap_interval(np.mean, [np.ones((2, 2))], seed=0)
+    with pytest.raises(ValueError, match=r"got shapes \[\]"):
+        bootstrap_interval(np.mean, [], seed=0)
+    with pytest.raises(ValueError, match="at least 2 samples, got 1"):
+        bootstrap_interval(np.mean, [np.ones(1)], seed=0)
+    with pytest.raises(ValueError, match="resamples must be ≥ 1, got 0"):
+        bootstrap_interval(np.mean, [np.ones(3)], resamples=0, seed=0)
+    with pytest.raises(ValueError, match="statistic must be finite on every resample, got nan"):
+        bootstrap_interval(lambda values: math.nan, [np.arange(3)], seed=0)
+
+
+@pytest.mark.parametrize(("values", "times"), [([1, 2, 3, 4, 5], 1.24), (range(10), 0.72)])
+def test_t_interval_in_standard_deviations(values: object, times: float) -> None:
+    numbers = np.array(values)
+    interval = t_interval(numbers)
+    assert interval.value == numbers.mean()
+    deviation = math.sqrt(((numbers - numbers.mean()) ** 2).sum() / (len(numbers) - 1))
+    assert interval.high - interval.value == pytest.approx(times * deviation, abs=0.005 * deviation)
+    assert interval.value - interval.low == pytest.approx(interval.high - interval.value)
+
+
+def test_t_interval_by_hand() -> None:
+    # s² = 2.5 and the table has t = 2.776 (4 degrees, 95 %) and 2.132 (90 %).
+    assert t_interval([1, 2, 3, 4, 5]).high == pytest.approx(3 + 2.776 * math.sqrt(0.5), abs=5e-4)
+    assert t_interval([1, 2, 3, 4, 5], 0.9).low == pytest.approx(3 - 2.132 * math.sqrt(0.5), abs=5e-4)
+    alike = t_interval([0.5, 0.5, 0.5])
+    assert (alike.value, alike.low, alike.high) == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("values", [[0.5], [], [0.5, math.nan], [0.5, math.inf], [[1, 2], [3, 4]]])
+def test_t_interval_needs_two_finite_numbers(values: list) -> None:
+    with pytest.raises(ValueError, match="values must be a vector of at least 2 finite numbers"):
+        t_interval(values)
+
+
+def test_paired_difference_equals_the_published_one() -> None:
+    found = paired_difference(SECOND_DRUG, FIRST_DRUG)
+    # As R prints it for these data: t = 4.0621.
+    assert found.difference.value == pytest.approx(1.58)
+    assert found.difference.low == pytest.approx(0.7001142, abs=5e-8)
+    assert found.difference.high == pytest.approx(2.4598858, abs=5e-8)
+    assert found.p_value == pytest.approx(0.002833, abs=5e-7)
+    turned = paired_difference(FIRST_DRUG, SECOND_DRUG)
+    assert turned.difference.value == pytest.approx(-1.58)
+    assert turned.p_value == pytest.approx(found.p_value)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "mean", "p_value"),
+    [
+        ([0.4, 0.7], [0.4, 0.7], 0.0, 1.0),
+        ([0.1 + 0.2] * 3, [0.3] * 3, 0.0, 1.0),
+        ([0.3, 0.2, 0.9], [0.2, 0.1, 0.8], 0.1, 0.0),
+        ([0.0, 0.25], [0.5, 0.75], -0.5, 0.0),
+    ],
+)
+def test_paired_difference_without_spread(a: list, b: list, mean: float, p_value: float) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = paired_difference(a, b)
+    assert found.p_value == p_value
+    assert (found.difference.low, found.difference.high) == pytest.approx((mean, mean))
+
+
+def test_paired_runs_must_be_pairs() -> None:
+    for compare in (paired_difference, probability_of_improvement):
+        with pytest.raises(ValueError, match="one common length, got 2 and 3"):
+            compare([1, 2], [1, 2, 3])
+        with pytest.raises(ValueError, match="b must be a vector of at least 2 finite numbers"):
+            compare([1, 2], [1, math.nan])
+
+
+def test_probability_of_improvement_by_hand() -> None:
+    assert probability_of_improvement([1, 2, 3, 4], [0, 2, 4, 3]) == (1 + 0.5 + 0 + 1) / 4
+    assert probability_of_improvement([0.1 + 0.2, 1], [0.3, 0]) == 0.75
+    # Seed against the same seed: over all combinations it would be 1/2.
+    assert probability_of_improvement([1, 3, 5], [0, 2, 4]) == 1.0
+
+
+def test_holm_on_a_textbook_example() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.5]).tolist() == [1.0, 1.0]
+    assert holm([0.02]).tolist() == [0.02]
+    assert holm([]).tolist() == []
+
+
+def test_holm_is_closed_testing_with_bonferroni() -> None:
+    p = np.random.default_rng(0).random(6) ** 3
+    p[4] = p[1]
+    subsets = [subset for size in range(1, 7) for subset in combinations(range(6), size)]
+    want = [max(min(1, len(s) * min(p[j] for j in s)) for s in subsets if i in s) for i in range(6)]
+    assert holm(p) == pytest.approx(want)
+
+
+@pytest.mark.parametrize("p_values", [[0.5, 1.1], [-0.1], [math.nan], [[0.1, 0.2]]])
+def test_holm_refuses_what_are_no_p_values(p_values: list) -> None:
+    with pytest.raises(ValueError, match=r"p_values must be a vector of numbers in \[0, 1\]"):
+        holm(p_values)
+
+
+@pytest.mark.parametrize(
+    ("n", "want"),
+    [
+        (1, 0.0),
+        (2, 1 / math.sqrt(math.pi)),
+        (3, 1.5 / math.sqrt(math.pi)),
+        # Harter 1961, to five decimals.
+        (10, 1.53875),
+        (20, 1.86748),
+        (50, 2.24907),
+        (100, 2.50759),
+    ],
+)
+def test_expected_maximum_equals_the_published_table(n: int, want: float) -> None:
+    assert expected_maximum_of(n) == pytest.approx(want, abs=6e-6)
+
+
+@pytest.mark.parametrize("n", [16, 64, 256])
+def test_expected_maximum_equals_a_simulation(n: int) -> None:
+    # The maximum of n normals is Φ⁻¹ of the maximum of n uniforms, which is one uniform to the power 1/n.
+    grid = (np.arange(200_000) + 0.5) / 200_000
+    assert expected_maximum_of(n) == pytest.approx(stats.norm.ppf(grid ** (1 / n)).mean(), abs=1e-4)
+
+
+def test_expected_maximum_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="n must be ≥ 1, got 0"):
+        expected_maximum_of(0)

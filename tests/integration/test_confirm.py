@@ -1,0 +1,183 @@
+"""A confirmation: which trials, with which seeds, on which part, and what its table says of numbers given here."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_studies import ROOT, run_sweep, study_dict, write_study
+
+from study.confirm import finalists, main
+from study.database.ledger import Ledger, LedgerError
+from study.records import TrialRecord
+from study.reporting.confirmation import Finalist, comparisons, finalists_of, markdown
+from study.spec.study_spec import checked_spec
+from trainables.saved_trial import DamagedCheckpoint
+
+SPEC = {"objective": {"metric": "robust/acc", "mode": "max"}}
+
+
+def trial(number: int, acc: float, *, baseline: bool = False, state: str = "COMPLETE") -> TrialRecord:
+    return TrialRecord(
+        number=number,
+        state=state,  # type: ignore[arg-type]
+        values=(acc,) if state == "COMPLETE" else (),
+        metrics={"robust/acc": acc},
+        overrides={"model.adversarial_weight": float(number)},
+        baseline=baseline,
+        budget="same",
+    )
+
+
+def test_the_best_searched_trials_come_first_then_every_baseline() -> None:
+    records = [
+        trial(0, 0.9, baseline=True),
+        trial(1, 0.2, baseline=True),
+        trial(2, 0.5),
+        trial(3, 0.8),
+        trial(4, 0.7),
+        trial(5, 0.99, state="FAIL"),
+    ]
+    assert [record.number for record in finalists(SPEC, records, 2)] == [3, 4, 0, 1]
+    assert [record.number for record in finalists(SPEC, records, 1, [1])] == [3, 1]
+    with pytest.raises(LedgerError, match="--baselines: must be among 0, 1, the study's ranked baselines, got 2, 7"):
+        finalists(SPEC, records, 1, [1, 2, 7])
+
+
+def test_of_trials_that_tie_the_one_to_pick_is_confirmed_first() -> None:
+    def judged(number: int, pra: float, error: float = 0.05, *, baseline: bool = False) -> TrialRecord:
+        record = trial(number, pra, baseline=baseline)
+        weights = {**record.overrides, "model.mitigator_weight": 1.0}
+        metrics = {"select/pra": pra, "select/pra_se": error, "select/utility": 1.0}
+        return replace(record, metrics=metrics, overrides=weights)
+
+    spec = {"objective": {"metric": "select/pra", "mode": "max"}}
+    records = [judged(7, 0.8), judged(3, 0.78)]
+    assert [record.number for record in finalists(spec, records, 1)] == [3]
+    # The report settles ties among all trials, baselines too; so does this: 0.78 is not within 0.03 of 0.82.
+    best = judged(0, 0.82, 0.03, baseline=True)
+    assert [record.number for record in finalists(spec, [best, *records], 2)] == [7, 3, 0]
+
+
+def test_a_study_of_baselines_has_nothing_to_confirm() -> None:
+    with pytest.raises(LedgerError, match="no complete searched trial"):
+        finalists(SPEC, [trial(0, 0.9, baseline=True)], 3)
+
+
+def confirmed(tmp_path: Path, number: int, values: list[float]) -> TrialRecord:
+    folder = tmp_path / str(number)
+    folder.mkdir()
+    np.savez(
+        folder / "evaluation.npz", **{"seeds/robust/acc": np.array(values), "seeds/clean/acc": np.ones(len(values))}
+    )
+    return replace(trial(number, float(np.mean(values))), checkpoint=str(folder))
+
+
+def test_the_table_has_the_interval_the_paired_difference_and_the_shrinkage(tmp_path: Path) -> None:
+    chosen = [trial(7, 0.95), trial(8, 0.90), trial(0, 0.5, baseline=True)]
+    found = [
+        confirmed(tmp_path, 0, [0.8, 0.9, 0.7, 0.8]),
+        confirmed(tmp_path, 1, [0.5, 0.6, 0.4, 0.6]),
+        confirmed(tmp_path, 2, [0.5, 0.5, 0.5, 0.5]),
+    ]
+    result = finalists_of(chosen, found)
+    assert [one.trial for one in result] == [7, 8, 0]
+    # Mean 0.8, s = 0.0816, t(3) = 3.182: half width 3.182 · 0.0816 / 2 = 0.130.
+    interval = result[0].means["robust/acc"]
+    assert (interval.value, interval.low, interval.high) == pytest.approx((0.8, 0.670, 0.930), abs=5e-4)
+    first, second = comparisons(result)
+    assert (first.trial, first.baseline, first.improves) == (7, 0, 1.0)
+    assert first.difference.difference.value == pytest.approx(0.3)
+    # 0.3 / 0.0408 = 7.35 at 3 degrees of freedom: p = 0.0052, twice that after Holm over two.
+    assert first.adjusted_p == pytest.approx(0.0104, abs=3e-4)
+    assert second.improves == pytest.approx((2 + 0.5) / 4)
+    spec = checked_spec("test", {**study_dict(tmp_path), "space": {}, "baselines": [{}], "limits": {"trials": 1}})
+    shown = spec.model_copy(update={"trial": {**spec.trial, "repeats": 4, "evaluation": {"tier": "standard"}}})
+    text = markdown("name", shown, result, [first, second], uses=2, searched_trials=16)
+    assert "used 2 times" in text
+    assert "| 7 | 7 | 0.800 [0.670, 0.930]" in text
+    assert "had 0.950 there and has 0.800 here: +0.150" in text
+    assert "about 1.8 standard deviations" in text
+    assert "| 0.010 | 100% of the seeds |" in text
+    certain = replace(first, adjusted_p=2e-5)
+    text = markdown("name", shown, result, [certain], uses=2, searched_trials=16)
+    assert "| < 0.001 | 100% of the seeds |" in text
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x05\x06" + bytes(18)])
+def test_arrays_that_are_damaged_are_named(tmp_path: Path, content: bytes) -> None:
+    found = confirmed(tmp_path, 0, [0.5, 0.6])
+    (tmp_path / "0" / "evaluation.npz").write_bytes(content)
+    with pytest.raises(DamagedCheckpoint, match=f"^{tmp_path}/0/evaluation.npz: is damaged: "):
+        finalists_of([trial(7, 0.95)], [found])
+
+
+def test_a_configuration_that_failed_is_left_out(tmp_path: Path) -> None:
+    chosen = [trial(7, 0.95), trial(0, 0.5, baseline=True)]
+    found = [trial(0, 0.0, state="FAIL"), confirmed(tmp_path, 1, [0.5, 0.6])]
+    assert [one.trial for one in finalists_of(chosen, found)] == [0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--top", "0"], "--top: must be in 1..100, got 0"),
+        (["--seeds", "1"], "--seeds: must be in 2..100"),
+        (["--baselines", "0,b"], "--baselines: must be trial numbers such as 0,1, got '0,b'"),
+        (["--tier", "strong"], "--tier: must be one of probe, tune, standard, plus, got 'strong'"),
+        ([], "no study"),
+    ],
+)
+def test_bad_input_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["nothing", "--storage", str(tmp_path), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def confirm(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "study.confirm", "tiny", "--storage", str(folder / "runs"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def test_a_study_is_confirmed_once_with_fresh_seeds_on_the_part_kept_back(tmp_path: Path) -> None:
+    study: dict[str, Any] = study_dict(tmp_path)
+    study["trial"]["evaluate_every"] = 4
+    assert run_sweep(write_study(tmp_path, study), "--trials", "2").returncode == 0
+    flags = ("--top", "1", "--seeds", "2", "--tier", "probe")
+    done = confirm(tmp_path, *flags)
+    assert done.returncode == 0, done.stderr
+    assert "used 1 time;" in done.stdout or "used 1 time." in done.stdout
+    search = Ledger.open_existing("tiny", storage_path=str(tmp_path / "runs"))
+    (name,) = search.score_uses
+    records = Ledger.open_existing(name, storage_path=str(tmp_path / "runs")).records()
+    assert [record.state for record in records] == ["COMPLETE", "COMPLETE"]
+    old = {record.number: record for record in search.records()}
+    assert [record.overrides for record in records] == [old[1].overrides, old[0].overrides]
+    for record in records:
+        assert record.budget.endswith("-score")
+        assert (record.config["score_on"], record.config["repeats"]) == ("score", 2)
+        assert record.config["seed"] != old[0].config["seed"]
+        facts = json.loads(Path(str(record.checkpoint), "config.json").read_text())
+        assert "score" in facts["parts"]
+    found = json.loads((tmp_path / "runs" / name / "confirm.json").read_text())
+    assert [one["trial"] for one in found["finalists"]] == [1, 0]
+    for one, record in zip(found["finalists"], records, strict=True):
+        assert np.mean(one["seeds"]) == pytest.approx(record.metrics["robust/acc"])
+
+    again = confirm(tmp_path, *flags, "--once")  # the same confirmation is no new use
+    assert again.returncode == 0, again.stderr
+    other = confirm(tmp_path, "--top", "1", "--seeds", "3", "--tier", "probe", "--once")
+    assert other.returncode == 2
+    assert "has been used 1 time" in other.stderr
+    assert name in other.stderr
+
+
+def test_a_finalist_without_the_metric_is_no_winner() -> None:
+    lone = Finalist(trial=1, baseline=False, overrides={}, searched=None, means={}, seeds=())
+    assert comparisons([lone]) == []

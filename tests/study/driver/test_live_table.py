@@ -1,0 +1,176 @@
+"""The live table and its plain lines."""
+
+import io
+import time
+from dataclasses import replace
+
+import pytest
+
+from study.driver.live_table import LiveTable
+from study.ranking.ranking import Goal
+from study.records import TrialRecord, WorkerAway
+
+ROBUST = [Goal("robust/acc", "max")]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def running(number: int, round_: int = 0, **metrics: float) -> TrialRecord:
+    return TrialRecord(
+        number=number,
+        state="RUNNING",
+        overrides={"model.adversarial_weight": 0.5, "model.train_eps": 0.2},
+        round=round_,
+        rounds=4,
+        metrics=dict(metrics),
+    )
+
+
+def complete(number: int, score: float) -> TrialRecord:
+    return replace(
+        running(number, 4), state="COMPLETE", values=(score,), metrics={"clean/acc": 0.98, "robust/acc": score}
+    )
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_plain_lines_tell_what_happened(clock: Clock) -> None:
+    stream = io.StringIO()
+    table = LiveTable(ROBUST, 3, [complete(0, 0.52)], stream=stream, clock=clock)
+    table.trial_started(running(1))
+    clock.now += 60
+    table.trial_reported(running(1, 2, **{"clean/acc": 0.971, "probe/acc": 0.409, "loss/total": 3.0}))
+    table.tick()
+    clock.now += 60
+    table.trial_ended(complete(1, 0.6))
+    table.trial_ended(replace(running(2, 1), state="FAIL", failure="loss is nan in stage train, epoch 3"))
+    table.close()
+    at = [time.strftime("%H:%M:%S", time.localtime(1_700_000_000 + s)) for s in (0, 60, 120)]
+    # After 60 s two rounds are done and 2 + 4 are left: 180 s. At the end nothing is left.
+    lines = stream.getvalue().splitlines()
+    before = "best robust/acc 0.52 (trial 0)  1/3 done"
+    assert lines[0] == f"[{at[0]}] trial 1  started  adversarial_weight=0.5 train_eps=0.2  {before}"
+    assert lines[1] == f"[{at[1]}] trial 1  round 2/4  clean/acc 0.97  probe/acc 0.41  {before}  ~3 min left"
+    after = "best robust/acc 0.60 (trial 1)"
+    told = "complete at round 4/4  clean/acc 0.98  robust/acc 0.60"
+    assert lines[2] == f"[{at[2]}] trial 1  {told}  {after}  2/3 done  ~2 min left"
+    told = "failed at round 1/4: loss is nan in stage train, epoch 3"
+    assert lines[3] == f"[{at[2]}] trial 2  {told}  {after}  3/3 done"
+    assert len(lines) == 4
+
+
+def test_time_left_counts_this_driver_only(clock: Clock) -> None:
+    table = LiveTable(ROBUST, 10, [complete(n, 0.5) for n in range(8)], stream=io.StringIO(), clock=clock)
+    assert table.seconds_left() is None
+    table.trial_started(running(8, 3))
+    clock.now += 30
+    table.trial_reported(running(8, 4))
+    assert table.seconds_left() == 30 * 4  # one round took 30 s; trial 8 is through its rounds, trial 9 has four
+    table.trial_ended(complete(8, 0.5))
+    assert table.seconds_left() == 30 * 4
+
+
+def test_a_study_that_goes_on_names_the_round_it_goes_on_from(clock: Clock) -> None:
+    stream = io.StringIO()
+    LiveTable(ROBUST, 2, stream=stream, clock=clock).trial_started(running(0, 2))
+    assert "trial 0  started again at round 2" in stream.getvalue()
+    assert "best" not in stream.getvalue()
+
+
+def test_the_table_of_a_terminal(clock: Clock) -> None:
+    stream = Terminal()
+    records = [replace(complete(0, 0.5), baseline=True), complete(1, 0.7)]
+    table = LiveTable(ROBUST, 4, records, stream=stream, clock=clock)
+    table.trial_started(running(2))
+    table.trial_reported(running(2, 1, **{"clean/acc": 0.9, "probe/acc": 0.25}))
+    table.tick()
+    table.close()
+    table.close()
+    shown = stream.getvalue()
+    for text in ("0 *", "complete", "running", "1/4", "0.250", "0.700", "2/4 done", "best robust/acc 0.70 (trial 1)"):
+        assert text in shown, text
+    assert "\x1b[?25h" in shown  # the cursor is given back
+
+
+def test_plain_lines_say_that_a_worker_is_silent_and_again_when_it_lasts(clock: Clock) -> None:
+    stream = io.StringIO()
+    table = LiveTable(ROBUST, 4, stream=stream, clock=clock)
+    table.trial_started(running(3))
+    begun = len(stream.getvalue())
+    for seconds in (30.0, 31.0, 59.0, 61.0, 121.0, 122.0):
+        table.workers_away({3: WorkerAway("silent", seconds)})
+    table.workers_away({})
+    table.workers_away({3: WorkerAway("silent", 40.0)})
+    table.workers_away({3: WorkerAway("missing", 300.0)})
+    lines = [line.split("] ")[1] for line in stream.getvalue()[begun:].splitlines()]
+    assert lines == [
+        "worker of trial 3 silent for 30 s  0/4 done",
+        "worker of trial 3 silent for 61 s  0/4 done",
+        "worker of trial 3 silent for 2 min  0/4 done",
+        "worker of trial 3 silent for 40 s  0/4 done",
+        "trial 3  has waited 5 min for a worker  0/4 done",
+    ]
+
+
+def test_the_table_says_how_long_a_worker_is_silent(clock: Clock) -> None:
+    table = LiveTable(ROBUST, 4, stream=Terminal(), clock=clock)
+    for number in (1, 2, 3):
+        table.trial_started(running(number))
+    table.workers_away({1: WorkerAway("silent", 40.0), 3: WorkerAway("missing", 120.0)})
+    assert list(table.table().columns[1].cells) == ["silent 40 s", "running", "no worker 2 min"]
+    table.workers_away({})
+    assert list(table.table().columns[1].cells) == ["running"] * 3
+    table.close()
+
+
+def test_a_long_study_shows_what_runs_and_the_best(clock: Clock) -> None:
+    records = [complete(n, 0.9 if n == 3 else 0.1) for n in range(500)]
+    table = LiveTable(ROBUST, 600, records, stream=Terminal(), clock=clock)
+    table.trial_started(running(500))
+    column = list(table.table().columns[0].cells)
+    assert len(column) < 60
+    assert {"3", "500", "499"} <= set(column)
+    table.close()
+
+
+def test_two_objectives_and_missing_scores(clock: Clock) -> None:
+    stream = io.StringIO()
+    table = LiveTable([Goal("clean/acc", "max"), Goal("gan/flip", "min")], 2, stream=stream, clock=clock)
+    table.trial_started(running(0))
+    metrics = {"clean/acc": 0.9, "gan/flip": 0.25, "robust/acc": float("nan")}
+    table.trial_ended(replace(running(0, 4, **metrics), state="COMPLETE", values=(0.9, 0.25)))
+    assert "clean/acc 0.90  gan/flip 0.25  best clean/acc 0.90, gan/flip 0.25 (trial 0)" in stream.getvalue()
+
+
+def test_what_is_kept_up_trial_by_trial_is_what_all_records_say(clock: Clock) -> None:
+    """A line tells the same whether a trial was seen from its start or read from the database."""
+    seen = LiveTable(ROBUST, 6, stream=io.StringIO(), clock=clock)
+    begun = [running(n, r, **{"probe/acc": 0.2}) for n, r in ((0, 0), (1, 3), (2, 1))]
+    for record in begun:
+        seen.trial_started(replace(record, round=0, metrics={}))
+        seen.trial_reported(record)
+    last = [complete(0, 0.4), replace(begun[1], state="FAIL", failure="lost"), replace(begun[2], state="WAITING")]
+    seen.trial_ended(last[0])
+    seen.trial_ended(last[1])
+    seen.trial_paused(last[2])
+    read = LiveTable(ROBUST, 6, last, stream=io.StringIO(), clock=clock)
+    told = "best robust/acc 0.40 (trial 0)  2/6 done"
+    assert read.progress() == told
+    clock.now += 9
+    assert seen.progress() == f"{told}  ~15 s left"  # nine of its rounds are over, 3 + 3 · 4 are left
+    assert [column.header for column in seen.table().columns] == [column.header for column in read.table().columns]
+    assert [list(column.cells) for column in seen.table().columns] == [list(c.cells) for c in read.table().columns]

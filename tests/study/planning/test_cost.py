@@ -1,0 +1,131 @@
+"""Counted passes against those that a real trial makes: the first encoder sees every one of them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from study.planning.cost import Cost, Passes, trial_cost
+from trainables.attack_trial import AttackTrial
+from trainables.config import AttackTrialConfig, TrialConfig
+from trainables.trial import Trial
+
+BUDGET: dict[str, Any] = {
+    "samples": 33,
+    "probe_samples": 20,
+    "probe_steps": 3,
+    "steps": 4,
+    "noise_draws": 2,
+    "batch_size": 16,
+    "gan": {"epochs": 2, "batch_size": 10},
+    "official": {"epochs": 2, "batch_size": 20},
+}
+
+
+def trial_config(model: dict[str, Any], **changes: Any) -> TrialConfig:
+    raw = {
+        "dataset": {"name": "noisy_digits", "samples": 200},
+        "model": {"train_steps": 3, **model} if model["name"].startswith("ar_") else model,
+        "epochs": 3,
+        "batch_size": 40,
+        "evaluate_every": 1,
+        "device": "cpu",
+        "evaluation": BUDGET,
+    }
+    return TrialConfig.model_validate({**raw, **changes})
+
+
+class Counter:
+    """Counts the passes through a module, forward and backward."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.forward = self.backward = 0
+        module.register_forward_hook(self._forward)
+
+    def _forward(self, module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        self.forward += 1
+        if output.requires_grad:
+            output.register_hook(self._backward)
+
+    def _backward(self, gradient: torch.Tensor) -> None:
+        self.backward += 1
+
+
+def sizes(trial: Trial) -> dict[str, int]:
+    return {name: len(part) for name, part in trial.parts["strict"].items()}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        trial_config({"name": "comvc"}),
+        trial_config({"name": "ar_dmvc_am"}),
+        trial_config({"name": "ar_dmvc_am", "inner_objective": "both"}),
+        trial_config({"name": "ar_dmvc_am", "adversarial_weight": 0}),
+        trial_config({"name": "ar_dmvc", "adversarial_weight": 0}),
+        trial_config({"name": "comvc"}, evaluation={**BUDGET, "restarts": 2, "gan_eps": [], "noise_draws": 0}),
+        trial_config({"name": "eamc"}),
+        trial_config({"name": "multi_vae"}),
+        trial_config({"name": "aecoddc", "pretrain_epochs": 2}),
+        trial_config({"name": "infoddc", "pretrain_epochs": 1}),
+        trial_config({"name": "sem", "warmup_epochs": 1, "hidden_widths": (8, 8, 8), "reconstruction": "dae"}),
+    ],
+    ids=[
+        "no attack",
+        "attacked",
+        "both objectives",
+        "mitigator alone",
+        "no defence",
+        "restarts",
+        "eamc",
+        "multi_vae",
+        "aecoddc",
+        "infoddc",
+        "sem",
+    ],
+)
+def test_passes_of_a_model_trial(config: TrialConfig) -> None:
+    trial = Trial(config)
+    (trainer,) = trial.trainers
+    counter = Counter(trainer.model.encoders[0])
+    while not trial.finished:
+        trial.run_round()
+    want = trial_cost(config, trial.budget, sizes(trial)).total
+    assert (want.forward, want.backward) == (counter.forward, counter.backward)
+
+
+def test_every_seed_of_a_trial_costs_the_same() -> None:
+    once, thrice = (trial_config({"name": "comvc"}, repeats=repeats) for repeats in (1, 3))
+    parts = {"train": 100, "tune": 40, "attacker": 30}
+    budget = once.resolved_budget()
+    assert trial_cost(thrice, budget, parts).total == trial_cost(once, budget, parts).total * 3
+
+
+def test_passes_of_the_official_protocol() -> None:
+    # By hand: 3 epochs of 100 // 40 = 2 steps; 2 probes of 33 samples in batches of 16 (a last one of 1 joins: 2),
+    # their attack on 20 (2 batches: 1 reference, 3 steps) and 2 batches to read it; at the end 100 samples in 5 batches
+    # of 20 before and after, and 2 epochs of 5 GAN steps.
+    config = trial_config({"name": "comvc"}, protocol="official")
+    cost = trial_cost(config, config.resolved_budget(), {"train": 100, "attack": 100})
+    assert cost == Cost(Passes(6, 6), Passes(2 * (2 + 2 * 4 + 2) + 2 * 5 + 2 * 10, 2 * 6 + 10))
+
+
+def test_passes_of_an_attacker_trial(tmp_path: Path) -> None:
+    target = Trial(trial_config({"name": "comvc"}, epochs=1))
+    target.run_round()
+    target.save(tmp_path)
+    raw = {
+        "checkpoint": str(tmp_path),
+        "attack": {"epochs": 3, "batch_size": 10},
+        "evaluate_every": 2,
+        "evaluation": BUDGET,
+        "device": "cpu",
+    }
+    config = AttackTrialConfig.model_validate(raw)
+    trial = AttackTrial(config)
+    counter = Counter(trial.model.encoders[0])  # type: ignore[index]
+    for _ in range(config.rounds):
+        trial.run_round()
+    want = trial_cost(config, trial.budget, sizes(target)).total
+    assert (want.forward, want.backward) == (counter.forward, counter.backward)
