@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from ardmvc_core.networks.encoders import bf16_encoders
 from ardmvc_core.seeding import derive_seed, generator, global_rng_state, set_global_rng_state
-from ardmvc_core.types import Method, Objective, Stage, StepContext, Views
+from ardmvc_core.types import Method, Stage, StageObjective, StepContext, Views
 
 Precision = Literal["fp32", "bf16"]
 
@@ -181,7 +181,7 @@ class Trainer:
         order = torch.randperm(samples, generator=self._batches).to(self._device)
         return iter(order[: samples - samples % self._batch_size].split(self._batch_size))
 
-    def _optimize(self, index: int, objective: Objective, views: Views, meter: _Meter) -> None:
+    def _optimize(self, index: int, objective: StageObjective, views: Views, meter: _Meter) -> None:
         context = StepContext(epoch=self._epoch, step=self._step, generator=self._inner_attack)
         terms = objective.terms(self.model, views, context)
         stacked = torch.stack(tuple(terms.values()))

@@ -4,7 +4,7 @@ V views, N samples, B batch, K clusters, D latent dimension, C H W channels and 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ Terms = Callable[[nn.Module, Views, StepContext], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective:
+class StageObjective:
     """One optimizer step per batch: what is minimised, and over which parameters."""
 
     terms: Terms
@@ -77,7 +77,7 @@ class Stage:
 
     name: str
     epochs: int
-    objectives: tuple[Objective, ...]
+    objectives: tuple[StageObjective, ...]
     prepare: Callable[[nn.Module, Views, int], None] | None = None
     """Called once when the stage begins, with the training views and a seed of its own; what it computes goes into a
     module buffer, so that a checkpoint carries it."""
@@ -98,3 +98,9 @@ class Method:
     calibrate: Callable[[nn.Module, Views, int], None] | None = None
     """(model in inference mode, clean training views, seed): fits what an assignment needs besides trained weights,
     such as centroids, into buffers. `training.calibrate` runs it before an evaluation; training never reads it."""
+    defence: tuple[str, ...] = ()
+    """Fields of the config that weigh the defence against attacks; empty for a method without one."""
+
+    def plain(self, config: Any) -> Any:
+        """The config with the defence switched off: all its weights are 0."""
+        return replace(config, **dict.fromkeys(self.defence, 0.0))

@@ -38,7 +38,8 @@ from study.database.ledger import Ledger, study_url  # noqa: E402
 from study.driver.conductor import Conductor  # noqa: E402
 from study.driver.live_table import LiveTable  # noqa: E402
 from study.driver.run import run_study  # noqa: E402
-from study.planning.suggestions import Suggestions, make_pruner  # noqa: E402
+from study.planning.optuna_side import make_pruner  # noqa: E402
+from study.planning.suggestions import Suggestions  # noqa: E402
 from study.records import TrialRecord, WorkerAway  # noqa: E402
 from study.spec.study_spec import StudySpec, load_spec  # noqa: E402
 from study.tracking.outbox import Parcel  # noqa: E402

@@ -139,7 +139,8 @@ def finalists(
     """
     from study.database.ledger import LedgerError
     from study.ranking.label_free import preferred
-    from study.ranking.ranking import goals, rank
+    from study.ranking.objectives import goals
+    from study.ranking.ranking import rank
 
     objectives = goals(spec)
     ranked = [row.record for row in rank(records, objectives) if row.rank is not None]

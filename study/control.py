@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from study.cli import Parser, exit_code_of, refuse
-from study.ranking.ranking import Objective, goals, rank, scores, since_improvement, spread
-from study.records import TrialRecord
+from study.ranking.objectives import goals, spread
+from study.ranking.ranking import rank, scores, since_improvement
+from study.records import Goal, TrialRecord
 from study.spec.yaml_file import SpecError
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def status_of(ledger: "Ledger") -> Status:
     )
 
 
-def _best(record: TrialRecord, objectives: Sequence[Objective]) -> dict[str, Any]:
+def _best(record: TrialRecord, objectives: Sequence[Goal]) -> dict[str, Any]:
     metrics = [objective.metric for objective in objectives]
     return {
         "number": record.number,

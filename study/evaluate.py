@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ardmvc_core.data.dataset import Part
-    from ardmvc_core.evaluation.budget import EvalBudget
+    from ardmvc_core.evaluation.budget import ResolvedBudget
     from study.robustness.page import Facts, SurrogateFacts
     from trainables.config import TrialConfig
     from trainables.surrogates import Surrogate
@@ -65,7 +65,7 @@ class Request:
     config: "TrialConfig"
     parts: "dict[str, Part]"
     """Of the strict protocol, without labels where these are locked."""
-    budgets: "tuple[EvalBudget, ...]"
+    budgets: "tuple[ResolvedBudget, ...]"
     """Resolved; one report each."""
     folders: tuple[Path, ...]
     """One for each report; not made yet."""
@@ -268,7 +268,7 @@ def _prepare(given: argparse.Namespace) -> Request:
     )
 
 
-def _budgets(given: argparse.Namespace, config: "TrialConfig", n_views: int) -> "tuple[EvalBudget, ...]":
+def _budgets(given: argparse.Namespace, config: "TrialConfig", n_views: int) -> "tuple[ResolvedBudget, ...]":
     """The trial's own budget with the tier, and with what the flags say, for each ε.
 
     Raises: SpecError naming the flag.
@@ -329,7 +329,7 @@ def _load(target: Target, config: "TrialConfig", repeat: int, device: Any) -> "n
     return model
 
 
-def _folders(given: argparse.Namespace, target: Target, budgets: "Sequence[EvalBudget]") -> tuple[Path, ...]:
+def _folders(given: argparse.Namespace, target: Target, budgets: "Sequence[ResolvedBudget]") -> tuple[Path, ...]:
     """Where each report goes. Raises: SpecError if it cannot be written there."""
     if given.out is None:
         root = Path("runs" if "://" in given.storage else given.storage) / "evaluations"
@@ -489,7 +489,7 @@ def _evaluate(request: Request, given: argparse.Namespace) -> int:
 def _assess(
     request: Request,
     given: argparse.Namespace,
-    budget: "EvalBudget",
+    budget: "ResolvedBudget",
     surrogates: "Sequence[Surrogate]",
     progress: Progress,
 ) -> "tuple[Any, Facts]":

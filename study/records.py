@@ -1,4 +1,4 @@
-"""What the study knows of one trial, as read from its database: the only source of tables, figures and MLflow runs."""
+"""What a study wants, and what it knows of one trial: the only source of tables, figures and MLflow runs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,6 +6,14 @@ from typing import Any, Literal, Protocol
 
 State = Literal["WAITING", "RUNNING", "COMPLETE", "PRUNED", "FAIL"]
 FINISHED: frozenset[str] = frozenset({"COMPLETE", "PRUNED", "FAIL"})
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a study optimises: a metric's name, and "max" or "min"."""
+
+    metric: str
+    mode: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,21 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study.cli import Parser, exit_code_of, refuse
-from study.ranking.ranking import (
-    Objective,
-    Row,
-    goals,
-    override_paths,
-    rank,
-    scores,
-    short_names,
-    show,
-    show_metric,
-    spread,
-    summary,
-    value,
-)
-from study.records import TrialRecord
+from study.ranking.objectives import goals, spread, value
+from study.ranking.ranking import Row, rank, scores
+from study.ranking.summary import override_paths, short_names, show, show_metric, summary
+from study.records import Goal, TrialRecord
 from study.secrets import first_line
 from trainables.files import write_whole
 
@@ -43,7 +32,7 @@ COLUMNS = ("select/pra", "select/utility", "clean/acc", "robust/acc", "robust/fl
 FORMATS = ("table", "md", "csv", "parquet", "json", "html")
 
 
-def cells(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> tuple[list[str], list[list[str]]]:
+def cells(records: Sequence[TrialRecord], objectives: Sequence[Goal]) -> tuple[list[str], list[list[str]]]:
     """Headings and texts of the leaderboard for people, best trial first; those without a rank follow with a note."""
     paths, metrics = override_paths(records), _metrics(records, objectives)
     names = short_names(paths)
@@ -62,12 +51,12 @@ def cells(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> tu
     return ["rank", "trial", "state", *(names[path] for path in paths), *metrics, "seconds", "note"], table
 
 
-def _metrics(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[str]:
+def _metrics(records: Sequence[TrialRecord], objectives: Sequence[Goal]) -> list[str]:
     wanted = dict.fromkeys([*(objective.metric for objective in objectives), *COLUMNS])
     return [metric for metric in wanted if any(value(record, metric) is not None for record in records)]
 
 
-def leaderboard(records: Sequence[TrialRecord], objectives: Sequence[Objective], width: int | None = None) -> str:
+def leaderboard(records: Sequence[TrialRecord], objectives: Sequence[Goal], width: int | None = None) -> str:
     """The leaderboard as text for a terminal: a table of the ranked trials, a line for each other one.
 
     Args: width: in characters; where it is short, the last metrics are left out, never digits. None: 120.
@@ -92,7 +81,7 @@ def leaderboard(records: Sequence[TrialRecord], objectives: Sequence[Objective],
     return "\n".join([*lines, *_others(rows, objectives)]) or "No trials yet."
 
 
-def _table(ranked: Sequence[Row], objectives: Sequence[Objective], metrics: Sequence[str]) -> "Table":
+def _table(ranked: Sequence[Row], objectives: Sequence[Goal], metrics: Sequence[str]) -> "Table":
     from rich import box
     from rich.table import Table
 
@@ -121,7 +110,7 @@ def _three(number: float | None) -> str:
     return "" if number is None else f"{number:.3f}"
 
 
-def _others(rows: Sequence[Row], objectives: Sequence[Objective]) -> list[str]:
+def _others(rows: Sequence[Row], objectives: Sequence[Goal]) -> list[str]:
     """One line for each trial without a rank."""
     found = []
     for row in rows:
@@ -135,7 +124,7 @@ def _others(rows: Sequence[Row], objectives: Sequence[Objective]) -> list[str]:
     return ["not ranked:", *found] if found else []
 
 
-def markdown(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> str:
+def markdown(records: Sequence[TrialRecord], objectives: Sequence[Goal]) -> str:
     """The summary, and the leaderboard as a GitHub table."""
     headings, rows = cells(records, objectives)
     lines = [headings, ["---"] * len(headings), *rows]
@@ -145,7 +134,7 @@ def markdown(records: Sequence[TrialRecord], objectives: Sequence[Objective]) ->
     return f"```\n{summary(records, objectives)}\n```\n\n{table}\n"
 
 
-def flat(rows: Sequence[Row], objectives: Sequence[Objective]) -> tuple[list[str], list[list[Any]]]:
+def flat(rows: Sequence[Row], objectives: Sequence[Goal]) -> tuple[list[str], list[list[Any]]]:
     """Headings and values of the whole table, one column for every parameter and metric, best trial first."""
     records = [row.record for row in rows]
     paths = override_paths(sorted(records, key=lambda record: record.number))
@@ -175,7 +164,7 @@ def flat(rows: Sequence[Row], objectives: Sequence[Objective]) -> tuple[list[str
     return headings, table
 
 
-def as_csv(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> str:
+def as_csv(records: Sequence[TrialRecord], objectives: Sequence[Goal]) -> str:
     """The whole table as CSV with a heading line; empty where a trial has no value."""
     headings, table = flat(rank(records, objectives), objectives)
     buffer = io.StringIO()
@@ -185,7 +174,7 @@ def as_csv(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> s
     return buffer.getvalue()
 
 
-def as_parquet(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> bytes:
+def as_parquet(records: Sequence[TrialRecord], objectives: Sequence[Goal]) -> bytes:
     """The whole table as a Parquet file; a parameter whose values are of several types becomes text."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -203,7 +192,7 @@ def as_parquet(records: Sequence[TrialRecord], objectives: Sequence[Objective]) 
     return bytes(sink.getvalue())
 
 
-def as_json(name: str, records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> str:
+def as_json(name: str, records: Sequence[TrialRecord], objectives: Sequence[Goal]) -> str:
     """One JSON object: `study`, `objectives`, `counts`, `best`, `summary`, `trials` (best first).
 
     Numbers that are not finite become null, so that every reader takes it.
@@ -242,10 +231,10 @@ def as_json(name: str, records: Sequence[TrialRecord], objectives: Sequence[Obje
 
 
 def as_html(
-    name: str, records: Sequence[TrialRecord], objectives: Sequence[Objective], figures: Mapping[str, "Figure"]
+    name: str, records: Sequence[TrialRecord], objectives: Sequence[Goal], figures: Mapping[str, "Figure"]
 ) -> str:
     """One page that needs nothing beside it: summary, leaderboard, figures."""
-    from study.reporting.study_figures import png
+    from study.reporting.style import png
 
     headings, rows = cells(records, objectives)
     head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
@@ -273,7 +262,7 @@ img {{ max-width: 100%; margin: 1rem 1rem 0 0; vertical-align: top; }}
 
 
 def all_figures(
-    records: Sequence[TrialRecord], objectives: Sequence[Objective], space: Mapping[str, Any]
+    records: Sequence[TrialRecord], objectives: Sequence[Goal], space: Mapping[str, Any]
 ) -> dict[str, "Figure"]:
     """Figures of the study, and of its best trial and baselines where their checkpoints are still there."""
     from study.reporting.study_figures import study_figures
@@ -365,7 +354,7 @@ def _run(given: argparse.Namespace) -> int:
         else:
             content = _render(given, ledger.name, records, spec)
         if given.figures is not None:
-            from study.reporting.study_figures import png
+            from study.reporting.style import png
 
             for key, figure in all_figures(records, goals(spec), spec.get("space", {})).items():
                 write_whole(given.figures / f"{key}.png", png(figure))

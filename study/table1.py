@@ -130,7 +130,7 @@ def _faults(given: argparse.Namespace) -> list[str]:
     faults = []
     if given.scale not in SCALES:
         faults.append(f"--scale: must be one of {', '.join(SCALES)}, got {given.scale!r}")
-    known = [name for name in DATASETS if name != "npz"]  # a user's own data are in no table
+    known = [name for name, source in DATASETS.items() if "path" not in source.fields]  # a user's own are in no table
     for flag, what, names, valid in (
         ("--models", "model", given.models or (), list(ROWS)),
         ("--datasets", "data set", given.datasets or (), known),
@@ -163,11 +163,11 @@ def _columns(given: argparse.Namespace, records: "Sequence[TrialRecord]" = ()) -
 
 def _missing_files(name: str, given: argparse.Namespace) -> list[str]:
     """Why the data set cannot be read, [] if it can."""
-    from ardmvc_core.data import DatasetConfig, check_dataset
+    from ardmvc_core.data import DATASETS, DatasetConfig, check_dataset
 
     roots = [setting.partition("=")[2] for setting in given.sets if setting.partition("=")[0].strip() == ROOT]
-    root = roots[-1] if roots and name != "noisy_digits" else None
-    return check_dataset(DatasetConfig(name=name, root=root))  # type: ignore[arg-type]
+    root = roots[-1] if roots and "root" in DATASETS[name].fields else None
+    return check_dataset(DatasetConfig(name=name, root=root))
 
 
 def _waits(faults: Sequence[str]) -> str:
@@ -267,7 +267,7 @@ class _Shower:
         from study.paper_table.figure import heat_map
         from study.paper_table.render import Table, as_csv, claim_lines, latex, markdown, terminal
         from study.paper_table.results import claims, entries, newest
-        from study.reporting.study_figures import png
+        from study.reporting.style import png
 
         given = self._given
         protocols: list[Scored] = ["official", "strict"] if given.protocol == "both" else [given.protocol]

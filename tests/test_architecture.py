@@ -38,9 +38,9 @@ ONLY_IN = {
     "mlflow": {"study/tracking/tracker.py"},
     "optuna": {
         "study/database/ledger.py",
+        "study/planning/optuna_side.py",
         "study/planning/suggestions.py",
         "study/driver/conductor.py",
-        "study/importance.py",
     },
     "ray": {
         *("study/driver/tune_hooks.py", "study/driver/run.py", "study/driver/ray_watch.py"),

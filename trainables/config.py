@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ardmvc_core.attacks.generators.gan import GANConfig
-from ardmvc_core.data import Protocol
-from ardmvc_core.data.dataset import DatasetConfig
-from ardmvc_core.evaluation.budget import EvalBudget
+from ardmvc_core.data import DatasetConfig, Protocol
+from ardmvc_core.evaluation.budget import EvalBudget, ResolvedBudget
 from ardmvc_core.models import MODELS
 from ardmvc_core.ranges import Range, check_values
 
@@ -122,7 +121,7 @@ class TrialConfig(BaseModel):
         """Whether trials see no labels."""
         return self.selection is not None and self.selection.lock_labels
 
-    def resolved_budget(self, n_views: int | None = None) -> EvalBudget:
+    def resolved_budget(self, n_views: int | None = None) -> ResolvedBudget:
         """The evaluation with the data set's ε where none is given.
 
         Args: n_views: None before the data are loaded; then what names single views cannot be checked against them.

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from ardmvc_core.data import Protocol, load_parts
-from ardmvc_core.data.dataset import DatasetConfig, Part
+from ardmvc_core.data import DatasetConfig, Part, Protocol, load_parts
 from ardmvc_core.data.locked import locked
 
 Parts = dict[str, Part]

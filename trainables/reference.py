@@ -1,11 +1,11 @@
 """The reference partition that label-free scores are read against: computed once a study, from plain models.
 
-A plain model is the trial's own without its defence (λ = γ = 0 where it has them), trained with seeds of its own.
+A plain model is the trial's own without its defence (all weights of its defence are 0), trained with seeds of its own.
 """
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,15 +14,14 @@ from ardmvc_core.attacks.target import assign, inference_target
 from ardmvc_core.data.reading import read_archive, reading
 from ardmvc_core.models import MODELS
 from ardmvc_core.seeding import derive_seed
-from ardmvc_core.selection.criteria import PlainRun, ReferencePartition, clean_clustering_loss, reference_partition
+from ardmvc_core.selection.criteria import clean_clustering_loss
+from ardmvc_core.selection.reference_partition import PlainRun, ReferencePartition, reference_partition
 from ardmvc_core.training import NonFiniteLoss, Trainer, calibrate
 from trainables.building import build_model, pick_device
 from trainables.config import TrialConfig
 from trainables.data_parts import cached_parts, without_labels
 
 REFERENCE_FILE = "reference.npz"
-DEFENCES = ("adversarial_weight", "mitigator_weight")
-"""Weights of a model's config that a plain run has at 0."""
 
 
 @dataclass
@@ -59,8 +58,7 @@ def reference_from(stored: bytes, place: str = REFERENCE_FILE) -> ReferenceParti
 
 def plain_config(config: TrialConfig) -> TrialConfig:
     """The trial without its defence."""
-    weights = {field.name: 0.0 for field in fields(config.model) if field.name in DEFENCES}
-    return config.model_copy(update={"model": replace(config.model, **weights)})
+    return config.model_copy(update={"model": MODELS[config.model.name].plain(config.model)})
 
 
 def study_reference(config: TrialConfig) -> ReferencePartition:

@@ -18,7 +18,8 @@ from ardmvc_core.data.dataset import MultiViewDataset
 from ardmvc_core.evaluation.protocols import Evaluation, evaluate_official, evaluate_strict, probe
 from ardmvc_core.models import MODELS
 from ardmvc_core.seeding import derive_seed, seed_everything
-from ardmvc_core.selection.criteria import clean_clustering_loss, seed_agreement, select_scores
+from ardmvc_core.selection.criteria import clean_clustering_loss, select_scores
+from ardmvc_core.selection.reference_partition import seed_agreement
 from ardmvc_core.training import NonFiniteLoss, Trainer, calibrate
 from trainables.building import build_model, pick_device
 from trainables.config import TrialConfig, identity, protocols_of

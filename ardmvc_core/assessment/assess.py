@@ -16,23 +16,14 @@ from ardmvc_core.assessment.checks import STEP_GRID, SanityReport, run_checks
 from ardmvc_core.assessment.consistency import check_consistency, scores_from_confusion
 from ardmvc_core.attacks.suite import SuiteResult, run_suite
 from ardmvc_core.attacks.target import inference_target
-from ardmvc_core.attacks.tiers import Tier, passes_per_sample, plan
-from ardmvc_core.data.dataset import MultiViewDataset
-from ardmvc_core.evaluation.budget import EvalBudget
+from ardmvc_core.attacks.tiers import Tier, plan
+from ardmvc_core.data import DATASETS, MultiViewDataset
+from ardmvc_core.evaluation.budget import ResolvedBudget
 from ardmvc_core.evaluation.intervals import Interval, bootstrap_interval, wilson
 from ardmvc_core.evaluation.metrics import confusion, fit_map
 from ardmvc_core.evaluation.worst_case import SuiteEvaluation, evaluate_suite
 from ardmvc_core.types import Views
 
-EPS_GRID: Mapping[str, tuple[float, ...]] = {
-    "noisy_digits": (0.02, 0.05, 0.08, 0.10, 0.15, 0.20),
-    "noisy_mnist": (0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.40),
-    "noisy_fashion": (0.02, 0.05, 0.08, 0.10, 0.15, 0.20),
-    "patched_mnist": (0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.40),
-    "regdb": (2 / 255, 4 / 255, 8 / 255, 16 / 255),
-    "npz": (0.01, 0.02, 0.05, 0.10, 0.20),
-}
-"""Per data set: radii of the ε curve."""
 ATTACK_SCORES = ("flip", "acc", "acc_refit", "nmi", "ari")
 """Scores of a single attack; only where it ran on every sample."""
 CURVE_TIER: Tier = "tune"
@@ -59,7 +50,7 @@ class CurvePoint:
 class Assessment:
     """All that was found; `as_json` is what is stored."""
 
-    budget: EvalBudget
+    budget: ResolvedBudget
     suite: SuiteEvaluation
     sanity: SanityReport
     intervals: Mapping[str, Interval]
@@ -142,7 +133,7 @@ def assess(
     model: nn.Module,
     data: MultiViewDataset,
     attacker_views: Views | None,
-    budget: EvalBudget,
+    budget: ResolvedBudget,
     *,
     surrogates: Sequence[nn.Module] = (),
     everyone: bool = False,
@@ -155,13 +146,13 @@ def assess(
     """The full report on one model.
 
     Args: model: left as it was found; the mode that it is handed over in is part of check C12. data: the scored part.
-        attacker_views: V × (M, *shape_v), what generators are fitted on. budget: resolved, with a tier. surrogates: for
+        attacker_views: V × (M, *shape_v), what generators are fitted on. budget: with a tier. surrogates: for
         the transfer attack. everyone: each attack on every sample, so that attacks can be compared. eps_grid: None:
         the data set's; empty: no curve. subsets: whether subsets of views are attacked, where there are several.
         entropy_reference, labels_locked: as in `run_checks`.
     Raises: as `evaluate_suite`.
     """
-    grid = EPS_GRID.get(data.name, EPS_GRID["npz"]) if eps_grid is None else tuple(eps_grid)
+    grid = DATASETS.get(data.name, DATASETS["npz"]).eps_grid if eps_grid is None else tuple(eps_grid)
     attacked = budget.attacked_views or tuple(range(len(data.views)))
     chosen = _subsets(attacked, budget.seed) if subsets else []
     share = _Shares(budget, data.n_clusters, len(grid), len(chosen), progress)
@@ -239,7 +230,7 @@ def erasability(views: Views, eps_per_view: Sequence[float]) -> tuple[float, ...
 
 
 def _eps_curve(
-    model: nn.Module, suite: SuiteEvaluation, budget: EvalBudget, grid: Sequence[float], share: "_Shares"
+    model: nn.Module, suite: SuiteEvaluation, budget: ResolvedBudget, grid: Sequence[float], share: "_Shares"
 ) -> dict[float, CurvePoint]:
     right, curve = _right(suite), {}
     for eps in grid:
@@ -251,7 +242,7 @@ def _eps_curve(
 
 
 def _subset_rates(
-    model: nn.Module, views: Views, budget: EvalBudget, subsets: Sequence[tuple[int, ...]], share: "_Shares"
+    model: nn.Module, views: Views, budget: ResolvedBudget, subsets: Sequence[tuple[int, ...]], share: "_Shares"
 ) -> tuple[dict[tuple[int, ...], float], dict[int, float]]:
     """Flip rate of each subset of views, and of the best subset of each size for each sample."""
     flips: dict[tuple[int, ...], float] = {}
@@ -264,7 +255,7 @@ def _subset_rates(
     return flips, {size: float(union.double().mean()) for size, union in unions.items()}
 
 
-def _tuned(model: nn.Module, views: Views, budget: EvalBudget) -> SuiteResult:
+def _tuned(model: nn.Module, views: Views, budget: ResolvedBudget) -> SuiteResult:
     return run_suite(
         model, views, budget.attack_budget(), tier=CURVE_TIER, seed=budget.seed, batch_size=budget.batch_size
     )
@@ -320,10 +311,10 @@ class _Shares:
     """Turns the parts of a report into one progress, by the passes that each may cost."""
 
     def __init__(
-        self, budget: EvalBudget, n_clusters: int, n_eps: int, n_subsets: int, progress: Progress | None
+        self, budget: ResolvedBudget, n_clusters: int, n_eps: int, n_subsets: int, progress: Progress | None
     ) -> None:
         assert budget.tier is not None
-        cost = {tier: sum(map(passes_per_sample, plan(tier, n_clusters))) for tier in (budget.tier, "tune")}
+        cost = {tier: sum(attack.forwards for attack in plan(tier, n_clusters)) for tier in (budget.tier, "tune")}
         self._suite, self._piece = cost[budget.tier], cost["tune"]
         self._total = self._suite + (n_eps + n_subsets) * self._piece + _CHECKS
         self._behind, self._begun, self._progress = 0.0, False, progress

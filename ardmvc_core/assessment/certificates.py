@@ -7,12 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from ardmvc_core.assessment.smoothing import (
-    SmoothingConfig,
-    certify_smoothing,
-    check_no_attack_breaks,
-    view_votes,
-)
+from ardmvc_core.assessment.smoothing import SmoothingConfig, certify_smoothing, check_no_attack_breaks
+from ardmvc_core.assessment.view_votes import view_votes
 from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.data.dataset import MultiViewDataset
 from ardmvc_core.evaluation.metrics import fit_map

@@ -54,8 +54,7 @@ def scores_from_confusion(class_by_cluster: Counts, mapping: NDArray[np.integer]
     n_samples = int(counts.sum())
     return ClusteringScores(
         acc=float(right / n_samples),
-        nmi=0.0 if constant else _nmi(counts),
-        ari=0.0 if constant else _ari(counts),
+        agreement={"nmi": 0.0 if constant else _nmi(counts), "ari": 0.0 if constant else _ari(counts)},
         purity=float(counts.max(axis=0).sum() / n_samples),
         n_samples=n_samples,
     )

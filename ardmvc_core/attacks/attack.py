@@ -1,23 +1,71 @@
-"""What an attack is, and the two things every attack needs: a seed of its own and batches put together."""
+"""What an attack is, and what every attack needs: a seed of its own, batches put together, and rows chosen."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ardmvc_core.types import Perturb, Views
+from ardmvc_core.attacks.budget import AttackBudget
+from ardmvc_core.attacks.objectives.clean_reference import CleanReference
+from ardmvc_core.types import Views
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attack:
-    """One way to perturb views inside a budget."""
+class Scene:
+    """What all attacks of a run are told."""
 
-    config: type
-    """Frozen dataclass whose defaults are usable; the budget is not part of it."""
-    prepare: Callable[..., Perturb]
-    """prepare(config, model, views, generator, *, budget) → Perturb. Attacks with networks are fitted here, on `views`;
-    the others only take their seed. The model is used in the mode it is in and its parameters stay as they are."""
+    model: nn.Module
+    """The target, in inference mode."""
+    budget: AttackBudget
+    seed: int
+    batch_size: int
+    """Samples of a pass, ≥ 1."""
+    attacker_views: Views | None
+    """V × (M, *shape_v), other samples, on which generators are fitted."""
+    surrogates: Sequence[nn.Module]
+    """Models of the attacker's own."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What an attack claims: one point per sample, before anything is checked."""
+
+    views: Views
+    """V × (B, *shape_v)."""
+    details: dict[str, float] = field(default_factory=dict)
+    """Diagnostics by name; shares in [0, 1]."""
+    curve: tuple[float, ...] = ()
+    """Mean best loss after each step, for gradient attacks."""
+
+
+class NotApplicable(Exception):
+    """The attack has no meaning for this model or without what it needs; the message says why."""
+
+
+class Attack(Protocol):
+    """One entry of a tier: frozen data that can run itself, so that equal tiers are equal attacks."""
+
+    @property
+    def key(self) -> str:
+        """Name of the attack's metrics and of its random stream."""
+
+    @property
+    def most_samples(self) -> int | None:
+        """At most so many survivors are attacked; None: all."""
+
+    @property
+    def forwards(self) -> int:
+        """Passes through the target for a sample that survives, fitting of generators not counted."""
+
+    @property
+    def backwards(self) -> int:
+        """Of these, passes that are differentiated."""
+
+    def run(self, scene: Scene, views: Views, clean: CleanReference, stream: torch.Generator) -> Attempt:
+        """Attacks V × (B, *shape_v) clean views, B ≥ 1; `clean` is the reference of these samples, `stream` the
+        attack's own. Raises: NotApplicable."""
 
 
 def draw_seed(generator: torch.Generator) -> int:

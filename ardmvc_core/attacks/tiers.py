@@ -4,12 +4,12 @@ probe: every round of a trial; tune: every finished trial; standard: the publish
 whatever left a doubt. A tier is data: equal tiers are equal attacks.
 """
 
-from dataclasses import dataclass
 from typing import Literal, get_args
 
+from ardmvc_core.attacks.attack import Attack
+from ardmvc_core.attacks.kinds import OFFICIAL_GAN, TANH_MARGIN, Ascend, AscendTogether, Generate, Query, Transfer
 from ardmvc_core.attacks.objectives.per_batch import contrast, ddc, mix
 from ardmvc_core.attacks.objectives.per_sample import (
-    SampleObjective,
     ce,
     centroid_margin,
     com,
@@ -19,6 +19,8 @@ from ardmvc_core.attacks.objectives.per_sample import (
     targeted_dlr,
     targeted_margin,
 )
+from ardmvc_core.attacks.searches.ray_search import ray_search
+from ardmvc_core.attacks.searches.square import square
 
 Tier = Literal["probe", "tune", "standard", "plus"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
@@ -27,66 +29,12 @@ TIERS_VERSION = 3
 MOST_TARGETS = 9
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ascend:
-    """APGD on one objective per sample, from `restarts` random starts."""
-
-    key: str
-    objective: SampleObjective
-    steps: int
-    restarts: int = 1
-    soft: bool = False
-    """Whether gradients see past rectifiers that are off (`attacks.soft_rectifiers`)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AscendTogether:
-    """APGD on one objective per batch of `batch_size` samples."""
-
-    key: str
-    objective: SampleObjective
-    steps: int
-    batch_size: int = 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class Query:
-    """Search without gradients: `square` sees logits, `rays` only assignments."""
-
-    key: str
-    kind: Literal["square", "rays"]
-    queries: int
-    most_samples: int | None = None
-    """At most so many survivors are attacked; None: all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Transfer:
-    """Points made on other models, tried on this one."""
-
-    key: str
-    surrogates: int
-    steps: int = 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generate:
-    """A network that makes perturbations, fitted on the attacker's data."""
-
-    key: str
-    recipe: Literal["official", "tanh_margin"]
-    seeds: int = 1
-
-
-Step = Ascend | AscendTogether | Query | Transfer | Generate
-
-
 def noise_draws(tier: Tier) -> int:
     """Draws of each kind of noise: half of the forward passes that the tier spends on noise."""
     return {"probe": 2, "tune": 5, "standard": 10, "plus": 100}[check_tier(tier)]
 
 
-def plan(tier: Tier, n_clusters: int, *, centroid_head: bool = False) -> tuple[Step, ...]:
+def plan(tier: Tier, n_clusters: int, *, centroid_head: bool = False) -> tuple[Attack, ...]:
     """The attacks of a tier in the order in which they run.
 
     Args:   n_clusters: K ≥ 2; targeted attacks go for at most min(K − 1, 9) runners-up. centroid_head: the logits are
@@ -98,9 +46,17 @@ def plan(tier: Tier, n_clusters: int, *, centroid_head: bool = False) -> tuple[S
         raise ValueError(f"n_clusters must be ≥ 2, got {n_clusters}")
     targets = min(n_clusters - 1, MOST_TARGETS)
     if tier == "probe":
-        return (_ce(20), *_targeted(1, 20))
+        return (
+            _ce(20),
+            *_targeted(1, 20),
+        )
     if tier == "tune":
-        return (_ce(50), *_targeted(min(3, targets), 50), _features(50), _soft_margin(50))
+        return (
+            _ce(50),
+            *_targeted(min(3, targets), 50),
+            _features(50),
+            _soft_margin(50),
+        )
     if tier == "standard":
         return (
             _ce(100),
@@ -109,11 +65,11 @@ def plan(tier: Tier, n_clusters: int, *, centroid_head: bool = False) -> tuple[S
             *(() if centroid_head else (_centroid(100),)),
             _soft_margin(100),
             *_targeted(targets, 100, soft=True),
-            Query(key="square", kind="square", queries=5000),
+            Query(key="square", search=square, queries=5000),
             Transfer(key="transfer", surrogates=2),
-            Generate(key="gan_official", recipe="official"),
-            Generate(key="generator", recipe="tanh_margin"),
-            Query(key="rays", kind="rays", queries=10_000, most_samples=200),
+            Generate(key="gan_official", fit=OFFICIAL_GAN),
+            Generate(key="generator", fit=TANH_MARGIN),
+            Query(key="rays", search=ray_search, queries=10_000, most_samples=200),
             *_together(100),
         )
     return (
@@ -126,29 +82,14 @@ def plan(tier: Tier, n_clusters: int, *, centroid_head: bool = False) -> tuple[S
         *(() if centroid_head else (Ascend(key="apgd_centroid", objective=centroid_margin, steps=100, restarts=3),)),
         Ascend(key="apgd_soft_margin", objective=margin, steps=100, restarts=3, soft=True),
         *_targeted(targets, 100, soft=True),
-        Query(key="square", kind="square", queries=20_000),
+        Query(key="square", search=square, queries=20_000),
         Transfer(key="transfer", surrogates=5),
-        Generate(key="gan_official", recipe="official", seeds=3),
-        Generate(key="generator", recipe="tanh_margin", seeds=3),
-        Query(key="rays", kind="rays", queries=40_000, most_samples=500),
+        Generate(key="gan_official", fit=OFFICIAL_GAN, seeds=3),
+        Generate(key="generator", fit=TANH_MARGIN, seeds=3),
+        Query(key="rays", search=ray_search, queries=40_000, most_samples=500),
         *_together(100),
         *_together(256),
     )
-
-
-def passes_per_sample(step: Step) -> int:
-    """Passes through the target for a sample that survives all of the step, fitting of generators not counted."""
-    match step:
-        case Ascend():
-            return step.restarts * (step.steps + 1)
-        case AscendTogether():
-            return step.steps + 1
-        case Query():
-            return step.queries
-        case Transfer():
-            return 2 * step.surrogates
-        case Generate():
-            return step.seeds
 
 
 def check_tier(tier: str) -> Tier:
@@ -194,19 +135,3 @@ def _together(batch_size: int) -> tuple[AscendTogether, ...]:
         AscendTogether(key=f"batch_{name}{suffix}", objective=objective, steps=100, batch_size=batch_size)
         for name, objective in objectives.items()
     )
-
-
-__all__ = [
-    "TIERS",
-    "Ascend",
-    "AscendTogether",
-    "Generate",
-    "Query",
-    "Step",
-    "Tier",
-    "Transfer",
-    "check_tier",
-    "noise_draws",
-    "passes_per_sample",
-    "plan",
-]

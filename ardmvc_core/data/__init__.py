@@ -1,15 +1,8 @@
 """Multi-view data sets: what there is, how it is loaded in parts, and how it is checked before any work."""
 
-from ardmvc_core.data import noisy, npz, patched, regdb
-from ardmvc_core.data.dataset import (
-    DataError,
-    DatasetConfig,
-    DatasetName,
-    MultiViewDataset,
-    Part,
-    Protocol,
-    Source,
-)
+from ardmvc_core.data.config import DatasetConfig, DatasetName
+from ardmvc_core.data.dataset import DataError, MultiViewDataset, Part, Protocol, Source
+from ardmvc_core.data.sources import DATASETS
 
 __all__ = [
     "DATASETS",
@@ -24,15 +17,6 @@ __all__ = [
     "load_parts",
 ]
 
-DATASETS: dict[str, Source] = {
-    "noisy_digits": Source(noisy.load_noisy_digits, noisy.check_noisy_digits),
-    "noisy_mnist": Source(noisy.load_noisy_idx, noisy.check_noisy_idx),
-    "noisy_fashion": Source(noisy.load_noisy_idx, noisy.check_noisy_idx),
-    "patched_mnist": Source(patched.load_patched, patched.check_patched),
-    "regdb": Source(regdb.load_regdb, regdb.check_regdb),
-    "npz": Source(npz.load_npz, npz.check_npz),
-}
-
 
 def load_parts(config: DatasetConfig, protocol: Protocol) -> dict[str, Part]:
     """Reads a data set and cuts it into the parts of a protocol.
@@ -43,7 +27,7 @@ def load_parts(config: DatasetConfig, protocol: Protocol) -> dict[str, Part]:
     Returns: the parts by name, in that order; no row is in two of them.
     Raises: DataError if the data are missing or faulty; ValueError on another protocol.
     """
-    return DATASETS[config.name].load(config, protocol)
+    return config.source.load(config, protocol)
 
 
 def check_dataset(config: DatasetConfig) -> list[str]:
@@ -54,4 +38,4 @@ def check_dataset(config: DatasetConfig) -> list[str]:
 
     Returns: one message per fault, [] if there is none.
     """
-    return DATASETS[config.name].check(config)
+    return config.source.check(config)

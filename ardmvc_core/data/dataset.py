@@ -1,94 +1,37 @@
-"""What a data set is once loaded, how one is asked for, and how its rows are shuffled and cut into parts."""
+"""What a data set is, before and after it is read, and how its rows are shuffled and cut into parts."""
+
+from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, Literal, get_args
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ardmvc_core.ranges import NumpySeed, Range, shown, value_faults
 from ardmvc_core.types import Views, ViewShapes
 
-DatasetName = Literal["noisy_digits", "noisy_mnist", "noisy_fashion", "patched_mnist", "regdb", "npz"]
+if TYPE_CHECKING:  # a config knows the sources, and these how they are read
+    from ardmvc_core.data.config import DatasetConfig
+
 Protocol = Literal["official", "strict"]
 
 IndexArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
 
-DEFAULT_NOISE = 0.2
 MIN_SAMPLES = 10
 """Fewer rows would leave a part empty, the smallest being a tenth."""
 
-_FIELDS: dict[str, frozenset[str]] = {
-    "noisy_digits": frozenset({"classes", "noise"}),
-    "noisy_mnist": frozenset({"root", "noise"}),
-    "noisy_fashion": frozenset({"root", "noise"}),
-    "patched_mnist": frozenset({"root"}),
-    "regdb": frozenset({"root"}),
-    "npz": frozenset({"path"}),
-}
-"""Per data set, the fields that mean something for it beyond `name`, `samples` and the seeds."""
-
-_OFFICIAL_CUTS = {"train": 50, "attack": 100}
-_STRICT_CUTS = {"train": 50, "tune": 60, "attacker": 80, "score": 100}
-_STRICT_CUTS_DIGITS = {"train": 50, "tune": 70, "attacker": 85, "score": 100}
+OFFICIAL_CUTS = {"train": 50, "attack": 100}
+STRICT_CUTS = {"train": 50, "tune": 60, "attacker": 80, "score": 100}
 """Per part, where it ends, in per cent of the shuffle."""
 
 
 class DataError(ValueError):
     """Data that cannot be used; the message names the file or array, what was found and what is allowed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetConfig:
-    """Which data set, from where, and how much of it. A field that means nothing for the named set is refused."""
-
-    name: DatasetName
-    """Key of `DATASETS`."""
-    root: str | None = None
-    """Folder with the IDX files (or the parent of `mnist/`, `fashion-mnist/`) or with RegDB; None: `ARDMVC_DATA`,
-    then Debian's folder, then a download."""
-    path: str | None = None
-    """The .npz file; needed by `npz`, refused elsewhere."""
-    classes: tuple[Annotated[int, Range(0, 9)], ...] | None = None
-    """Digits taken into `noisy_digits`, at least two of 0..9; None: 0, 1, 2, 3, 4."""
-    samples: Annotated[int, Range(MIN_SAMPLES, 10**9)] | None = None
-    """Only the first so many rows of the shuffle, ≥ 10; None: all."""
-    noise: Annotated[float, Range(0, 1_000)] = DEFAULT_NOISE
-    """Standard deviation of the noise on view 2 of the noisy sets, on the [−1, 1] scale of the images, ≥ 0."""
-    seed: NumpySeed = 7
-    """Seed of the recipe (pairs, noise), in [0, 2³²); 7 is the published one."""
-    shuffle_seed: NumpySeed | None = None
-    """Seed of the shuffle that the parts are cut from, in [0, 2³²); None: `seed`, as published."""
-
-    def __post_init__(self) -> None:
-        if self.name not in _FIELDS:
-            raise ValueError(f"name must be one of {', '.join(get_args(DatasetName))}, got {self.name!r}")
-        faults = [*self._misplaced(), *self._bad_values()]
-        if faults:
-            raise ValueError("; ".join(faults))
-
-    def _misplaced(self) -> list[str]:
-        defaults = {"root": None, "path": None, "classes": None, "noise": DEFAULT_NOISE}
-        given = [field for field, default in defaults.items() if getattr(self, field) != default]
-        return [
-            f"{field} must be left out for {self.name}, got {shown(getattr(self, field))} "
-            f"(it belongs to {', '.join(name for name, fields in _FIELDS.items() if field in fields)})"
-            for field in given
-            if field not in _FIELDS[self.name]
-        ]
-
-    def _bad_values(self) -> list[str]:
-        faults = []
-        if self.name == "npz" and not self.path:
-            faults.append(f"path must be the .npz file to read, got {self.path!r}")
-        if self.classes is not None and not len(set(self.classes)) == len(self.classes) >= 2:
-            faults.append(f"classes must be at least two different digits, got {shown(self.classes)}")
-        return faults + value_faults(self)
 
 
 @dataclass(frozen=True)
@@ -119,12 +62,12 @@ class MultiViewDataset:
         """Shape of one sample in each view."""
         return tuple(tuple(view.shape[1:]) for view in self.views)
 
-    def to(self, device: torch.device | str) -> "MultiViewDataset":
+    def to(self, device: torch.device | str) -> MultiViewDataset:
         """The same data on another device."""
         labels = None if self.labels is None else self.labels.to(device)
         return replace(self, views=tuple(view.to(device) for view in self.views), labels=labels)
 
-    def subset(self, indices: Tensor | Sequence[int]) -> "MultiViewDataset":
+    def subset(self, indices: Tensor | Sequence[int]) -> MultiViewDataset:
         """The rows that `indices` names, (M,) integers, in that order; K stays."""
         rows = torch.as_tensor(indices, dtype=torch.int64, device=self.views[0].device)
         labels = None if self.labels is None else self.labels[rows]
@@ -142,14 +85,26 @@ class Part:
     """SHA-256, in hex, of `indices` as little-endian int64."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Source:
-    """One entry of `DATASETS`."""
+    """All that is known of a data set before it is read: one entry of `DATASETS`."""
 
     load: Callable[[DatasetConfig, Protocol], dict[str, Part]]
     """Reads the data and cuts it into the protocol's parts; raises DataError."""
     check: Callable[[DatasetConfig], list[str]]
     """Every fault that `load` would meet, without its work; [] if there is none."""
+    fields: frozenset[str]
+    """Fields of `DatasetConfig` that mean something for it beyond `name`, `samples` and the seeds."""
+    eps: float
+    """L∞ radius of the evaluation, in (0, 1]."""
+    further_eps: tuple[float, ...] = ()
+    """Radii of further runs of the GAN attack."""
+    eps_grid: tuple[float, ...]
+    """Radii of the ε curve."""
+    strict_cuts: Mapping[str, int] = field(default_factory=lambda: STRICT_CUTS)
+    """Per part of the strict protocol, where it ends, in per cent of the shuffle."""
+    supervised: Mapping[float, float] = field(default_factory=dict)
+    """ε → robust ACC of supervised adversarial training, where it is known: no clustering is better."""
 
 
 def shuffled_rows(config: DatasetConfig, count: int) -> IndexArray:
@@ -185,10 +140,9 @@ def part_rows(config: DatasetConfig, protocol: Protocol, count: int) -> dict[str
     if protocol not in get_args(Protocol):
         raise ValueError(f"protocol must be official or strict, got {protocol!r}")
     order = shuffled_rows(config, count)
-    strict = _STRICT_CUTS_DIGITS if config.name == "noisy_digits" else _STRICT_CUTS
     parts: dict[str, IndexArray] = {}
     start = 0
-    for part, percent in (_OFFICIAL_CUTS if protocol == "official" else strict).items():
+    for part, percent in (OFFICIAL_CUTS if protocol == "official" else config.source.strict_cuts).items():
         end = len(order) * percent // 100
         parts[part] = order[start:end]
         start = end

@@ -6,21 +6,28 @@ scales every part alike: view 1 by the range the recipe gives it, [−1, 1], vie
 what other parts have beyond them being clipped.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ardmvc_core.data.dataset import (
     DataError,
-    DatasetConfig,
     FloatArray,
     IndexArray,
     Part,
     Protocol,
+    Source,
     count_faults,
     make_part,
     part_rows,
 )
 from ardmvc_core.data.idx import ByteArray, check_collection, load_collection
 from ardmvc_core.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from ardmvc_core.data.config import DatasetConfig
 
 COLLECTIONS = {"noisy_mnist": "mnist", "noisy_fashion": "fashion-mnist"}
 DEFAULT_CLASSES = (0, 1, 2, 3, 4)
@@ -181,3 +188,32 @@ def _digits(config: DatasetConfig) -> tuple[ByteArray, IndexArray]:
     digits = load_digits()
     chosen = np.isin(digits.target, config.classes or DEFAULT_CLASSES)
     return digits.images[chosen].astype(np.uint8), digits.target[chosen].astype(np.int64)
+
+
+NOISY_DIGITS = Source(
+    load=load_noisy_digits,
+    check=check_noisy_digits,
+    fields=frozenset({"classes", "noise"}),
+    eps=0.10,
+    further_eps=(0.20,),
+    eps_grid=(0.02, 0.05, 0.08, 0.10, 0.15, 0.20),
+    # A tenth would be too small to rank trials by.
+    strict_cuts={"train": 50, "tune": 70, "attacker": 85, "score": 100},
+)
+NOISY_MNIST = Source(
+    load=load_noisy_idx,
+    check=check_noisy_idx,
+    fields=frozenset({"root", "noise"}),
+    eps=0.30,
+    further_eps=(0.10,),
+    eps_grid=(0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.40),
+    supervised={0.3: 0.928},  # TRADES on MNIST, under AutoAttack
+)
+NOISY_FASHION = Source(
+    load=load_noisy_idx,
+    check=check_noisy_idx,
+    fields=frozenset({"root", "noise"}),
+    eps=0.15,
+    further_eps=(0.05,),
+    eps_grid=(0.02, 0.05, 0.08, 0.10, 0.15, 0.20),
+)

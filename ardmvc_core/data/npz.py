@@ -4,24 +4,29 @@ The file holds `view_0 … view_{V-1}` with V ≥ 2, each (N, D) or (N, C, H, W)
 sample; and `labels` (N,), integers ≥ 0 of any numbering, or `n_clusters`, one integer, or both.
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ardmvc_core.data.dataset import (
     DataError,
-    DatasetConfig,
     FloatArray,
     IndexArray,
     Part,
     Protocol,
+    Source,
     count_faults,
     cut_parts,
 )
 from ardmvc_core.data.reading import file_fault, fitted, read_archive, reading, shown, shown_path
+
+if TYPE_CHECKING:
+    from ardmvc_core.data.config import DatasetConfig
 
 _VIEW = "view_"
 _SHOWN = 12
@@ -157,3 +162,12 @@ def _n_clusters(
 def _listed(lengths: dict[str, int]) -> str:
     listed = [f"{key}: {length}" for key, length in lengths.items()]
     return ", ".join([*listed[:_SHOWN], *([f"and {len(listed) - _SHOWN} more"] if len(listed) > _SHOWN else [])])
+
+
+NPZ = Source(
+    load=load_npz,
+    check=check_npz,
+    fields=frozenset({"path"}),
+    eps=0.10,
+    eps_grid=(0.01, 0.02, 0.05, 0.10, 0.20),
+)

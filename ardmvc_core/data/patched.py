@@ -5,22 +5,29 @@ views; `official` scales with each view's extremes over the whole collection, as
 the recipe gives, [−1, 1], so that no part depends on another.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ardmvc_core.data.dataset import (
     DataError,
-    DatasetConfig,
     FloatArray,
     IndexArray,
     Part,
     Protocol,
+    Source,
     count_faults,
     make_part,
     part_rows,
 )
 from ardmvc_core.data.idx import ByteArray, check_collection, load_collection
 from ardmvc_core.data.noisy import pixel_levels
+
+if TYPE_CHECKING:
+    from ardmvc_core.data.config import DatasetConfig
 
 CLASSES = (0, 1, 2)
 GRID = 4
@@ -120,3 +127,13 @@ def _faults(config: DatasetConfig, labels: IndexArray) -> list[str]:
     if absent:
         return [f"{config.name}: the labels hold no digit {', '.join(map(str, absent))}; 0, 1 and 2 are needed"]
     return count_faults(config, len(labels))
+
+
+PATCHED_MNIST = Source(
+    load=load_patched,
+    check=check_patched,
+    fields=frozenset({"root"}),
+    eps=0.30,
+    further_eps=(0.10,),
+    eps_grid=(0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.40),
+)

@@ -6,24 +6,30 @@ picture a line, its path in the folder and the number of its identity. The train
 0 again). The pairing was not published; here the i-th visible picture of a person goes with the i-th thermal one.
 """
 
+from __future__ import annotations
+
 import os
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ardmvc_core.data.dataset import (
     DataError,
-    DatasetConfig,
     FloatArray,
     IndexArray,
     Part,
     Protocol,
+    Source,
     count_faults,
     make_part,
     part_rows,
 )
 from ardmvc_core.data.files import regdb_folder
 from ardmvc_core.data.reading import MIB, file_fault, fitted, reading, shown, shown_path
+
+if TYPE_CHECKING:
+    from ardmvc_core.data.config import DatasetConfig
 
 HEIGHT, WIDTH = 128, 64
 LISTS = ("idx/train_visible_1.txt", "idx/train_thermal_1.txt")
@@ -145,3 +151,12 @@ def _pictures(paths: list[Path]) -> FloatArray:
             resized = picture.convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
         view[row] = np.asarray(resized, dtype=np.float32).transpose(2, 0, 1) / 255
     return view
+
+
+REGDB = Source(
+    load=load_regdb,
+    check=check_regdb,
+    fields=frozenset({"root"}),
+    eps=8 / 255,
+    eps_grid=(2 / 255, 4 / 255, 8 / 255, 16 / 255),
+)

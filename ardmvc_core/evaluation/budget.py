@@ -1,14 +1,15 @@
-"""The frozen settings of an evaluation, with each data set's ε, and the digest that says which numbers compare."""
+"""The frozen settings of an evaluation, and the digest that says which numbers compare."""
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.generators.gan import GANConfig, official_gan
 from ardmvc_core.attacks.objectives.shifts import ObjectiveName
 from ardmvc_core.attacks.tiers import TIERS_VERSION, Tier
+from ardmvc_core.data import DATASETS
 from ardmvc_core.ranges import (
     MOST_ENTRIES,
     BatchSize,
@@ -26,16 +27,6 @@ EVALUATION_VERSION = 1
 """Part of every budget's digest: raised whenever the same budget would give other numbers."""
 
 _LATER = ("tier", "attacked_views")
-
-DEFAULT_EPS: dict[str, tuple[float, tuple[float, ...]]] = {
-    "noisy_digits": (0.10, (0.20,)),
-    "noisy_mnist": (0.30, (0.10,)),
-    "noisy_fashion": (0.15, (0.05,)),
-    "patched_mnist": (0.30, (0.10,)),
-    "regdb": (8 / 255, ()),
-    "npz": (0.10, ()),
-}
-"""Per data set: ε of the evaluation, and further ε of the GAN attack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,38 +77,40 @@ class EvalBudget:
         if not self.objectives or len(set(self.objectives)) != len(self.objectives):
             raise ValueError(f"objectives must be distinct, at least one, got {self.objectives}")
 
-    def resolve(self, dataset_name: str, n_views: int) -> "EvalBudget":
+    def resolve(self, dataset_name: str, n_views: int) -> "ResolvedBudget":
         """The budget with the data set's ε where none is given.
 
         Raises: ValueError for an unknown data set without an ε, a number of ε that is not `n_views`, or a further GAN ε
             that is given twice or is the main one.
         """
-        if dataset_name not in DEFAULT_EPS and self.eps is None:
-            raise ValueError(f"eps must be given for data set {dataset_name!r}; known: {', '.join(DEFAULT_EPS)}")
-        eps, further = DEFAULT_EPS.get(dataset_name, (None, ()))
-        resolved = replace(
-            self,
-            eps=eps if self.eps is None else self.eps,
-            gan_eps=tuple(e for e in further if e != self.eps) if self.gan_eps is None else self.gan_eps,
-        )
+        source = DATASETS.get(dataset_name)
+        if source is None and self.eps is None:
+            raise ValueError(f"eps must be given for data set {dataset_name!r}; known: {', '.join(DATASETS)}")
+        eps = self.eps if source is None or self.eps is not None else source.eps
+        assert eps is not None
+        further = () if source is None else tuple(e for e in source.further_eps if e != self.eps)
+        gan_eps = further if self.gan_eps is None else self.gan_eps
         if self.attacked_views is not None:
             views = self.attacked_views
             if not views or len(set(views)) != len(views) or not all(0 <= v < n_views for v in views):
                 raise ValueError(f"attacked_views must be distinct, each in 0..{n_views - 1}, got {views}")
-        if isinstance(resolved.eps, tuple) and len(resolved.eps) != n_views:
-            raise ValueError(f"eps must be one number or one per view ({n_views}), got {resolved.eps}")
-        assert resolved.gan_eps is not None
-        if len(set(resolved.gan_eps) | {resolved.eps}) != len(resolved.gan_eps) + 1:
-            raise ValueError(f"gan_eps must be distinct and other than eps {resolved.eps}, got {resolved.gan_eps}")
-        return resolved
+        if isinstance(eps, tuple) and len(eps) != n_views:
+            raise ValueError(f"eps must be one number or one per view ({n_views}), got {eps}")
+        if len({*gan_eps, eps}) != len(gan_eps) + 1:
+            raise ValueError(f"gan_eps must be distinct and other than eps {eps}, got {gan_eps}")
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return ResolvedBudget(**{**given, "eps": eps, "gan_eps": gan_eps})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedBudget(EvalBudget):
+    """A budget in which every ε is a number: what evaluations take. Made by `EvalBudget.resolve`."""
+
+    eps: Epsilon | tuple[Epsilon, ...]
+    gan_eps: tuple[Epsilon, ...]
 
     def digest(self) -> str:
-        """First 16 hex digits of the SHA-256 of the budget as canonical JSON; trials compare only if it is equal.
-
-        Raises: ValueError if ε is not resolved.
-        """
-        if self.eps is None or self.gan_eps is None:
-            raise ValueError("digest must be of a resolved budget: call resolve(dataset_name, n_views) first")
+        """First 16 hex digits of the SHA-256 of the budget as canonical JSON; trials compare only if it is equal."""
         text = json.dumps(_canonical(self.settings()), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -130,9 +123,7 @@ class EvalBudget:
         return {"version": EVALUATION_VERSION, **settings}
 
     def attack_budget(self) -> AttackBudget:
-        """The main ε as a budget of attacks. Raises: ValueError if it is not resolved."""
-        if self.eps is None:
-            raise ValueError("attack_budget must be of a resolved budget: call resolve(dataset_name, n_views) first")
+        """The main ε as a budget of attacks."""
         return AttackBudget(eps=self.eps, attacked_views=self.attacked_views)
 
 

@@ -3,6 +3,8 @@
 Labels and clusters are NumPy arrays or tensors of integers and are never changed. Nothing is rounded.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +12,26 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-IntArray = NDArray[np.int64]
+from ardmvc_core.evaluation.agreement import AGREEMENT, IntArray
+
 Integers = Tensor | NDArray[Any]
+
+
+SCORES = ("acc", *AGREEMENT)
+"""What is reported as `clean/…`, `robust/…`, `<attack>/…` and `official/<phase>/…`, and may be an objective."""
+ATTACK_SCORES = (*SCORES, "flip", "acc_refit")
+"""What is reported of a single attack."""
+ROBUST_SCORES = (*SCORES, "flip", "kappa")
+"""What is reported of the worst case."""
+UNMAPPED_SCORES = tuple(f"{name}_clean" for name in AGREEMENT)
+"""What the suite reports of attacked against clean clusters, besides."""
+
+
+def eps_name(eps: float | tuple[float, ...]) -> str:
+    """ε as part of a metric's name: 0.2 → 0.20, 8/255 → 0.03137."""
+    if isinstance(eps, tuple):
+        return "_".join(map(eps_name, eps))
+    return f"{eps:.2f}" if round(eps, 2) == eps else f"{eps:.4g}"
 
 
 @dataclass(frozen=True)
@@ -20,13 +40,23 @@ class ClusteringScores:
 
     acc: float
     """Share of samples whose cluster is mapped to their class, in [0, 1]."""
-    nmi: float
-    """Mutual information over the mean of the two entropies, in [0, 1]; 0 for a single cluster."""
-    ari: float
-    """Share of sample pairs treated alike, corrected for chance, in [−0.5, 1]; 0 is chance."""
+    agreement: Mapping[str, float]
+    """By name in `AGREEMENT`: scores that need no map."""
     purity: float
     """Share of samples in the most frequent class of their cluster, in (0, 1]; grows with K."""
     n_samples: int
+
+    @property
+    def nmi(self) -> float:
+        return self.agreement["nmi"]
+
+    @property
+    def ari(self) -> float:
+        return self.agreement["ari"]
+
+    def named(self, group: str) -> dict[str, float]:
+        """`<group>/<score>` for every score in `SCORES`."""
+        return {f"{group}/{score}": value for score, value in {"acc": self.acc, **self.agreement}.items()}
 
 
 def clustering_scores(labels: Integers, clusters: Integers, n_clusters: int) -> ClusteringScores:
@@ -67,14 +97,11 @@ def fixed_map_scores(labels: Integers, clusters: Integers, mapping: Integers) ->
     label_ids, cluster_ids = _integers(labels, "labels"), _integers(clusters, "clusters")
     classes = _integers(mapping, "mapping")
     counts = confusion(cluster_ids, label_ids, len(classes), int(label_ids.max()) + 1)
-    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-
     # scikit-learn calls two constants a perfect agreement; one cluster tells nothing, so it earns nothing.
     constant = np.count_nonzero(counts.any(axis=1)) == 1
     return ClusteringScores(
         acc=float(np.mean(classes[cluster_ids] == label_ids)),
-        nmi=0.0 if constant else float(normalized_mutual_info_score(label_ids, cluster_ids)),
-        ari=0.0 if constant else float(adjusted_rand_score(label_ids, cluster_ids)),
+        agreement={name: 0.0 if constant else score(label_ids, cluster_ids) for name, score in AGREEMENT.items()},
         purity=float(counts.max(axis=1).sum() / len(label_ids)),
         n_samples=len(label_ids),
     )
@@ -128,6 +155,22 @@ def confusion(rows: Integers, columns: Integers, n_rows: int, n_columns: int) ->
             raise ValueError(f"numbers must be in 0..{limit - 1}, got {ids.max()}")
     counts = np.bincount(row_ids * n_columns + column_ids, minlength=n_rows * n_columns)
     return counts.reshape(n_rows, n_columns).astype(np.int64)
+
+
+def occupancy(clusters: Integers, n_clusters: int) -> tuple[int, float]:
+    """How many clusters are in use, and how evenly.
+
+    Args:   clusters: (N,) in 0..K-1. n_clusters: K ≥ 2.
+    Returns: clusters with a share above 1/(10 K); entropy of the shares over log K, in [0, 1].
+    Raises: ValueError for what is no vector of clusters in 0..K-1.
+    """
+    found = _integers(clusters, "clusters")
+    if found.max() >= n_clusters:
+        raise ValueError(f"clusters must be in 0..{n_clusters - 1}, got {found.max()}")
+    shares = np.bincount(found, minlength=n_clusters) / len(found)
+    occupied = int((shares > 1 / (10 * n_clusters)).sum())
+    held = shares[shares > 0]
+    return occupied, abs(float((held * np.log(held)).sum() / math.log(n_clusters)))
 
 
 def _array(values: Tensor | NDArray[Any]) -> NDArray[Any]:

@@ -20,26 +20,14 @@ from ardmvc_core.attacks.searches.pgd import frozen
 from ardmvc_core.attacks.searches.white_box import WhiteBoxConfig, prepare_white_box
 from ardmvc_core.attacks.target import EvaluationError, assign, attacked_views, device_of, inference_target
 from ardmvc_core.data.dataset import MultiViewDataset
-from ardmvc_core.evaluation.budget import DEFAULT_EPS, EvalBudget
-from ardmvc_core.evaluation.metrics import clustering_scores, flip_rate
+from ardmvc_core.evaluation.budget import ResolvedBudget
+from ardmvc_core.evaluation.metrics import clustering_scores, eps_name, flip_rate
 from ardmvc_core.evaluation.score_card import Evaluation, ScoreCard, as_array
-from ardmvc_core.evaluation.worst_case import evaluate_suite
+from ardmvc_core.evaluation.worst_case import evaluate_suite, scored_samples
 from ardmvc_core.networks.encoders import bf16_encoders
 from ardmvc_core.networks.kmeans import KMeansHead, embeddings, published_clusters
 from ardmvc_core.seeding import derive_seed, generator
 from ardmvc_core.types import Perturb, Views
-
-__all__ = [
-    "DEFAULT_EPS",
-    "EvalBudget",
-    "Evaluation",
-    "EvaluationError",
-    "PreparedAttack",
-    "evaluate_attacks",
-    "evaluate_official",
-    "evaluate_strict",
-    "probe",
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +43,13 @@ class PreparedAttack:
     """Whether it counts for `robust/…`."""
 
 
-def probe(model: nn.Module, data: MultiViewDataset, budget: EvalBudget) -> Evaluation:
+def probe(model: nn.Module, data: MultiViewDataset, budget: ResolvedBudget) -> Evaluation:
     """The cheap evaluation of every round: clean scores and a short white-box attack on assignments.
 
     Returns: `clean/…`, `guard/…` and `probe/{acc,nmi,ari,acc_refit,flip}`.
     Raises: EvaluationError as `evaluate_attacks`.
     """
-    budget, data = _prepared(model, data, budget)
+    data = scored_samples(model, data, budget)
     config = WhiteBoxConfig(steps=budget.probe_steps, step_ratio=budget.step_ratio, batch_size=budget.batch_size)
     perturb = prepare_white_box(
         config, model, data.views, generator(budget.seed, "probe"), budget=budget.attack_budget()
@@ -82,7 +70,7 @@ def evaluate_strict(
     model: nn.Module,
     data: MultiViewDataset,
     attacker_views: Views,
-    budget: EvalBudget,
+    budget: ResolvedBudget,
     surrogates: Sequence[nn.Module] = (),
 ) -> Evaluation:
     """The full evaluation: the budget's tier of the suite; without one the noise floor, every white-box objective, and
@@ -94,7 +82,7 @@ def evaluate_strict(
         `gan_<ε>`, and `guard/gan_saturation`, the share of the GAN's output values without gradient at the main ε.
     Raises: EvaluationError as `evaluate_attacks`.
     """
-    budget, data = _prepared(model, data, budget)
+    data = scored_samples(model, data, budget)
     if budget.tier is not None:
         return evaluate_suite(model, data, attacker_views, budget, surrogates=surrogates).evaluation
     main = budget.attack_budget()
@@ -117,12 +105,12 @@ def evaluate_strict(
     return replace(evaluation, values={**evaluation.values, "guard/gan_saturation": gan.saturation(data.views)})
 
 
-def _fitted_gans(model: nn.Module, attacker_views: Views, budget: EvalBudget) -> list[PreparedAttack]:
+def _fitted_gans(model: nn.Module, attacker_views: Views, budget: ResolvedBudget) -> list[PreparedAttack]:
     """The GAN at the main ε (first, and the only one in the worst case) and at the further ones."""
     device = device_of(model, attacker_views)
     views = tuple(view.to(device) for view in attacker_views)
     main = budget.attack_budget()
-    budgets = [("gan", main), *((f"gan_{_short(eps)}", replace(main, eps=eps)) for eps in budget.gan_eps or ())]
+    budgets = [("gan", main), *((f"gan_{eps_name(eps)}", replace(main, eps=eps)) for eps in budget.gan_eps)]
     gans = []
     with inference_target(model) as verify:
         for name, attack_budget in budgets:
@@ -134,7 +122,7 @@ def _fitted_gans(model: nn.Module, attacker_views: Views, budget: EvalBudget) ->
 
 
 def evaluate_attacks(
-    model: nn.Module, data: MultiViewDataset, attacks: Sequence[PreparedAttack], budget: EvalBudget
+    model: nn.Module, data: MultiViewDataset, attacks: Sequence[PreparedAttack], budget: ResolvedBudget
 ) -> Evaluation:
     """Scores prepared attacks on a model in inference mode; their output is projected, whatever they claim.
 
@@ -149,7 +137,7 @@ def evaluate_attacks(
     """
     if not attacks or len({attack.name for attack in attacks}) != len(attacks):
         raise ValueError(f"attacks must have different names, at least one, got {[attack.name for attack in attacks]}")
-    budget, data = _prepared(model, data, budget)
+    data = scored_samples(model, data, budget)
     with inference_target(model) as verify:
         card = ScoreCard(as_array(data.labels), assign(model, data.views, budget.batch_size), data.n_clusters)
         verify("the clean pass")
@@ -172,13 +160,13 @@ def evaluate_attacks(
     return card.evaluation()
 
 
-def _attack_precision(model: nn.Module, budget: EvalBudget) -> AbstractContextManager[None]:
+def _attack_precision(model: nn.Module, budget: ResolvedBudget) -> AbstractContextManager[None]:
     """While perturbations are looked for; never while they are scored."""
     return bf16_encoders(model, budget.attack_precision == "bf16")
 
 
 def _noise_floors(
-    model: nn.Module, views: Views, card: ScoreCard, budgets: Sequence[AttackBudget], budget: EvalBudget
+    model: nn.Module, views: Views, card: ScoreCard, budgets: Sequence[AttackBudget], budget: ResolvedBudget
 ) -> dict[AttackBudget, float]:
     """Flip rate of noise for each distinct budget; also put on the card."""
     if not budget.noise_draws:
@@ -195,12 +183,12 @@ def _noise_floors(
                 flips.append(flip_rate(card.clean, assign(model, noise(model, views), budget.batch_size)))
             worst = max(worst, sum(flips) / len(flips))
         floors[attack_budget] = worst
-        name = "noise" if attack_budget == main else f"noise_{_short(attack_budget.eps)}"
+        name = "noise" if attack_budget == main else f"noise_{eps_name(attack_budget.eps)}"
         card.values[f"{name}/flip"] = worst
     return floors
 
 
-def evaluate_official(model: nn.Module, data: MultiViewDataset, budget: EvalBudget) -> Evaluation:
+def evaluate_official(model: nn.Module, data: MultiViewDataset, budget: ResolvedBudget) -> Evaluation:
     """The published protocol: target in training mode, attacker fitted and scored on the same data, map fitted again.
 
     Batch statistics undo what moves a whole batch, and a new map forgives any consistent relabelling, so these numbers
@@ -216,7 +204,7 @@ def evaluate_official(model: nn.Module, data: MultiViewDataset, budget: EvalBudg
     """
     if data.labels is None:
         raise EvaluationError("the official protocol needs labels: it fits the map to them before and after the attack")
-    budget, data = _prepared(model, data, replace(budget, samples=None))
+    data = data.to(device_of(model, data.views))
     target = copy.deepcopy(model).train()
     values: dict[str, float] = {}
     with frozen(target), _own_random_stream(budget.seed):
@@ -240,7 +228,7 @@ def _own_random_stream(seed: int) -> Iterator[None]:
 
 
 def _official_scores(
-    phase: str, target: nn.Module, data: MultiViewDataset, views: Views, budget: EvalBudget
+    phase: str, target: nn.Module, data: MultiViewDataset, views: Views, budget: ResolvedBudget
 ) -> dict[str, float]:
     """Scores of shuffled batches under a map fitted to these very assignments."""
     assert data.labels is not None
@@ -252,19 +240,4 @@ def _official_scores(
     else:
         clusters = assign(target, shuffled, budget.official.batch_size)
     scores = clustering_scores(data.labels[order], clusters, data.n_clusters)
-    name = f"official/{phase}"
-    return {f"{name}/acc": scores.acc, f"{name}/nmi": scores.nmi, f"{name}/ari": scores.ari}
-
-
-def _prepared(model: nn.Module, data: MultiViewDataset, budget: EvalBudget) -> tuple[EvalBudget, MultiViewDataset]:
-    """Resolved budget, and the samples to score on the model's device."""
-    if budget.samples is not None and len(data) > budget.samples:
-        data = data.subset(range(budget.samples))
-    return budget.resolve(data.name, len(data.views)), data.to(device_of(model, data.views))
-
-
-def _short(eps: float | tuple[float, ...]) -> str:
-    """ε as part of a metric's name: 0.2 → 0.20, 8/255 → 0.03137."""
-    if isinstance(eps, tuple):
-        return "_".join(_short(e) for e in eps)
-    return f"{eps:.2f}" if round(eps, 2) == eps else f"{eps:.4g}"
+    return scores.named(f"official/{phase}")

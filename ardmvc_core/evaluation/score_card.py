@@ -11,7 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ardmvc_core.evaluation.metrics import clustering_scores, confusion, fit_map, fixed_map_scores, flip_rate, kappa
+from ardmvc_core.evaluation.metrics import (
+    AGREEMENT,
+    clustering_scores,
+    confusion,
+    fit_map,
+    fixed_map_scores,
+    flip_rate,
+    kappa,
+)
 from ardmvc_core.types import Views
 
 IntArray = NDArray[np.int64]
@@ -62,7 +70,7 @@ class ScoreCard:
             self._map = fit_map(self.labels, self.clean, self.n_clusters)
             self.tables["labels"] = self.labels
             scores = fixed_map_scores(self.labels, self.clean, self._map)
-            self.values |= {"clean/acc": scores.acc, "clean/nmi": scores.nmi, "clean/ari": scores.ari}
+            self.values |= scores.named("clean")
             self._class_table("clean", self.clean)
         sizes = np.bincount(self.clean, minlength=self.n_clusters)
         used = int(np.count_nonzero(sizes))
@@ -85,12 +93,8 @@ class ScoreCard:
         if self.labels is not None:
             labels = self.labels[: len(attacked)]
             scores = fixed_map_scores(labels, attacked, self._map)
-            self.values |= {
-                f"{name}/acc": scores.acc,
-                f"{name}/nmi": scores.nmi,
-                f"{name}/ari": scores.ari,
-                f"{name}/acc_refit": clustering_scores(labels, attacked, self.n_clusters).acc,
-            }
+            self.values |= scores.named(name)
+            self.values[f"{name}/acc_refit"] = clustering_scores(labels, attacked, self.n_clusters).acc
             self._class_table(name, attacked)
         if noise_flip is not None:
             self.clear_of_noise[name] = flip >= min(1.0, noise_flip + CLEAR_OF_NOISE)
@@ -109,7 +113,7 @@ class ScoreCard:
         self.values["robust/kappa"] = kappa(self.clean, moved, self.n_clusters)
         if self.labels is not None:
             self._worst_case(moved)
-            for score in ("nmi", "ari"):
+            for score in AGREEMENT:
                 self.values[f"robust/{score}"] = min(self.values[f"{name}/{score}"] for name in names)
 
     def union(self, clusters: IntArray, moved: NDArray[np.bool_]) -> None:
@@ -125,11 +129,10 @@ class ScoreCard:
         self.values["robust/flip"] = float(moved.mean())
         self.values["robust/kappa"] = kappa(self.clean, moved, self.n_clusters)
         agreement = fixed_map_scores(self.clean, clusters, np.arange(self.n_clusters))
-        self.values |= {"robust/nmi_clean": agreement.nmi, "robust/ari_clean": agreement.ari}
+        self.values |= {f"robust/{name}_clean": value for name, value in agreement.agreement.items()}
         if self.labels is not None:
-            scores = fixed_map_scores(self.labels, clusters, self._map)
+            self.values |= fixed_map_scores(self.labels, clusters, self._map).named("robust")
             self._worst_case(moved)
-            self.values |= {"robust/nmi": scores.nmi, "robust/ari": scores.ari}
             self._class_table("robust", clusters)
 
     def examples(self, clean_views: Views, attacked: Views, clusters: IntArray) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 from ardmvc_core.attacks.suite import Progress, SuiteResult, run_suite
 from ardmvc_core.attacks.target import assign, device_of, inference_target
 from ardmvc_core.data.dataset import MultiViewDataset
-from ardmvc_core.evaluation.budget import EvalBudget
+from ardmvc_core.evaluation.budget import ResolvedBudget
 from ardmvc_core.evaluation.score_card import Evaluation, ScoreCard, as_array
 from ardmvc_core.types import Views
 
@@ -23,11 +23,18 @@ class SuiteEvaluation:
     """The scored samples, on the model's device."""
 
 
+def scored_samples(model: nn.Module, data: MultiViewDataset, budget: ResolvedBudget) -> MultiViewDataset:
+    """The samples that the budget scores, on the model's device."""
+    if budget.samples is not None and len(data) > budget.samples:
+        data = data.subset(range(budget.samples))
+    return data.to(device_of(model, data.views))
+
+
 def evaluate_suite(
     model: nn.Module,
     data: MultiViewDataset,
     attacker_views: Views | None,
-    budget: EvalBudget,
+    budget: ResolvedBudget,
     *,
     surrogates: Sequence[nn.Module] = (),
     everyone: bool = False,
@@ -36,7 +43,7 @@ def evaluate_suite(
     """Runs the budget's tier on a model in inference mode and scores it.
 
     Args: model: left as it was found. data: the scored part; without labels only label-free metrics appear.
-        attacker_views: what generators are fitted on; None: they are skipped. budget: resolved, with a tier.
+        attacker_views: what generators are fitted on; None: they are skipped. budget: with a tier.
         surrogates, everyone, progress: as in `run_suite`.
     Returns: `clean/{acc,nmi,ari}`, `guard/{clusters_used,min_share}`, `noise/flip`, `robust/{acc,nmi,ari,flip,kappa}`
         of the union, `robust/{nmi,ari}_clean` between clean and attacked clusters, per attack `<key>/new` (share of the
@@ -46,10 +53,8 @@ def evaluate_suite(
     """
     if budget.tier is None:
         raise ValueError("budget must have a tier")
-    if budget.samples is not None and len(data) > budget.samples:
-        data = data.subset(range(budget.samples))
-    device = device_of(model, data.views)
-    data = data.to(device)
+    data = scored_samples(model, data, budget)
+    device = data.views[0].device
     fitted_on = None if attacker_views is None else tuple(view.to(device) for view in attacker_views)
     with inference_target(model):
         card = ScoreCard(as_array(data.labels), assign(model, data.views, budget.batch_size), data.n_clusters)

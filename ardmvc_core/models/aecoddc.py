@@ -14,9 +14,10 @@ from ardmvc_core.losses.contrastive import contrastive_terms
 from ardmvc_core.losses.reconstruction import mean_squared_error
 from ardmvc_core.models.comvc import ContrastConfig
 from ardmvc_core.models.simvc import FusedClustering, adam, clustering_terms
-from ardmvc_core.networks.encoders import Decoder, Encoder, build_decoder, build_encoders
+from ardmvc_core.networks.decoders import Decoder, build_decoder
+from ardmvc_core.networks.encoders import Encoder, build_encoders
 from ardmvc_core.ranges import ExtraEpochs, Weight
-from ardmvc_core.types import Method, Objective, Stage, StepContext, Terms, Views, ViewShapes
+from ardmvc_core.types import Method, Stage, StageObjective, StepContext, Terms, Views, ViewShapes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ def stages(config: AECoDDCConfig, epochs: int) -> tuple[Stage, ...]:
         return {**clustering_terms(output), **autoencoder_terms(config, model, output.view_latents, views)}
 
     def stage(name: str, length: int, terms: Terms) -> Stage:
-        objective = Objective(terms=terms, optimizer=lambda model: adam(model, config.learning_rate))
+        objective = StageObjective(terms=terms, optimizer=lambda model: adam(model, config.learning_rate))
         return Stage(name=name, epochs=length, objectives=(objective,))
 
     main = stage("train", epochs, train)

@@ -22,7 +22,7 @@ from ardmvc_core.models.simvc import DDCOutput, FusedClustering, adam
 from ardmvc_core.networks.encoders import build_encoders
 from ardmvc_core.networks.kmeans import CALIBRATION_BATCH
 from ardmvc_core.ranges import ExtraEpochs, Positive, PositiveShare, StepRatio, Steps, Weight
-from ardmvc_core.types import Method, Objective, Stage, StepContext, Views, ViewShapes
+from ardmvc_core.types import Method, Stage, StageObjective, StepContext, Views, ViewShapes
 
 InnerObjective = Literal["contrastive", "assignment", "both"]
 
@@ -201,7 +201,7 @@ def stages(config: ARDMVCConfig | ARDMVCAMConfig, epochs: int) -> tuple[Stage, .
             moved = attack_in_training(now, model, views, start, clean.assignments.detach())
         return adversarial_terms(config, model, clean, model(moved))
 
-    objective = Objective(
+    objective = StageObjective(
         terms=terms,
         optimizer=lambda model: adam(model, config.learning_rate),
         passes=config.train_steps + 2 if _is_attacked(config) else 1,
@@ -227,5 +227,11 @@ def calibrate(model: nn.Module, views: Views, seed: int) -> None:
         model.head.find_dead_units(torch.cat(fused))
 
 
-AR_DMVC = Method(config=ARDMVCConfig, build=build, stages=stages, calibrate=calibrate)
-AR_DMVC_AM = Method(config=ARDMVCAMConfig, build=build, stages=stages, calibrate=calibrate)
+AR_DMVC = Method(config=ARDMVCConfig, build=build, stages=stages, calibrate=calibrate, defence=("adversarial_weight",))
+AR_DMVC_AM = Method(
+    config=ARDMVCAMConfig,
+    build=build,
+    stages=stages,
+    calibrate=calibrate,
+    defence=("adversarial_weight", "mitigator_weight"),
+)

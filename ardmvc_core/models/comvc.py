@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ardmvc_core.losses.contrastive import contrastive_terms
 from ardmvc_core.models.simvc import DDCOutput, FusedClustering, NetworkConfig, adam, build, clustering_terms
 from ardmvc_core.ranges import Temperature, Weight
-from ardmvc_core.types import Method, Objective, Stage, StepContext, Views
+from ardmvc_core.types import Method, Stage, StageObjective, StepContext, Views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ def stages(config: CoMVCConfig, epochs: int) -> tuple[Stage, ...]:
         assert isinstance(model, FusedClustering)
         return aligned_clustering_terms(config, model(views), model.fusion.weights)
 
-    objective = Objective(terms=terms, optimizer=lambda model: adam(model, config.learning_rate))
+    objective = StageObjective(terms=terms, optimizer=lambda model: adam(model, config.learning_rate))
     return (Stage(name="train", epochs=epochs, objectives=(objective,)),)
 
 

@@ -18,10 +18,11 @@ from ardmvc_core.batching import in_batches
 from ardmvc_core.losses.alignment import attention_alignment, discriminator_loss, generator_loss
 from ardmvc_core.losses.ddc import cluster_orthogonality, gaussian_kernel, separation, simplex_corners
 from ardmvc_core.models.simvc import DDCOutput, NetworkConfig
-from ardmvc_core.networks.encoders import ClusteringHead, Encoder, build_encoders
+from ardmvc_core.networks.encoders import Encoder, build_encoders
+from ardmvc_core.networks.heads import ClusteringHead
 from ardmvc_core.networks.kmeans import CALIBRATION_BATCH
 from ardmvc_core.ranges import LearningRate, Temperature, Weight
-from ardmvc_core.types import Method, Objective, Stage, StepContext, Views, ViewShapes
+from ardmvc_core.types import Method, Stage, StageObjective, StepContext, Views, ViewShapes
 
 InferenceAttention = Literal["frozen", "batch"]
 
@@ -220,8 +221,8 @@ def stages(config: EAMCConfig, epochs: int) -> tuple[Stage, ...]:
         return discriminator_terms(model, output.view_latents)
 
     objectives = (
-        Objective(terms=for_encoders, optimizer=lambda model: encoder_optimizer(config, model)),
-        Objective(
+        StageObjective(terms=for_encoders, optimizer=lambda model: encoder_optimizer(config, model)),
+        StageObjective(
             terms=for_discriminators,
             optimizer=lambda model: discriminator_optimizer(config, model),
             passes=0,

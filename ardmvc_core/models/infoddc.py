@@ -15,7 +15,7 @@ from ardmvc_core.losses.mutual_information import InformationPairs, mutual_infor
 from ardmvc_core.models.simvc import FusedClustering, NetworkConfig, adam, clustering_terms
 from ardmvc_core.networks.encoders import build_encoders
 from ardmvc_core.ranges import ExtraEpochs, Weight
-from ardmvc_core.types import Method, Objective, Stage, StepContext, Terms, Views, ViewShapes
+from ardmvc_core.types import Method, Stage, StageObjective, StepContext, Terms, Views, ViewShapes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ def stages(config: InfoDDCConfig, epochs: int) -> tuple[Stage, ...]:
         }
 
     def stage(name: str, length: int, terms: Terms) -> Stage:
-        objective = Objective(terms=terms, optimizer=lambda model: adam(model, config.learning_rate))
+        objective = StageObjective(terms=terms, optimizer=lambda model: adam(model, config.learning_rate))
         return Stage(name=name, epochs=length, objectives=(objective,))
 
     main = stage("train", epochs, train)

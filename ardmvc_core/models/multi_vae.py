@@ -23,10 +23,11 @@ from ardmvc_core.losses.vae import (
     straight_through_one_hot,
 )
 from ardmvc_core.models.simvc import NetworkConfig, adam
-from ardmvc_core.networks.encoders import Decoder, Encoder, build_decoder, build_encoders
+from ardmvc_core.networks.decoders import Decoder, build_decoder
+from ardmvc_core.networks.encoders import Encoder, build_encoders
 from ardmvc_core.networks.kmeans import KMeansHead, calibrate_kmeans
 from ardmvc_core.ranges import LearningRate, Range, Temperature, Weight, Width
-from ardmvc_core.types import EmbeddingOutput, Method, Objective, Stage, StepContext, Views, ViewShapes
+from ardmvc_core.types import EmbeddingOutput, Method, Stage, StageObjective, StepContext, Views, ViewShapes
 
 KLScale = Literal["original", "port"]
 DiscreteCapacity = Literal["continuous", "log_k"]
@@ -244,7 +245,7 @@ def stages(config: MultiVAEConfig, epochs: int) -> tuple[Stage, ...]:
         output = model(views, step.generator)
         return vae_terms(config, output, views, model.reconstruct(output), step.step + 1)
 
-    objective = Objective(terms=terms, optimizer=lambda model: adam(model, config.learning_rate))
+    objective = StageObjective(terms=terms, optimizer=lambda model: adam(model, config.learning_rate))
     return (Stage(name="train", epochs=epochs, objectives=(objective,)),)
 
 

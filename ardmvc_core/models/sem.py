@@ -21,7 +21,8 @@ from ardmvc_core.losses.reconstruction import ReconstructionMode, corrupted, mea
 from ardmvc_core.losses.sem import info_nce, pscl, rince
 from ardmvc_core.losses.view_weights import cmi_weights, jsd_weights, mmd_weights, view_clusters
 from ardmvc_core.models.simvc import adam
-from ardmvc_core.networks.encoders import Decoder, Encoder
+from ardmvc_core.networks.decoders import Decoder
+from ardmvc_core.networks.encoders import Encoder
 from ardmvc_core.networks.kmeans import CALIBRATION_BATCH, KMeansHead, calibrate_kmeans
 from ardmvc_core.ranges import (
     ExtraEpochs,
@@ -36,7 +37,7 @@ from ardmvc_core.ranges import (
     check_values,
 )
 from ardmvc_core.seeding import derive_seed
-from ardmvc_core.types import EmbeddingOutput, Method, Objective, Stage, StepContext, Views, ViewShapes
+from ardmvc_core.types import EmbeddingOutput, Method, Stage, StageObjective, StepContext, Views, ViewShapes
 
 Contrast = Literal["infonce", "pscl", "rince"]
 Measure = Literal["cmi", "jsd", "mmd"]
@@ -248,8 +249,8 @@ def stages(config: SEMConfig, epochs: int) -> tuple[Stage, ...]:
         errors = reconstruction_terms(views, model.reconstruct(features), config.reconstruction_weight)
         return {**contrast, **errors}
 
-    warmup = Objective(terms=warmup_terms, optimizer=optimizer)
-    objective = Objective(terms=terms, optimizer=optimizer, passes=1 if config.reconstruction == "ae" else 2)
+    warmup = StageObjective(terms=warmup_terms, optimizer=optimizer)
+    objective = StageObjective(terms=terms, optimizer=optimizer, passes=1 if config.reconstruction == "ae" else 2)
     n_rounds = max(1, min(config.rounds, epochs))
     rounds = tuple(
         Stage(

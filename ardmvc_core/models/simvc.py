@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from ardmvc_core.losses.ddc import ddc_terms
-from ardmvc_core.networks.encoders import ClusteringHead, Encoder, EncoderKind, WeightedMean, build_encoders
+from ardmvc_core.networks.encoders import Encoder, EncoderKind, build_encoders
+from ardmvc_core.networks.heads import ClusteringHead, WeightedMean
 from ardmvc_core.ranges import LearningRate, Width, check_values
-from ardmvc_core.types import Method, ModelOutput, Objective, Stage, StepContext, Views, ViewShapes
+from ardmvc_core.types import Method, ModelOutput, Stage, StageObjective, StepContext, Views, ViewShapes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,7 @@ def stages(config: SiMVCConfig, epochs: int) -> tuple[Stage, ...]:
     def terms(model: nn.Module, views: Views, step: StepContext) -> dict[str, Tensor]:
         return clustering_terms(model(views))
 
-    objective = Objective(terms=terms, optimizer=lambda model: adam(model, config.learning_rate))
+    objective = StageObjective(terms=terms, optimizer=lambda model: adam(model, config.learning_rate))
     return (Stage(name="train", epochs=epochs, objectives=(objective,)),)
 
 

@@ -11,8 +11,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from study.ranking.ranking import Objective, Standing, scores, short_names, show, value
-from study.records import TrialRecord, WorkerAway
+from study.ranking.objectives import value
+from study.ranking.ranking import scores
+from study.ranking.standing import Standing
+from study.ranking.summary import short_names, show
+from study.records import Goal, TrialRecord, WorkerAway
 
 SCORES = ("clean/acc", "probe/acc", "robust/acc")
 SHOWN_PARAMS = 4
@@ -25,7 +28,7 @@ class LiveTable:
 
     def __init__(
         self,
-        objectives: Sequence[Objective],
+        objectives: Sequence[Goal],
         total_trials: int,
         records: Sequence[TrialRecord] = (),
         *,

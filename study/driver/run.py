@@ -28,8 +28,9 @@ from study.database.ledger import Ledger, LedgerError, database_fault, study_url
 from study.driver.conductor import SILENCE_SECONDS, Conductor, StopNow, WorkersGone
 from study.driver.ray_watch import RayWatch
 from study.driver.tune_hooks import OptunaPruning, OptunaSearcher, Relay
+from study.planning.optuna_side import make_pruner
 from study.planning.saved_models import with_checkpoint
-from study.planning.suggestions import Suggestions, make_pruner
+from study.planning.suggestions import Suggestions
 from study.ranking.label_free import by_pra
 from study.records import TrialRecord
 from study.secrets import Address, redact

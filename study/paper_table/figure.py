@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 
 from study.paper_table.render import DATASET_NAMES, MODEL_NAMES, Table
 from study.paper_table.results import PHASES, Entry, Scored
-from study.reporting.study_figures import GREY, INK, new_figure
+from study.reporting.style import GREY, INK, new_figure
 
 COLOURS = "cividis"
 """Even in brightness, and told apart by people with any common kind of colour blindness."""

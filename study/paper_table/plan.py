@@ -10,7 +10,6 @@ ROWS = ("eamc", "simvc", "comvc", "multi_vae", "aecoddc", "infoddc", "sem", "ar_
 """Models in the order of the table."""
 PUBLISHED_COLUMNS = ("regdb", "noisy_fashion", "noisy_mnist", "patched_mnist")
 """Data sets in the order of the table."""
-DEFENCES = ("ar_dmvc", "ar_dmvc_am")
 PUBLISHED_SEED = 5
 
 Overrides = dict[str, Any]

@@ -8,7 +8,8 @@ from functools import cache
 from importlib import resources
 from typing import Literal
 
-from study.paper_table.plan import DEFENCES, Cell
+from ardmvc_core.models import MODELS
+from study.paper_table.plan import Cell
 from study.records import TrialRecord
 
 Phase = Literal["pre", "post"]
@@ -215,7 +216,7 @@ def _value(acc: _Acc, model: str, phase: Phase) -> float:
 
 
 def _baselines_lose(acc: _Acc) -> tuple[bool, str]:
-    models = [model for model, phase in acc if phase == "pre" and model not in DEFENCES]
+    models = [model for model, phase in acc if phase == "pre" and not MODELS[model].defence]
     if not models:
         raise _Missing("a baseline")
     pairs = {model: (_value(acc, model, "pre"), _value(acc, model, "post")) for model in models}

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ardmvc_core.attacks.generators.gan import GANConfig
-from ardmvc_core.attacks.tiers import Ascend, AscendTogether, Tier, noise_draws, passes_per_sample, plan
-from ardmvc_core.evaluation.budget import EvalBudget
+from ardmvc_core.attacks.tiers import Tier, noise_draws, plan
+from ardmvc_core.evaluation.budget import ResolvedBudget
 from ardmvc_core.models import MODELS
 from ardmvc_core.networks.kmeans import CALIBRATION_BATCH
 from trainables.config import AttackTrialConfig, TrialConfig, protocols_of
@@ -45,7 +45,7 @@ class Cost:
 
 
 def trial_cost(
-    config: TrialConfig | AttackTrialConfig, budget: EvalBudget, sizes: Mapping[str, int], n_clusters: int = 10
+    config: TrialConfig | AttackTrialConfig, budget: ResolvedBudget, sizes: Mapping[str, int], n_clusters: int = 10
 ) -> Cost:
     """Passes of one trial; of a tier of the suite, those of samples that no attack moves.
 
@@ -91,15 +91,15 @@ def _training(config: TrialConfig, size: int) -> Passes:
     return total
 
 
-def _probe(budget: EvalBudget, size: int) -> Passes:
+def _probe(budget: ResolvedBudget, size: int) -> Passes:
     clean, attacked = _scored(budget, size), min(budget.probe_samples, _scored(budget, size))
     attack = Passes(1 + budget.probe_steps, budget.probe_steps) * _split(attacked, budget.batch_size)
     return _assign(clean, budget.batch_size) + attack + _assign(attacked, budget.batch_size)
 
 
-def _strict(budget: EvalBudget, size: int, attacker_size: int) -> Passes:
+def _strict(budget: ResolvedBudget, size: int, attacker_size: int) -> Passes:
     scored = _scored(budget, size)
-    radii = 1 + len(budget.gan_eps or ())
+    radii = 1 + len(budget.gan_eps)
     total = _clean_and_noise(budget, scored, radii)
     for objective in budget.objectives:
         among_samples = objective in _AMONG_SAMPLES
@@ -113,21 +113,16 @@ def _strict(budget: EvalBudget, size: int, attacker_size: int) -> Passes:
     return total + _assign(scored, budget.batch_size) * (len(budget.objectives) + radii)
 
 
-def _suite(tier: Tier, budget: EvalBudget, scored: int, n_clusters: int) -> Passes:
+def _suite(tier: Tier, budget: ResolvedBudget, scored: int, n_clusters: int) -> Passes:
     """Fitting of generators is not counted."""
     total = _assign(scored, budget.batch_size) * (1 + _NOISE_KINDS * noise_draws(tier))
-    for step in plan(tier, n_clusters):
-        passes, size = passes_per_sample(step), budget.batch_size
-        backward = 0
-        if isinstance(step, Ascend):
-            backward = step.restarts * step.steps
-        elif isinstance(step, AscendTogether):
-            backward, size = step.steps, step.batch_size
-        total += Passes(passes, backward) * _split(scored, size)
+    for attack in plan(tier, n_clusters):
+        size = getattr(attack, "batch_size", budget.batch_size)
+        total += Passes(attack.forwards, attack.backwards) * _split(scored, size)
     return total
 
 
-def _clean_and_noise(budget: EvalBudget, scored: int, radii: int) -> Passes:
+def _clean_and_noise(budget: ResolvedBudget, scored: int, radii: int) -> Passes:
     return _assign(scored, budget.batch_size) * (1 + _NOISE_KINDS * budget.noise_draws * radii)
 
 
@@ -136,7 +131,7 @@ def _gan(config: GANConfig, size: int) -> Passes:
     return Passes(2, 1) * (config.epochs * (size // min(config.batch_size, size)))
 
 
-def _scored(budget: EvalBudget, size: int) -> int:
+def _scored(budget: ResolvedBudget, size: int) -> int:
     return size if budget.samples is None else min(size, budget.samples)
 
 

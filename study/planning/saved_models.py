@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from study.database.ledger import Ledger, LedgerError
-from study.ranking.ranking import best, goals
+from study.ranking.objectives import goals
+from study.ranking.ranking import best
 from study.secrets import Address, has_login
 from study.spec.study_spec import StudySpec
 from trainables.checkpoints import read_file

@@ -2,16 +2,14 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from study.records import TrialRecord
 
 if TYPE_CHECKING:
-    from study.ranking.ranking import Objective
+    from study.records import Goal
 
 PRA = "select/pra"
-WEIGHTS = ("model.adversarial_weight", "model.mitigator_weight")
-"""λ and γ, of which criterion A prefers the smaller sum."""
 
 
 def feasible(record: TrialRecord) -> bool:
@@ -19,12 +17,12 @@ def feasible(record: TrialRecord) -> bool:
     return record.metrics.get("select/feasible", 1.0) >= 0.5
 
 
-def guarded(objectives: "Sequence[Objective]") -> bool:
+def guarded(objectives: "Sequence[Goal]") -> bool:
     """Whether the objectives choose without labels, and so only among feasible trials."""
     return any(objective.metric.startswith("select/") for objective in objectives)
 
 
-def by_pra(objectives: "Sequence[Objective]") -> bool:
+def by_pra(objectives: "Sequence[Goal]") -> bool:
     """Whether a study maximises `select/pra` and nothing beside."""
     return [objective.metric for objective in objectives] == [PRA]
 
@@ -34,7 +32,7 @@ def reliable(records: Iterable[TrialRecord]) -> bool:
     return all(record.metrics.get("select/reliable", 1.0) >= 0.5 for record in records)
 
 
-def ranked_by_b(records: Iterable[TrialRecord], objectives: "Sequence[Objective]") -> bool:
+def ranked_by_b(records: Iterable[TrialRecord], objectives: "Sequence[Goal]") -> bool:
     """Whether trials that maximise PRA were judged by a reference that is not reliable."""
     return by_pra(objectives) and not reliable(records)
 
@@ -49,7 +47,7 @@ def by_criterion_b(records: Sequence[TrialRecord]) -> dict[int, tuple[float, ...
     return {record.number: (own,) for record, own in zip(records, found, strict=True)}
 
 
-def preferred(ranked: Sequence[TrialRecord], objectives: "Sequence[Objective]") -> list[TrialRecord]:
+def preferred(ranked: Sequence[TrialRecord], objectives: "Sequence[Goal]") -> list[TrialRecord]:
     """Trials in the order in which they are to be picked: criterion A's rule for ties.
 
     Where the objective is `select/pra`, those within one standard error of the best come first, those of higher utility
@@ -59,16 +57,25 @@ def preferred(ranked: Sequence[TrialRecord], objectives: "Sequence[Objective]") 
     Args: ranked: best first.
     """
     equals = tied(ranked, objectives)
-    weighted = all(path in record.overrides for record in equals for path in WEIGHTS)
+    weights = {record.number: _defence_weights(record) for record in equals} if len(equals) > 1 else {}
+    weighted = all(None not in own for own in weights.values())
 
     def key(record: TrialRecord) -> tuple[float, float]:
-        weight = sum(float(record.overrides[path]) for path in WEIGHTS) if weighted else 0.0
+        weight = sum(weights[record.number]) if weighted and weights else 0.0
         return -record.metrics.get("select/utility", 0.0), weight
 
     return [*sorted(equals, key=key), *ranked[len(equals) :]]
 
 
-def tied(ranked: Sequence[TrialRecord], objectives: "Sequence[Objective]") -> list[TrialRecord]:
+def _defence_weights(record: TrialRecord) -> list[Any]:
+    """What the trial sets the weights of its method's defence to; None where it sets none."""
+    from ardmvc_core.models import MODELS
+
+    method = MODELS.get(record.config.get("model", {}).get("name", ""))
+    return [record.overrides.get(f"model.{name}") for name in method.defence] if method else [None]
+
+
+def tied(ranked: Sequence[TrialRecord], objectives: "Sequence[Goal]") -> list[TrialRecord]:
     """The best trial and those that follow it within the standard error over its seeds of `select/pra`; one seed has
     none.
 
@@ -81,7 +88,7 @@ def tied(ranked: Sequence[TrialRecord], objectives: "Sequence[Objective]") -> li
     return [record for record in ranked if record is ranked[0] or record.metrics.get(PRA, math.nan) >= lowest]
 
 
-def choice(ranked: Sequence[TrialRecord], objectives: "Sequence[Objective]") -> list[str]:
+def choice(ranked: Sequence[TrialRecord], objectives: "Sequence[Goal]") -> list[str]:
     """What the criterion without labels says beyond the order of its numbers."""
     if ranked_by_b(ranked, objectives):
         return [

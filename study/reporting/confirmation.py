@@ -17,7 +17,7 @@ from ardmvc_core.evaluation.intervals import (
     probability_of_improvement,
     t_interval,
 )
-from study.ranking.ranking import short_names
+from study.ranking.summary import short_names
 from study.records import TrialRecord
 from study.reporting.trial_figures import load_arrays
 from study.spec.study_spec import StudySpec

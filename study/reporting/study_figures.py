@@ -3,7 +3,6 @@
 No pyplot: figures are drawn in the tracker's thread while the driver goes on; pyplot's registry is not made for that.
 """
 
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,17 +14,16 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from study.ranking.ranking import Objective, override_paths, rank, scores, short_names, show, spread, value
-from study.records import TrialRecord
-
-# Okabe and Ito's colours: told apart by people with any common kind of colour blindness.
-BLUE, ORANGE, GREEN, RED, GREY, INK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#9A9A9A", "#333333"
-DPI = 130
+from study.ranking.objectives import dominates, spread, upward, value
+from study.ranking.ranking import rank, scores
+from study.ranking.summary import override_paths, short_names, show
+from study.records import Goal, TrialRecord
+from study.reporting.style import BLUE, GREEN, GREY, INK, ORANGE, RED, add_legend, new_figure, style, with_unit
 
 
 def study_figures(
     records: Sequence[TrialRecord],
-    objectives: Sequence[Objective],
+    objectives: Sequence[Goal],
     space: Mapping[str, Any],
     importances: Mapping[str, float] | None = None,
 ) -> dict[str, Figure]:
@@ -42,45 +40,6 @@ def study_figures(
 
 
 # House style
-
-
-def with_unit(metric: str) -> str:
-    """A metric as an axis label: scores are fractions, times are seconds, losses have no unit."""
-    unit = {"time": " (s)", "loss": ""}.get(metric.split("/", 1)[0], " (fraction)")
-    return metric + unit
-
-
-def new_figure(width: float, height: float, title: str) -> Figure:
-    """An empty figure in inches with its title at the left; labels never overlap (constrained layout)."""
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
-    return figure
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
-
-
-def style(axes: Axes, x: str, y: str) -> None:
-    """Two spines, a light grid, axis labels."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GREY)
-    axes.tick_params(colors=INK, labelsize=9)
-    axes.grid(True, color="#E8E8E8", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.set_xlabel(x, fontsize=10, color=INK)
-    axes.set_ylabel(y, fontsize=10, color=INK)
-
-
-def add_legend(figure: Figure, axes: Axes) -> None:
-    """One legend below the axes, where it covers no point."""
-    handles, labels = axes.get_legend_handles_labels()
-    if labels:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False, fontsize=9)
 
 
 def _label_points(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
@@ -120,7 +79,7 @@ def _label_points(figure: Figure, axes: Axes, points: Sequence[tuple[float, floa
 
 def front(
     records: Iterable[TrialRecord],
-    objectives: Sequence[Objective],
+    objectives: Sequence[Goal],
     clean: str = "clean/acc",
     robust: str = "robust/acc",
 ) -> Figure | None:
@@ -130,7 +89,7 @@ def front(
     """
     if len(objectives) == 2:
         clean, robust = objectives[0].metric, objectives[1].metric
-    modes = [next((o.mode for o in objectives if o.metric == metric), "max") for metric in (clean, robust)]
+    axes_of = [Goal(m, next((o.mode for o in objectives if o.metric == m), "max")) for m in (clean, robust)]
     shown = [row.record for row in rank(records, objectives) if row.rank is not None]
     points = {
         r.number: (x, y) for r in shown if (x := value(r, clean)) is not None and (y := value(r, robust)) is not None
@@ -138,9 +97,8 @@ def front(
     shown = [record for record in shown if record.number in points]
     if not shown:
         return None
-    signs = [1 if mode == "max" else -1 for mode in modes]
-    signed = {n: tuple(s * p for s, p in zip(signs, point, strict=True)) for n, point in points.items()}
-    best = [n for n, p in signed.items() if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in signed.values())]
+    signed = {n: upward(point, axes_of) for n, point in points.items()}
+    best = [n for n, own in signed.items() if not any(dominates(other, own) for other in signed.values())]
     best.sort(key=lambda n: points[n])
 
     figure = new_figure(6.4, 5.0, f"{clean} against {robust}, one point a trial")
@@ -164,7 +122,7 @@ def front(
     return figure
 
 
-def history(records: Iterable[TrialRecord], objective: Objective) -> Figure | None:
+def history(records: Iterable[TrialRecord], objective: Goal) -> Figure | None:
     """The objective by trial number and the best so far; trials without a comparable value stand at the lower edge."""
     rows = sorted(rank(records, [objective]), key=lambda row: row.record.number)
     points = [
@@ -212,7 +170,7 @@ def importance(importances: Mapping[str, float], metric: str) -> Figure:
     return figure
 
 
-def slices(records: Iterable[TrialRecord], objective: Objective, space: Mapping[str, Any]) -> Figure | None:
+def slices(records: Iterable[TrialRecord], objective: Goal, space: Mapping[str, Any]) -> Figure | None:
     """Each searched parameter against the objective, over all comparable complete trials.
 
     Args: space: dotted path → distribution as in the YAML; `log_…` makes the axis logarithmic.

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from study.ranking.ranking import value
+from study.ranking.objectives import value
 from study.records import TrialRecord
-from study.reporting.study_figures import BLUE, GREEN, GREY, INK, ORANGE, RED, add_legend, new_figure, style
+from study.reporting.style import BLUE, GREEN, GREY, INK, ORANGE, RED, add_legend, new_figure, style
 from trainables.checkpoints import read_file
 from trainables.saved_trial import ARRAYS_FILE, CONFIG_FILE, LARGEST, DamagedCheckpoint, arrays_in, parsing
 

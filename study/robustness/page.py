@@ -19,12 +19,13 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from ardmvc_core.assessment.assess import ATTACK_SCORES, CURVE_TIER, Assessment
+from ardmvc_core.assessment.case import CheckResult
 from ardmvc_core.assessment.certificates import Certificates, section
-from ardmvc_core.assessment.checks import STEP_GRID, CheckResult
+from ardmvc_core.assessment.checks import STEP_GRID
 from ardmvc_core.attacks.suite import AttackRecord
 from ardmvc_core.attacks.tiers import plan
 from ardmvc_core.evaluation.intervals import Interval
-from study.reporting.study_figures import BLUE, GREEN, GREY, INK, ORANGE, RED, add_legend, new_figure, png, style
+from study.reporting.style import BLUE, GREEN, GREY, INK, ORANGE, RED, add_legend, new_figure, png, style
 from trainables.checkpoints import write_file
 
 FIGURES = ("eps_curve", "step_curve", "union_growth", "attack_scores", "pictures")

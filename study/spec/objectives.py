@@ -1,37 +1,37 @@
 """Which metrics a trial's last round reports: with another objective every trial would fail at its end."""
 
+from ardmvc_core.attacks.tiers import plan
+from ardmvc_core.evaluation.metrics import ATTACK_SCORES, ROBUST_SCORES, SCORES, UNMAPPED_SCORES, eps_name
+from ardmvc_core.selection.criteria import SELECT_SCORES
 from trainables.config import AttackTrialConfig, TrialConfig
 
-_SCORES = ("acc", "nmi", "ari")
-_ATTACK = (*_SCORES, "flip", "acc_refit")
-_ROBUST = (*_SCORES, "flip", "kappa")
-
-_AGREEMENT = ("nmi_clean", "ari_clean")
-_SELECT = ("utility", "pra", "pra_weighted", "stability", "entropy", "occupied", "feasible", "clean_loss")
-
-LABEL_FREE = ("flip", "kappa", *_AGREEMENT)
+LABEL_FREE = ("flip", "kappa", *UNMAPPED_SCORES)
 """Last parts of metrics that need no labels."""
 
 
 def known_metrics(config: TrialConfig | AttackTrialConfig) -> list[str]:
     """Names of the scores in the last report of such a trial, on labelled data."""
     if isinstance(config, AttackTrialConfig):
-        return [*_group("gan", _ATTACK), *_group("clean", _SCORES), "noise/flip"]
-    official = [*_group("official/pre", _SCORES), *_group("official/post", _SCORES)]
+        return [*_group("gan", ATTACK_SCORES), *_group("clean", SCORES), "noise/flip"]
+    official = [*_group("official/pre", SCORES), *_group("official/post", SCORES)]
     if config.protocol == "official":
         return official
     names = [*official] if config.protocol == "both" else []
-    names += _group("select", _SELECT) if config.selection else []
-    names += [*_group("robust", _ROBUST), *_group("clean", _SCORES)]
+    names += _group("select", SELECT_SCORES) if config.selection else []
+    names += [*_group("robust", ROBUST_SCORES), *_group("clean", SCORES)]
     if config.evaluation.tier is not None:
         # Attacks after the first run on survivors only, so they have no score of their own.
-        names += [*_group("robust", _AGREEMENT), *_group("apgd_ce", _ATTACK), "noise/flip"]
+        names += [
+            *_group("robust", UNMAPPED_SCORES),
+            *_group(plan(config.evaluation.tier, 2)[0].key, ATTACK_SCORES),
+            "noise/flip",
+        ]
         return [name for name in names if needs_no_labels(name)] if config.labels_locked else names
     for objective in config.evaluation.objectives:
-        names += _group(f"pgd_{objective}", _ATTACK)
-    names += _group("gan", _ATTACK)
-    for eps in config.resolved_budget().gan_eps or ():
-        names += _group(f"gan_{_short(eps)}", _ATTACK)
+        names += _group(f"pgd_{objective}", ATTACK_SCORES)
+    names += _group("gan", ATTACK_SCORES)
+    for eps in config.resolved_budget().gan_eps:
+        names += _group(f"gan_{eps_name(eps)}", ATTACK_SCORES)
     names += ["noise/flip"] if config.evaluation.noise_draws else []
     return [name for name in names if needs_no_labels(name)] if config.labels_locked else names
 
@@ -56,8 +56,3 @@ def objection(metric: str) -> str | None:
 
 def _group(name: str, scores: tuple[str, ...]) -> list[str]:
     return [f"{name}/{score}" for score in scores]
-
-
-def _short(eps: float) -> str:
-    """ε as the evaluation writes it into a metric's name: 0.2 → 0.20, 8/255 → 0.03137."""
-    return f"{eps:.2f}" if round(eps, 2) == eps else f"{eps:.4g}"

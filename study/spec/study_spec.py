@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ardmvc_core.ranges import shown
+from study.records import Goal
 from study.spec.faults import Fault, every_fault, faults_of, raise_faults, shortened, suggestion
 from study.spec.objectives import known_metrics, objection
 from study.spec.schema import (
@@ -158,9 +159,9 @@ class StudySpec(Section):
         return self
 
     @property
-    def objectives(self) -> tuple[Objective, ...]:
+    def objectives(self) -> tuple[Goal, ...]:
         """One objective, or two."""
-        return self.objective
+        return tuple(Goal(entry.metric, entry.mode) for entry in self.objective)
 
     def distributions(self) -> dict[str, Distribution]:
         """Dotted path into the trial → distribution."""

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from study.ranking.ranking import Objective, Standing, scores
-from study.records import TrialRecord
+from study.ranking.ranking import scores
+from study.ranking.standing import Standing
+from study.records import Goal, TrialRecord
 from study.secrets import cleaned, redact
 from study.tracking.outbox import Parcel, Point
 
@@ -144,7 +145,7 @@ def reason_of(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__)[:300]
 
 
-def study_metrics(states: Mapping[str, int], standings: Mapping[Objective, Standing]) -> dict[str, float]:
+def study_metrics(states: Mapping[str, int], standings: Mapping[Goal, Standing]) -> dict[str, float]:
     """The study in numbers: trials by final state, and the best value of each objective.
 
     Args: standings: of the study's trials by each objective alone.

@@ -16,8 +16,9 @@ from typing import Any
 
 from study.database.lease import LeaseLost
 from study.provenance import command, environment, git_commit, versions
-from study.ranking.ranking import Objective, Standing, goals
-from study.records import TrialRecord, WorkerAway
+from study.ranking.objectives import goals
+from study.ranking.standing import Standing
+from study.records import Goal, TrialRecord, WorkerAway
 from study.secrets import Address, cleaned, redact
 from study.tracking.address import (
     TIMEOUT,
@@ -390,7 +391,7 @@ class MLflowTracker:
         self._spec = cleaned(spec)
         self._lock = threading.Lock()
         self._records: dict[int, TrialRecord] = {}
-        self._standings: dict[Objective, Standing] = {goal: Standing([goal]) for goal in goals(self._spec)}
+        self._standings: dict[Goal, Standing] = {goal: Standing([goal]) for goal in goals(self._spec)}
         self._all = Standing([])
         self._last_end = 0
         self._finished: bool | None = None

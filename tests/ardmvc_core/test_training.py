@@ -13,7 +13,7 @@ from ardmvc_core.models.ar_dmvc import ARDMVCAMConfig, ARDMVCConfig
 from ardmvc_core.models.comvc import CoMVCConfig
 from ardmvc_core.seeding import seed_everything
 from ardmvc_core.training import NonFiniteLoss, Trainer
-from ardmvc_core.types import Objective, Stage
+from ardmvc_core.types import Stage, StageObjective
 
 SHAPES = ((1, 8, 8),) * 3
 SWITCHED_ON = ARDMVCAMConfig(
@@ -132,7 +132,7 @@ def test_last_incomplete_batch_is_dropped_and_the_rest_is_seen_once():
         seen.append((step.epoch, step.step, views[0][:, 0].tolist()))
         return {"pull": model.number * 1.0}
 
-    stage = Stage(name="train", epochs=2, objectives=(Objective(terms=terms, optimizer=_sgd("number")),))
+    stage = Stage(name="train", epochs=2, objectives=(StageObjective(terms=terms, optimizer=_sgd("number")),))
     rows = torch.arange(8.0)[:, None]
     trainer = Trainer(_Recorder(), (stage,), (rows, rows), batch_size=3, seed=0)
     trainer.run_epoch()
@@ -149,7 +149,7 @@ def test_stages_follow_each_other_with_their_own_preparation_and_optimizers():
         Stage(
             name=name,
             epochs=epochs,
-            objectives=(Objective(terms=_pull(target), optimizer=_sgd(target)),),
+            objectives=(StageObjective(terms=_pull(target), optimizer=_sgd(target)),),
             prepare=lambda model, views, seed, name=name: prepared.append((name, len(views[0]))),
         )
         for name, epochs, target in (("first", 2, "number"), ("second", 1, "other"))
@@ -173,7 +173,7 @@ def test_preparation_is_not_repeated_after_a_checkpoint():
     stage = Stage(
         name="train",
         epochs=3,
-        objectives=(Objective(terms=_pull("number"), optimizer=_sgd("number")),),
+        objectives=(StageObjective(terms=_pull("number"), optimizer=_sgd("number")),),
         prepare=lambda model, views, seed: prepared.append(1),
     )
     views = (torch.rand(4, 1),) * 2
@@ -190,7 +190,7 @@ def test_objectives_take_turns_and_leave_no_gradient_behind():
     def both(name):
         return lambda model, views, step: {name: -(model.number + model.other)}
 
-    objectives = tuple(Objective(terms=both(f"for_{name}"), optimizer=_sgd(name)) for name in ("number", "other"))
+    objectives = tuple(StageObjective(terms=both(f"for_{name}"), optimizer=_sgd(name)) for name in ("number", "other"))
     stage = Stage(name="train", epochs=1, objectives=objectives)
     trainer = Trainer(_Recorder(), (stage,), (torch.rand(6, 1),) * 2, batch_size=2, seed=0)
     losses = trainer.run_epoch()
@@ -205,7 +205,7 @@ def test_non_finite_loss_names_stage_epoch_step_and_term_before_the_optimizer_mo
         return {"good": -model.number, "bad": model.number * bad}
 
     stages = tuple(
-        Stage(name=name, epochs=1, objectives=(Objective(terms=terms, optimizer=_sgd("number")),))
+        Stage(name=name, epochs=1, objectives=(StageObjective(terms=terms, optimizer=_sgd("number")),))
         for name in ("warm-up", "train")
     )
     trainer = Trainer(_Recorder(), stages, (torch.rand(4, 1),) * 2, batch_size=2, seed=0)
@@ -223,7 +223,7 @@ def test_check_at_the_end_of_the_epoch_names_the_earliest_step():
         early, late = (float("inf") if step.step >= first else 0.0 for first in (1, 2))
         return {"late": model.number + late, "early": model.number - early}
 
-    stage = Stage(name="train", epochs=1, objectives=(Objective(terms=terms, optimizer=_sgd("number")),))
+    stage = Stage(name="train", epochs=1, objectives=(StageObjective(terms=terms, optimizer=_sgd("number")),))
     trainer = Trainer(_Recorder(), (stage,), (torch.rand(8, 1),) * 2, batch_size=2, seed=0)
     trainer._checks_every_step = False  # as on an accelerator
     with pytest.raises(NonFiniteLoss, match="early is not finite in stage 'train', epoch 0, step 1"):
@@ -235,7 +235,7 @@ def test_infinite_gradient_of_a_finite_loss_is_found_at_the_end_of_the_epoch():
     def terms(model, views, step):
         return {"root": model.number.sqrt()}  # 0 with an infinite slope
 
-    stage = Stage(name="train", epochs=1, objectives=(Objective(terms=terms, optimizer=_sgd("number")),))
+    stage = Stage(name="train", epochs=1, objectives=(StageObjective(terms=terms, optimizer=_sgd("number")),))
     trainer = Trainer(_Recorder(), (stage,), (torch.rand(2, 1),) * 2, batch_size=2, seed=0)
     with pytest.raises(NonFiniteLoss, match="a parameter is not finite in stage 'train', epoch 0"):
         trainer.run_epoch()

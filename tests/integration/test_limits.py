@@ -19,7 +19,8 @@ from study.database.ledger import Ledger, study_url
 from study.driver import run as runner
 from study.driver.conductor import Conductor, StopNow, WorkersGone
 from study.driver.run import run_study
-from study.planning.suggestions import Suggestions, make_pruner
+from study.planning.optuna_side import make_pruner
+from study.planning.suggestions import Suggestions
 from study.records import TrialRecord, WorkerAway
 from study.spec.study_spec import StudySpec
 from trainables.round_limit import RoundLimit

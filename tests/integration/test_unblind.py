@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_studies import study_dict
 
-from ardmvc_core.data.dataset import DatasetConfig
+from ardmvc_core.data import DatasetConfig
 from ardmvc_core.data.locked import trapped
 from study.database.ledger import Ledger
 from study.driver.run import run_study

@@ -19,13 +19,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ardmvc_core.attacks.attack import Attack
 from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.generators.gan import GANConfig, fit_gan
+from ardmvc_core.attacks.kinds import Generate, Query
 from ardmvc_core.attacks.objectives.shifts import assignment_objective, contrastive_objective, features_objective
 from ardmvc_core.attacks.searches.pgd import random_start
 from ardmvc_core.attacks.searches.white_box import WhiteBoxConfig, prepare_white_box
 from ardmvc_core.attacks.suite import run_suite
-from ardmvc_core.attacks.tiers import Generate, Query, Step, plan
+from ardmvc_core.attacks.tiers import plan
 from ardmvc_core.data.dataset import MultiViewDataset
 from ardmvc_core.evaluation.protocols import EvalBudget, evaluate_official, evaluate_strict, probe
 from ardmvc_core.networks.kmeans import KMeansHead
@@ -340,15 +342,15 @@ def check_suite(method: Method, config: Any, case: Case) -> None:
     """Every kind of attack of the suite meets the model, a pass of its own confirms the flips, and at a large ε hardly
     a sample is left. Needs planted clusters. (Generators have a check of their own.)"""
     model, views = trained(method, config, case, PLANTED_EPOCHS).model, case.views()
-    steps: list[Step] = []
-    for step in plan("standard", case.n_clusters, centroid_head=isinstance(getattr(model, "head", None), KMeansHead)):
-        if isinstance(step, Query):
-            steps.append(dataclasses.replace(step, queries=20))
-        elif not isinstance(step, Generate):
-            steps.append(dataclasses.replace(step, steps=10))
+    attacks: list[Attack] = []
+    for attack in plan("standard", case.n_clusters, centroid_head=isinstance(getattr(model, "head", None), KMeansHead)):
+        if isinstance(attack, Query):
+            attacks.append(dataclasses.replace(attack, queries=20))
+        elif not isinstance(attack, Generate):
+            attacks.append(dataclasses.replace(attack, steps=10))
     budget = AttackBudget(eps=LARGE_EPS)
     with untouched(model):
-        result = run_suite(model, views, budget, tier="standard", steps=steps, surrogates=(model,), everyone=True)
+        result = run_suite(model, views, budget, tier="standard", attacks=attacks, surrogates=(model,), everyone=True)
     assert not [record.key for record in result.records if record.skipped and "one width" not in record.skipped]
     with torch.no_grad():
         now = model(result.views).logits.argmax(dim=1)
@@ -408,11 +410,12 @@ def check_evaluation(method: Method, config: Any, case: Case) -> None:
     model, data = trained(method, config, case).model, case.data()
     gan = GANConfig(epochs=1, batch_size=case.batch_size)
     budget = EvalBudget(eps=0.1, probe_samples=6, probe_steps=1, steps=2, noise_draws=1, gan=gan, official=gan)
+    resolved = budget.resolve(data.name, len(data.views))
     with untouched(model):
         values = {
-            **probe(model, data, budget).values,
-            **evaluate_strict(model, data, data.views, budget).values,
-            **evaluate_official(model, data, budget).values,
+            **probe(model, data, resolved).values,
+            **evaluate_strict(model, data, data.views, resolved).values,
+            **evaluate_official(model, data, resolved).values,
         }
     assert values.keys() >= {"probe/acc", "robust/acc", "gan/flip", "pgd_contrastive/acc", "official/post/acc"}
     assert all(map(math.isfinite, values.values()))

@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 
 from ardmvc_core.data.dataset import Part
 from ardmvc_core.data.locked import LabelsLocked, Unblinding, trapped
-from ardmvc_core.selection.criteria import ReferencePartition
+from ardmvc_core.selection.reference_partition import ReferencePartition
 from trainables import data_parts
 from trainables.config import SelectionConfig, TrialConfig
 from trainables.reference import plain_config, provide_reference, reference_file, reference_from

@@ -20,7 +20,7 @@ from ardmvc_core.attacks.objectives.shifts import Distance, complementarity_shif
 from ardmvc_core.attacks.searches.pgd import frozen
 from ardmvc_core.batching import in_batches
 from ardmvc_core.ranges import BatchSize, Epochs, LearningRate, Positive, Share, Weight, check_values
-from ardmvc_core.types import Perturb, Views, ViewShapes
+from ardmvc_core.types import Views, ViewShapes
 
 GANLoss = Literal["minimax", "lsgan"]
 NormPenalty = Literal["hinge", "mean_l2"]
@@ -314,10 +314,3 @@ def fit_gan(
     while not trainer.finished:
         trainer.run_epoch()
     return trainer.perturb()
-
-
-def prepare_gan(
-    config: GANConfig, model: nn.Module, views: Views, generator: torch.Generator, *, budget: AttackBudget
-) -> Perturb:
-    """`fit_gan` in the form that `ATTACKS` has."""
-    return fit_gan(config, budget, model, views, generator)

@@ -31,3 +31,7 @@ def ddc(output: ModelOutput, clean: CleanReference) -> Tensor:
 def mix(output: ModelOutput, clean: CleanReference) -> Tensor:
     """`contrast` + `ddc`."""
     return contrast(output, clean) + ddc(output, clean)
+
+
+LATENT_PAIRS = (contrast, mix)
+"""Objectives that need at least two view latents of one width."""

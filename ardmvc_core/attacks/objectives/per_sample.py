@@ -60,27 +60,6 @@ def targeted_dlr(rank: int) -> SampleObjective:
     return value
 
 
-def dlr(output: ModelOutput, clean: CleanReference) -> Tensor:
-    """Margin in units of the distance between the first and the third logit; needs K ≥ 3.
-
-    It has no gradient where the clean cluster has the third logit, so it never stands alone.
-    Source: Croce & Hein 2020, Eq. 7.
-    """
-    if output.logits.shape[1] < 3:
-        raise ValueError(f"DLR needs at least 3 clusters, got {output.logits.shape[1]}")
-    ordered = output.logits.sort(dim=1, descending=True).values
-    return margin(output, clean) / (ordered[:, 0] - ordered[:, 2] + 1e-12)
-
-
-def kl(output: ModelOutput, clean: CleanReference) -> Tensor:
-    """KL(clean ‖ attacked) of soft assignments, which the mitigator penalises: (B,) ≥ 0, nats.
-
-    No gradient at the clean point, and large values without a flip are possible: a diagnostic.
-    """
-    before = clean.logits.log_softmax(1)
-    return (before.exp() * (before - output.logits.log_softmax(1))).sum(1)
-
-
 def com(output: ModelOutput, clean: CleanReference) -> Tensor:
     """Squared shift of the view latents, each in units of the distance between samples, summed over views: (B,) ≥ 0.
 
@@ -118,15 +97,6 @@ def centroid_margin(output: ModelOutput, clean: CleanReference) -> Tensor:
     distances = _squared_distances(output.consensus.flatten(1), clean.centroids)
     own = distances.gather(1, clean.clusters[:, None])[:, 0]
     return own - distances.scatter(1, clean.clusters[:, None], torch.inf).min(dim=1).values
-
-
-def cyclic(output: ModelOutput, clean: CleanReference) -> Tensor:
-    """Pulls every sample of cluster j into cluster j + 1, so that the partition only changes its names: (B,) ≤ 0.
-
-    Scores that fit their map after the attack cannot see it; kept for that demonstration.
-    """
-    target = (clean.clusters + 1) % output.logits.shape[1]
-    return -F.cross_entropy(output.logits, target, reduction="none")
 
 
 def runner_up(clean: CleanReference, rank: int) -> Tensor:

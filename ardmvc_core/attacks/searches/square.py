@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ardmvc_core.attacks.budget import AttackBudget, limits
 from ardmvc_core.attacks.objectives.clean_reference import CleanReference
 from ardmvc_core.attacks.objectives.per_sample import margin
-from ardmvc_core.attacks.query_result import QueryResult, check_counts
+from ardmvc_core.attacks.searches.query_result import QueryResult, check_counts
 from ardmvc_core.batching import in_full_batches
 from ardmvc_core.types import Views
 

@@ -7,9 +7,11 @@ import torch
 from planted_models import LinearModel, planted
 from torch import nn
 
-from ardmvc_core.assessment.checks import occupancy, plant_readouts, run_checks
+from ardmvc_core.assessment.checks import run_checks
+from ardmvc_core.assessment.planted_point import plant_readouts
 from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.suite import run_suite
+from ardmvc_core.evaluation.metrics import occupancy
 from ardmvc_core.types import ModelOutput
 
 

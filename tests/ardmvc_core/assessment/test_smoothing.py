@@ -16,9 +16,8 @@ from ardmvc_core.assessment.smoothing import (
     check_no_attack_breaks,
     lower_bound,
     scaled_radius,
-    smoothed_clusters,
-    view_votes,
 )
+from ardmvc_core.assessment.view_votes import view_votes
 from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.target import EvaluationError
 from ardmvc_core.types import ModelOutput, Views
@@ -200,15 +199,6 @@ def test_same_seed_same_certificate() -> None:
     assert (one.p_low != other.p_low).any()
 
 
-def test_majority_of_the_smoothed_model() -> None:
-    model, views = planted()
-    config = SmoothingConfig(sigma=0.1, batch_size=77)
-    clear = exact_radius(model, views, (0.1, 0.1)) > 0.3
-    found = smoothed_clusters(model, views, config, draws=500, seed=0)
-    assert found.dtype == np.int64
-    assert (found == model(views).logits.argmax(1).numpy())[clear].all()
-
-
 def test_model_is_left_as_it_was_found_and_judged_in_inference_mode() -> None:
     class Doubtful(LinearModel):
         def forward(self, views: Views) -> ModelOutput:
@@ -356,9 +346,7 @@ def test_wrong_views_and_clusters_are_refused() -> None:
     with pytest.raises(ValueError, match=r"got lengths \[4, 3\]"):
         certify_smoothing(model, (views[0], views[1][:3]), config, n_clusters=2, seed=0)
     with pytest.raises(ValueError, match=r"got lengths \[0, 0\]"):
-        smoothed_clusters(model, tuple(view[:0] for view in views), config, draws=3, seed=0)
-    with pytest.raises(ValueError, match="draws must be ≥ 1, got 0"):
-        smoothed_clusters(model, views, config, draws=0, seed=0)
+        certify_smoothing(model, tuple(view[:0] for view in views), config, n_clusters=2, seed=0)
     with pytest.raises(ValueError, match="pool_views must have the shapes of views"):
         view_votes(model, views, (views[0], views[0]), batch_size=2)
     with pytest.raises(ValueError, match="batch_size must be ≥ 1, got 0"):

@@ -8,11 +8,11 @@ from planted_models import LinearModel, planted
 from torch import nn
 
 from ardmvc_core.attacks.budget import AttackBudget
+from ardmvc_core.attacks.kinds import Ascend, Query
 from ardmvc_core.attacks.objectives.clean_reference import clean_reference
-from ardmvc_core.attacks.objectives.per_sample import cyclic
 from ardmvc_core.attacks.searches.apgd import apgd
 from ardmvc_core.attacks.suite import run_suite
-from ardmvc_core.attacks.tiers import TIERS, Ascend, Query, passes_per_sample, plan
+from ardmvc_core.attacks.tiers import TIERS, plan
 from ardmvc_core.evaluation.metrics import clustering_scores, fit_map, fixed_map_scores
 from ardmvc_core.networks.kmeans import KMeansHead
 from ardmvc_core.types import EmbeddingOutput, ModelOutput
@@ -65,7 +65,7 @@ def test_everyone_is_attacked_where_attacks_are_compared():
 
 def test_each_attack_of_the_standard_tier_runs_or_says_why_not():
     model, views, eps, _ = median_case(4, n=12)
-    result = run_suite(model, views, AttackBudget(eps=eps / 4), tier="standard", steps=brief(4))
+    result = run_suite(model, views, AttackBudget(eps=eps / 4), tier="standard", attacks=brief(4))
     assert [record.key for record in result.records] == [step.key for step in plan("standard", 4)]
     skipped = {record.key: record.skipped for record in result.records if record.skipped}
     assert skipped.keys() == {"transfer", "gan_official", "generator", "batch_contrast", "batch_mix"}
@@ -77,7 +77,7 @@ def test_generators_and_surrogates_break_what_can_be_broken():
     model, views, eps, distance = median_case(2, sizes=(4, 4), n=24)
     _, many = planted(n=100, sizes=(4, 4), seed=3)
     other, _ = planted(sizes=(4, 4), seed=5)
-    options = {"tier": "standard", "everyone": True, "steps": brief()}
+    options = {"tier": "standard", "everyone": True, "attacks": brief()}
     result = run_suite(model, views, AttackBudget(eps=2 * eps), attacker_views=many, surrogates=(model,), **options)
     assert not any(record.skipped for record in result.records)
     clear = (distance / (2 * eps) - 1).abs() > 0.02
@@ -91,7 +91,7 @@ def test_generators_and_surrogates_break_what_can_be_broken():
 def test_views_outside_the_mask_stay_bit_for_bit():
     model, views, _, _ = median_case(3, sizes=(4, 2, 3))
     budget = AttackBudget(eps=0.1, attacked_views=(0, 2))
-    result = run_suite(model, views, budget, tier="standard", attacker_views=views, steps=brief(3))
+    result = run_suite(model, views, budget, tier="standard", attacker_views=views, attacks=brief(3))
     assert torch.equal(result.views[1], views[1])
     clear = (model.distance(views, (0.1, 0.0, 0.1)) - 1).abs() > 0.02
     assert torch.equal(result.flipped[clear], (model.distance(views, (0.1, 0.0, 0.1)) < 1)[clear])
@@ -106,7 +106,7 @@ def test_a_model_without_gradients_is_broken_by_what_needs_none():
                 return super().forward(views)
 
     masked = Masked(model.weight.data, model.bias.data)
-    result = run_suite(masked, views, AttackBudget(eps=2 * eps), tier="standard", steps=brief(queries=1000))
+    result = run_suite(masked, views, AttackBudget(eps=2 * eps), tier="standard", attacks=brief(queries=1000))
     assert result.record("apgd_ce").details["zero_gradient"] == 1.0
     # Random starts alone flip a few; searches find the rest.
     blind = sum(record.new for record in result.records if record.key.startswith(("apgd", "batch")))
@@ -141,7 +141,7 @@ def test_frozen_centroids_are_attacked_through_their_logits():
     # The bisector is x + y = 1: a sample at s = x + y is |s − 1| / 2 away from it in L∞.
     views = (torch.tensor([[0.2], [0.35], [0.55], [0.9]]), torch.tensor([[0.2], [0.45], [0.55], [0.9]]))
     model = Centroids()
-    result = run_suite(model, views, AttackBudget(eps=0.12), tier="standard", steps=brief(centroid_head=True))
+    result = run_suite(model, views, AttackBudget(eps=0.12), tier="standard", attacks=brief(centroid_head=True))
     assert run_suite(model, views, AttackBudget(eps=0.12), tier="tune").flipped.tolist() == result.flipped.tolist()
     assert result.flipped.tolist() == [False, True, True, False]
     assert "apgd_centroid" not in [step.key for step in plan("standard", 2, centroid_head=True)]
@@ -160,6 +160,9 @@ def test_consistent_relabelling_is_seen_by_flips_and_fixed_maps_only():
             logits = -20 * (x[:, None, :] - corners).square().sum(2)
             return ModelOutput(view_latents=views, consensus=x, logits=logits, assignments=logits.softmax(1))
 
+    def cyclic(output, clean):
+        return -nn.functional.cross_entropy(output.logits, (clean.clusters + 1) % 4, reduction="none")
+
     views = (points[:, :1], points[:, 1:])
     model = Nearest()
     reference = clean_reference(model, views, 64)
@@ -177,7 +180,7 @@ def test_passes_are_counted_and_bounded_by_the_plan():
     model, views, _, _ = median_case(4, n=20)
     result = run_suite(model, views, AttackBudget(eps=1e-4), tier="tune")
     for record, step in zip(result.records, plan("tune", 4), strict=True):
-        assert record.forwards == 20 * passes_per_sample(step)
+        assert record.forwards == 20 * step.forwards
         assert record.backwards == record.forwards - 20
 
 

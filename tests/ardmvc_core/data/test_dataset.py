@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from ardmvc_core.data import DatasetConfig
 from ardmvc_core.data.dataset import (
     DataError,
-    DatasetConfig,
     MultiViewDataset,
     cut_parts,
     make_part,

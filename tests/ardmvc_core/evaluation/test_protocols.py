@@ -13,8 +13,8 @@ from torch import nn
 from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.generators.gan import GANConfig, official_gan
 from ardmvc_core.data.dataset import MultiViewDataset
+from ardmvc_core.evaluation.budget import EvalBudget
 from ardmvc_core.evaluation.protocols import (
-    EvalBudget,
     EvaluationError,
     PreparedAttack,
     evaluate_attacks,
@@ -66,8 +66,12 @@ def attack(name, perturb, eps=0.1, **fields):
     return PreparedAttack(name=name, perturb=perturb, budget=AttackBudget(eps=eps), **fields)
 
 
+def resolved(**fields):
+    return EvalBudget(**fields).resolve("npz", 2)
+
+
 def scored(model, data, *attacks, **fields):
-    return evaluate_attacks(model, data, attacks, EvalBudget(**{"eps": 0.1, "noise_draws": 0, **fields}))
+    return evaluate_attacks(model, data, attacks, resolved(**{"eps": 0.1, "noise_draws": 0, **fields}))
 
 
 # Clean clusters 1, 1, 0, 1: the best map sends 1 to class 0 and 0 to class 1, and misses the last sample.
@@ -154,7 +158,7 @@ def test_without_labels_only_label_free_numbers_appear():
         "guard/min_share",
     }
     assert "labels" not in evaluation.arrays()
-    assert set(probe(Threshold(), data, EvalBudget()).metrics()) == {
+    assert set(probe(Threshold(), data, resolved()).metrics()) == {
         "probe/flip",
         "guard/clusters_used",
         "guard/min_share",
@@ -263,7 +267,7 @@ def test_meaningless_values_are_refused():
         scored(Threshold(), FOUR, attack("a", added(0.0)), attack("a", added(0.0)))
 
 
-TINY = EvalBudget(eps=0.1, gan_eps=(0.2,), noise_draws=2, gan=GANConfig(epochs=2, batch_size=8))
+TINY = resolved(eps=0.1, gan_eps=(0.2,), noise_draws=2, gan=GANConfig(epochs=2, batch_size=8))
 
 
 def trained_like_model():
@@ -319,7 +323,7 @@ def test_strict_reports_every_attack_and_consistent_numbers():
 
 def test_sample_caps():
     data = five_features(30)
-    evaluation = probe(trained_like_model(), data, EvalBudget(samples=20, probe_samples=7))
+    evaluation = probe(trained_like_model(), data, resolved(samples=20, probe_samples=7))
     assert evaluation.arrays()["clusters/clean"].shape == (20,)
     assert evaluation.arrays()["clusters/probe"].shape == (7,)
 
@@ -327,7 +331,7 @@ def test_sample_caps():
 @pytest.mark.parametrize(("eps", "flips"), [(0.09, 0), (0.11, 1 / 4)])
 def test_the_probe_flips_exactly_beyond_the_boundary(eps, flips):
     data = dataset([0.6, 0.9, 0.1, 0.2], [1, 1, 0, 0])
-    got = probe(Threshold(), data, EvalBudget(eps=eps)).metrics()
+    got = probe(Threshold(), data, resolved(eps=eps)).metrics()
     assert got["clean/acc"] == 1
     assert got["probe/flip"] == flips
     assert got["probe/acc"] == 1 - flips
@@ -354,8 +358,8 @@ def test_official_protocol_scores_in_training_mode():
     # All values are above 0: in inference mode, with mean 0 stored, there would be one cluster only and ACC ½.
     data = dataset([0.1] * 10 + [0.9] * 10, [0] * 10 + [1] * 10)
     model = BatchCentred()
-    assert probe(model, data, EvalBudget()).metrics()["clean/acc"] == 1 / 2
-    got = evaluate_official(model, data, EvalBudget(eps=0.1)).metrics()
+    assert probe(model, data, resolved()).metrics()["clean/acc"] == 1 / 2
+    got = evaluate_official(model, data, resolved(eps=0.1)).metrics()
     phases = [f"official/{phase}/{score}" for phase in ("pre", "post") for score in ("acc", "nmi", "ari")]
     # 0.1 cannot bridge the gap between 0.1 and 0.9, and batch statistics follow any common shift.
     assert {name: got[name] for name in phases} == dict.fromkeys(phases, 1.0)
@@ -365,7 +369,7 @@ def test_official_protocol_scores_in_training_mode():
 
 def test_official_protocol_takes_a_last_batch_of_one():
     data = dataset([0.1] * 10 + [0.9] * 11, [0] * 10 + [1] * 11)
-    budget = EvalBudget(eps=0.1, official=dataclasses.replace(official_gan(), batch_size=10, epochs=1))
+    budget = resolved(eps=0.1, official=dataclasses.replace(official_gan(), batch_size=10, epochs=1))
     assert 0 <= evaluate_official(BatchCentred(), data, budget).metrics()["official/post/acc"] <= 1
 
 
@@ -394,13 +398,13 @@ def test_official_protocol_fits_k_means_anew_and_leaves_the_global_stream_alone(
     data = dataset([0.1] * 10 + [0.9] * 10, [0] * 10 + [1] * 10)
     model = Sampled()
     model.head.centroids.fill_(5.0)  # frozen centroids that would put everything into one cluster
-    assert probe(model, data, EvalBudget()).metrics()["clean/acc"] == 1 / 2
+    assert probe(model, data, resolved()).metrics()["clean/acc"] == 1 / 2
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    first = evaluate_official(model, data, EvalBudget(eps=0.1)).metrics()
+    first = evaluate_official(model, data, resolved(eps=0.1)).metrics()
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(1)
-    assert evaluate_official(model, data, EvalBudget(eps=0.1)).metrics() == first
+    assert evaluate_official(model, data, resolved(eps=0.1)).metrics() == first
     # Two groups 0.8 apart, moved by 0.1 at most: k-means finds them before and after.
     assert (first["official/pre/acc"], first["official/post/acc"]) == (1.0, 1.0)
     assert torch.equal(model.head.centroids, torch.full((2, 2), 5.0))
@@ -411,7 +415,7 @@ def test_attacks_found_in_bf16_are_scored_in_full_precision():
     network = MODELS["simvc"].build(MODELS["simvc"].config(dense_widths=(4, 4)), data.view_shapes, 2).eval()
     seen = []
     network.encoders[0].register_forward_hook(lambda encoder, *_: seen.append((encoder.bf16, torch.is_grad_enabled())))
-    budget = EvalBudget(eps=0.1, attack_precision="bf16", steps=2, noise_draws=1, gan_eps=())
+    budget = resolved(eps=0.1, attack_precision="bf16", steps=2, noise_draws=1, gan_eps=())
     found = evaluate_strict(network, data, data.views, budget)
     assert 0 <= found.metrics()["robust/acc"] <= 1
     assert {bf16 for bf16, _ in seen} == {True, False}
@@ -425,7 +429,7 @@ def test_attacks_found_in_bf16_are_scored_in_full_precision():
 
 def test_official_protocol_needs_labels():
     with pytest.raises(EvaluationError, match="needs labels"):
-        evaluate_official(BatchCentred(), dataclasses.replace(FOUR, labels=None), EvalBudget())
+        evaluate_official(BatchCentred(), dataclasses.replace(FOUR, labels=None), resolved())
 
 
 @pytest.mark.parametrize(
@@ -461,13 +465,12 @@ def test_digest_is_of_values():
     resolved = EvalBudget().resolve("noisy_digits", 2)
     assert len(resolved.digest()) == 16
     assert int(resolved.digest(), 16) >= 0
-    assert EvalBudget(eps=0.1, gan_eps=(0.2,)).digest() == resolved.digest()
+    assert EvalBudget(eps=0.1, gan_eps=(0.2,)).resolve("npz", 2).digest() == resolved.digest()
     one = dataclasses.replace(resolved, eps=1, gan_eps=())
     assert one.digest() == dataclasses.replace(one, eps=1.0).digest()
     for change in ({"steps": 21}, {"seed": 8}, {"eps": 0.11}, {"gan": GANConfig(mu_com=2.0)}, {"noise_draws": 9}):
         assert dataclasses.replace(resolved, **change).digest() != resolved.digest()
-    with pytest.raises(ValueError, match="resolve"):
-        EvalBudget().digest()
+    assert not hasattr(EvalBudget(), "digest")
 
 
 @pytest.mark.parametrize(

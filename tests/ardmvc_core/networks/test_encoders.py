@@ -5,17 +5,9 @@ import math
 import pytest
 import torch
 
-from ardmvc_core.networks.encoders import (
-    ClusteringHead,
-    Encoder,
-    WeightedMean,
-    bf16_encoders,
-    build_decoder,
-    build_encoder,
-    build_encoders,
-    dense_decoder,
-    dense_encoder,
-)
+from ardmvc_core.networks.decoders import build_decoder, dense_decoder
+from ardmvc_core.networks.encoders import Encoder, bf16_encoders, build_encoder, build_encoders, dense_encoder
+from ardmvc_core.networks.heads import ClusteringHead, WeightedMean
 
 
 def _count(module: torch.nn.Module) -> int:

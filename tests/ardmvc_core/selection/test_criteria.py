@@ -12,17 +12,14 @@ from torch.testing import assert_close
 from ardmvc_core.evaluation.metrics import fit_map, kappa
 from ardmvc_core.models.simvc import SiMVCConfig, build
 from ardmvc_core.selection.criteria import (
-    PlainRun,
-    ReferencePartition,
     clean_clustering_loss,
     criterion_b,
     guards_hold,
-    reference_partition,
-    seed_agreement,
     select_scores,
     silhouette,
     utility_floor,
 )
+from ardmvc_core.selection.reference_partition import PlainRun, ReferencePartition, reference_partition, seed_agreement
 
 BASE = np.array([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2])
 # The base's partition but for samples 3 and 11, and 3 and 7; then under other names.

@@ -22,7 +22,7 @@ from postgres import Postgres
 from study.database import lease as lease_module
 from study.database.lease import Lease, LeaseHeld
 from study.database.ledger import Ledger, LedgerError, study_url
-from study.planning.suggestions import make_pruner
+from study.planning.optuna_side import make_pruner
 from study.spec.study_spec import StudySpec
 
 SpecMaker = Callable[..., StudySpec]

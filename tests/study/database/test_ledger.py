@@ -9,7 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from study.database.ledger import Ledger, LedgerError, extends, list_differences, open_storage, study_url
-from study.planning.suggestions import make_pruner
+from study.planning.optuna_side import make_pruner
 from study.spec.study_spec import StudySpec
 
 SpecMaker = Callable[..., StudySpec]

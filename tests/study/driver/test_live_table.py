@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 
 from study.driver.live_table import LiveTable
-from study.ranking.ranking import Goal
-from study.records import TrialRecord, WorkerAway
+from study.records import Goal, TrialRecord, WorkerAway
 
 ROBUST = [Goal("robust/acc", "max")]
 

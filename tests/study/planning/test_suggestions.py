@@ -12,16 +12,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from study.database.ledger import Ledger
-from study.planning.suggestions import (
-    BEST_KEPT,
-    LimitedHistory,
-    Suggestions,
-    as_point,
-    make_pruner,
-    next_overrides,
-    preview,
-    to_optuna,
-)
+from study.planning.optuna_side import BEST_KEPT, LimitedHistory, make_pruner, to_optuna
+from study.planning.suggestions import Suggestions, as_point, next_overrides, preview
 from study.spec.space import Choice, IntLogUniform, IntUniform, LogUniform, Quantised, Uniform
 from study.spec.study_spec import StudySpec
 

@@ -5,19 +5,11 @@ import random
 from dataclasses import replace
 
 from study.ranking.label_free import preferred, ranked_by_b, tied
-from study.ranking.ranking import (
-    Goal,
-    Standing,
-    best,
-    goals,
-    main_budget,
-    rank,
-    scores,
-    short_names,
-    since_improvement,
-    summary,
-)
-from study.records import State, TrialRecord
+from study.ranking.objectives import goals
+from study.ranking.ranking import best, main_budget, rank, scores, since_improvement
+from study.ranking.standing import Standing
+from study.ranking.summary import short_names, summary
+from study.records import Goal, State, TrialRecord
 
 ROBUST = [Goal("robust/acc", "max")]
 BOTH = [Goal("clean/acc", "max"), Goal("robust/acc", "max")]
@@ -74,7 +66,8 @@ def judged(number: int, pra: float, weights: tuple[float, float] = (1.0, 1.0), *
     scored = {f"select/{name}": value for name, value in own.items() if name not in known}
     overrides = {"model.adversarial_weight": weights[0], "model.mitigator_weight": weights[1]}
     metrics = {**scored, **{f"robust/{name}": value for name, value in known.items()}}
-    return replace(trial(number, pra), metrics=metrics, values=(pra,), overrides=overrides)
+    model = {"model": {"name": "ar_dmvc_am"}}
+    return replace(trial(number, pra), metrics=metrics, values=(pra,), overrides=overrides, config=model)
 
 
 def picked(*records: TrialRecord) -> list[int]:

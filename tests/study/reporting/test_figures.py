@@ -11,8 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from study.ranking.ranking import Goal
-from study.records import TrialRecord
+from study.records import Goal, TrialRecord
 from study.report import all_figures
 from study.reporting.study_figures import front, history, importance, slices, study_figures
 from study.reporting.trial_figures import (

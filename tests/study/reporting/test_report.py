@@ -15,9 +15,9 @@ from optuna.trial import TrialState
 from pyarrow import parquet
 
 from study.database.ledger import Ledger, study_url
-from study.planning.suggestions import make_pruner
-from study.ranking.ranking import Goal, summary
-from study.records import TrialRecord
+from study.planning.optuna_side import make_pruner
+from study.ranking.summary import summary
+from study.records import Goal, TrialRecord
 from study.report import as_csv, as_html, as_json, as_parquet, cells, leaderboard, main, markdown
 from study.spec.study_spec import StudySpec
 

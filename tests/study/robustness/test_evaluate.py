@@ -20,11 +20,12 @@ from tiny_studies import study_dict, write_study
 
 from ardmvc_core.assessment import assess as robustness
 from ardmvc_core.assessment import checks as sanity
-from ardmvc_core.assessment.checks import CheckResult, SanityReport
+from ardmvc_core.assessment.case import CheckResult
+from ardmvc_core.assessment.checks import SanityReport
 from ardmvc_core.assessment.consistency import map_from_confusion, scores_from_confusion
 from ardmvc_core.attacks import suite
+from ardmvc_core.attacks.kinds import Ascend, Transfer
 from ardmvc_core.attacks.objectives.per_sample import ce
-from ardmvc_core.attacks.tiers import Ascend, Transfer
 from ardmvc_core.evaluation.intervals import Interval, bootstrap_interval
 from study.compare import main as compare_main
 from study.database.ledger import Ledger, LedgerError, study_url

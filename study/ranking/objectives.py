@@ -1,0 +1,35 @@
+"""What trials are ranked by: goals as a stored spec has them, and a trial's values of them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from study.records import Goal, TrialRecord
+
+
+def goals(spec: Mapping[str, Any]) -> list[Goal]:
+    """The objectives of a resolved spec: one mapping or a list of them under `objective`."""
+    stored = spec.get("objective") or []
+    entries = [stored] if isinstance(stored, Mapping) else stored
+    return [Goal(str(entry["metric"]), str(entry.get("mode", "max"))) for entry in entries]
+
+
+def value(record: TrialRecord, metric: str) -> float | None:
+    """A metric of the trial's last report, None where it is absent or not finite."""
+    got = record.metrics.get(metric)
+    return got if got is not None and math.isfinite(got) else None
+
+
+def spread(record: TrialRecord, metric: str) -> float | None:
+    """Standard deviation of the metric over the trial's seeds; None with a single seed."""
+    return value(record, f"spread/{metric}")
+
+
+def upward(values: Sequence[float], objectives: Sequence[Goal]) -> tuple[float, ...]:
+    """Objective values with the sign that makes larger better in each."""
+    return tuple(v if goal.mode == "max" else -v for v, goal in zip(values, objectives, strict=True))
+
+
+def dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Whether a point is as good as another in everything and better in something; larger is better."""
+    return one != other and all(mine >= yours for mine, yours in zip(one, other, strict=True))
