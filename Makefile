@@ -8,10 +8,10 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 .PHONY: sweep test lint ui sbom
 .venv/.stamp: pyproject.toml $(wildcard requirements*.txt) mlflow/requirements.txt
 	$(PYTHON) -m venv .venv
-	# On its own, and first: otherwise pip prefers the package index, whose torch for Linux is one with CUDA.
+	@# On its own, and first: otherwise pip prefers the package index, whose torch for Linux is one with CUDA.
 	$(INSTALL) --require-hashes -r requirements-cpu.txt || echo "pip knows of no torch without CUDA; taking the other"
 	$(INSTALL) --require-hashes -r requirements-dev.txt
-	# What is missing now is missing to a torch with CUDA.
+	@# What is missing now is missing to a torch with CUDA.
 	$(BIN)/python -m pip check >/dev/null || $(INSTALL) --require-hashes -r requirements-cuda.txt
 	$(INSTALL) --no-build-isolation -e .
 	$(BIN)/python -m pip check

@@ -1,9 +1,7 @@
-"""What a config's values may be, said in the types of its fields and checked in one place.
+"""What the values of a config may be: it stands in the types of the fields, and `check_values` checks it.
 
-epochs: Annotated[int, Range(1, 100_000)] = 20
-output: Literal["tanh", "clamp"] = "tanh"
-def __post_init__(self) -> None:
-    check_values(self)
+A number has a `Range` (`epochs: Annotated[int, Range(1, 100)]`, or a name for it such as `Epochs`), a choice is a
+Literal; `__post_init__` calls `check_values(self)`.
 """
 
 import reprlib
@@ -63,7 +61,6 @@ Epsilon = Annotated[float, Range(0, 1, above=True, why=" because views are in [0
 StepRatio = Annotated[float, Range(0, 100, above=True)]
 """Size of a step over ε."""
 
-
 _short = reprlib.Repr()
 _short.maxlevel = 2
 _short.maxstring = _short.maxlong = _short.maxother = 60
@@ -90,6 +87,8 @@ def value_faults(config: object) -> list[str]:
 @dataclass(frozen=True)
 class _Rule:
     field: str
+    length: int | None
+    """Of a tuple whose type names each entry."""
     choices: tuple[Any, ...]
     ranges: tuple[Range, ...]
 
@@ -98,7 +97,13 @@ class _Rule:
 def _rules(schema: type) -> tuple[_Rule, ...]:
     hints = get_type_hints(schema, include_extras=True)
     kinds = {field.name: hints[field.name] for field in fields(schema)}
-    return tuple(_Rule(name, tuple(choices_of(kind)), tuple(ranges_of(kind))) for name, kind in kinds.items())
+    return tuple(
+        _Rule(name, _length(kind), tuple(choices_of(kind)), tuple(ranges_of(kind))) for name, kind in kinds.items()
+    )
+
+
+def _length(kind: Any) -> int | None:
+    return len(get_args(kind)) if get_origin(kind) is tuple and Ellipsis not in get_args(kind) else None
 
 
 def _faults(value: Any, rule: _Rule) -> Iterator[str]:
@@ -106,6 +111,8 @@ def _faults(value: Any, rule: _Rule) -> Iterator[str]:
     if len(entries) > MOST_ENTRIES:
         yield f"{rule.field} must have at most {MOST_ENTRIES} entries, got {len(entries)}"
         return
+    if rule.length not in (None, len(entries)):
+        yield f"{rule.field} must be {rule.length} values, got {shown(value)}"
     if rule.choices and any(entry not in rule.choices for entry in entries):
         yield f"{rule.field} must be one of {', '.join(map(str, rule.choices))}, got {shown(value)}"
     for allowed in rule.ranges:

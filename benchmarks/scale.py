@@ -34,7 +34,8 @@ sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "benchmarks")]
 from postgres import Postgres  # noqa: E402
 from sweep_overhead import EmptyTrial  # noqa: E402
 
-from study.database.ledger import Ledger, study_url  # noqa: E402
+from study.database.engine import study_url  # noqa: E402
+from study.database.ledger import Ledger  # noqa: E402
 from study.driver.conductor import Conductor  # noqa: E402
 from study.driver.live_table import LiveTable  # noqa: E402
 from study.driver.run import run_study  # noqa: E402

@@ -16,8 +16,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Study": "study.handle",
-    "StudyBroken": "study.driver.run",
-    "StudyRefused": "study.driver.run",
+    "StudyBroken": "study.driver",
+    "StudyRefused": "study.driver",
     "StudySpec": "study.spec.study_spec",
     "SpecError": "study.spec.yaml_file",
     "TrialRecord": "study.records",
@@ -28,7 +28,7 @@ _HOMES = {
 __all__ = ["SpecError", "Study", "StudyBroken", "StudyRefused", "StudySpec", "TrialRecord", "load_spec", "open", "run"]
 
 if TYPE_CHECKING:
-    from study.driver.run import StudyBroken, StudyRefused
+    from study.driver import StudyBroken, StudyRefused
     from study.handle import Study, load_spec, open, run  # noqa: A004
     from study.records import TrialRecord
     from study.spec.study_spec import StudySpec

@@ -6,22 +6,16 @@ that a search ends with is the largest of many noisy ones; only what this prints
 """
 
 import argparse
-import hashlib
-import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from study.cli import MOST_SEEDS, Parser, add_run_flags, exit_code_of, refuse
+from study.planning.confirmation import MOST_FINALISTS, confirmation, finalists
 from study.spec.yaml_file import SpecError
 
 if TYPE_CHECKING:
-    from study.database.ledger import Ledger
     from study.records import TrialRecord
-    from study.spec.study_spec import StudySpec
-
-MOST_FINALISTS = 100
-METRIC = "robust/acc"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,7 +63,8 @@ def _run(given: argparse.Namespace) -> int:
     if faults:
         raise SpecError(faults)
 
-    from study.database.ledger import Ledger, LedgerError, study_url
+    from study.database.engine import LedgerError, study_url
+    from study.database.ledger import Ledger
 
     try:
         ledger = Ledger.open_existing(given.study, study_url(given.storage))
@@ -94,10 +89,11 @@ def _run(given: argparse.Namespace) -> int:
         print(dry_run(spec, as_json=False))
         return 0
 
-    from study.driver.run import StudyBroken, StudyRefused, run_study
+    from study.driver import StudyBroken, StudyRefused
+    from study.driver.run import run_study
     from study.reporting.confirmation import show_confirmation
-    from trainables.checkpoints import below
     from trainables.saved_trial import DamagedCheckpoint
+    from trainables.storage import below
 
     ledger.note_score_use(spec.name)
     uses = ledger.score_uses
@@ -127,73 +123,6 @@ def _run(given: argparse.Namespace) -> int:
         print("the same command goes on once that is mended", file=sys.stderr)
         return 1
     return code or int(state["failed"] > 0)
-
-
-def finalists(
-    spec: "dict[str, Any]", records: "Sequence[TrialRecord]", top: int, wanted: Sequence[int] | None = None
-) -> "list[TrialRecord]":
-    """The `top` searched trials that are to be picked first, then the ranked baselines in their order.
-
-    Args: wanted: numbers of the baselines to take; None: all that have a rank.
-    Raises: LedgerError if no searched trial is complete, or a wanted baseline is not there.
-    """
-    from study.database.ledger import LedgerError
-    from study.ranking.label_free import preferred
-    from study.ranking.objectives import goals
-    from study.ranking.ranking import rank
-
-    objectives = goals(spec)
-    ranked = [row.record for row in rank(records, objectives) if row.rank is not None]
-    searched = [record for record in preferred(ranked, objectives) if not record.baseline][:top]
-    baselines = sorted((record for record in ranked if record.baseline), key=lambda record: record.number)
-    if not searched:
-        raise LedgerError("the study has no complete searched trial to confirm (without labels: none that is feasible)")
-    if wanted is not None:
-        known = [record.number for record in baselines]
-        if absent := [number for number in wanted if number not in known]:
-            raise LedgerError(
-                f"--baselines: must be among {', '.join(map(str, known)) or 'none'}, the study's ranked baselines, "
-                f"got {', '.join(map(str, absent))}"
-            )
-        baselines = [record for record in baselines if record.number in wanted]
-    return [*searched, *baselines]
-
-
-def confirmation(ledger: "Ledger", chosen: "Sequence[TrialRecord]", given: argparse.Namespace) -> "StudySpec":
-    """The study that trains each finalist with `--seeds` fresh seeds and scores them on the score part.
-
-    Raises: SpecError for a study whose trials cannot be confirmed.
-    """
-    from ardmvc_core.seeding import derive_seed
-    from study.spec.study_spec import checked_spec
-
-    old = ledger.spec
-    if old.get("trainable", "model") != "model":
-        raise SpecError([f"{given.study!r} is a study of attackers; confirm is for models"])
-    if old["trial"].get("protocol", "strict") == "official":
-        raise SpecError([f"{given.study!r} runs the official protocol, which has no part that is kept back"])
-    lists = [dict(record.overrides) for record in chosen]
-    seed = derive_seed(int(old.get("seed", 7)), "confirm") % 2**31
-    trial = {key: value for key, value in old["trial"].items() if key not in ("selection", "seed", "repeats")}
-    evaluation = {**trial.get("evaluation", {}), "tier": given.tier}
-    trial |= {"protocol": "strict", "evaluation": evaluation, "score_on": "score", "repeats": given.seeds, "seed": seed}
-    facts = json.dumps([old["trial"], lists, given.seeds, given.tier], sort_keys=True, default=str)
-    digest = hashlib.sha256(facts.encode()).hexdigest()[:8]
-    limits = {**old.get("limits", {}), "trials": len(lists), "hours": None, "patience": None}
-    raw: dict[str, Any] = {
-        "name": f"{given.study}.confirm-{digest}",
-        "seed": seed,
-        "trial": trial,
-        "space": {},
-        "baselines": lists,
-        "objective": {"metric": METRIC, "mode": "max"},
-        "pruner": {"name": "none"},
-        "sampler": {"name": "random"},
-        "limits": {key: value for key, value in limits.items() if value is not None},
-        "resources": old.get("resources", {}),
-        "storage": {**old.get("storage", {}), "path": given.storage},
-    }
-    return checked_spec("confirm", raw, given.sets)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from study.database.ledger import Ledger, study_url
+from study.database.engine import study_url
+from study.database.ledger import Ledger
 from study.ranking.objectives import goals
 from study.ranking.ranking import best, rank
 from study.ranking.summary import summary
@@ -41,7 +42,8 @@ def run(spec: StudySpec, *, address: str | None = None, takeover: bool = False, 
     Returns: the study, whose `exit_code` says how the run ended: 0 done, 1 too many failed trials, 130 interrupted.
     Raises: StudyRefused before any trial starts; StudyBroken when the driver itself fails.
     """
-    from study.driver.run import StudyRefused, run_study
+    from study.driver import StudyRefused
+    from study.driver.run import run_study
     from study.planning.preflight import environment_faults
 
     if faults := environment_faults(spec, cluster=address is not None):
@@ -102,7 +104,7 @@ class Study:
         """One row a trial, best first: rank, number, state, …, `objective/<metric>`, `param/<path>`, every metric."""
         import pandas as pd
 
-        from study.report import flat
+        from study.reporting.tables import flat
 
         headings, rows = flat(rank(self.records, self.objectives), self.objectives)
         return pd.DataFrame(rows, columns=headings)

@@ -33,8 +33,8 @@ def parser(*, whole: bool = False) -> argparse.ArgumentParser:
     )
     commands = result.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for name, text in COMMANDS.items():
-        parents = [import_module(f"study.{name}").parser(add_help=False)] if whole else []
-        commands.add_parser(name, help=text, add_help=whole, parents=parents)
+        parents = [import_module(f"study.{name}").parser()] if whole else []
+        commands.add_parser(name, help=text, parents=parents, conflict_handler="resolve")
     return result
 
 

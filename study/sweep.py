@@ -44,7 +44,8 @@ def _run(arguments: argparse.Namespace) -> int:
         print(dry_run(spec, as_json=arguments.json_output))
         return 0
 
-    from study.driver.run import StudyBroken, StudyRefused, run_study
+    from study.driver import StudyBroken, StudyRefused
+    from study.driver.run import run_study
 
     try:
         return run_study(

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from study.cli import exit_code_of
+from study.cli import Parser, exit_code_of
 from study.spec.yaml_file import SpecError
 from study.tracking.address import local_fault, tracking_uri
 
@@ -14,18 +14,24 @@ QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION
 """As in mlflow/serve.sh: nothing is sent to MLflow's makers, and no workers wait for jobs."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Becomes MLflow's server. Returns: 2 for an address that it could not use, 130 for Ctrl-C."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = Parser(
         prog="python -m study.ui",
         description="The UI of MLflow on this machine, on what MLFLOW_TRACKING_URI names or the local file.",
-        epilog="Port, host and workers are MLflow's own: MLFLOW_PORT, MLFLOW_HOST, MLFLOW_WORKERS.",
+        epilog="Port, host and workers are MLflow's own: MLFLOW_PORT, MLFLOW_HOST, MLFLOW_WORKERS. Exit codes: "
+        "2 bad input, 130 interrupted; else that of MLflow.",
     )
-    parser.add_argument(
+    result.add_argument(
         "--storage", default="runs", metavar="DIR", help="the study's storage.path; default: %(default)s"
     )
-    parser.add_argument("--debug", action="store_true", help="tracebacks and debug messages")
-    return exit_code_of(_run, parser.parse_args(argv))
+    result.add_argument("--debug", action="store_true", help="tracebacks and debug messages")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Becomes MLflow's server. Returns: 2 for an address that it could not use, 130 for Ctrl-C."""
+    return exit_code_of(_run, parser().parse_args(argv))
 
 
 def _run(given: argparse.Namespace) -> NoReturn:

@@ -4,12 +4,10 @@ import ast
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
+from architecture import FLOORS, PACKAGES, PAGE, ROOT, arrows, circles, drawn_page, files, imports, room
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("ardmvc_core", "trainables", "study", "search_spaces")
 STANDARD = set(sys.stdlib_module_names)
 
 MAY_IMPORT = {
@@ -31,19 +29,21 @@ MAY_IMPORT = {
             "mlflow",
             "rich",
         ),
-        *("matplotlib", "pyarrow", "ardmvc_core", "trainables", "study", "search_spaces"),
+        *("matplotlib", "pandas", "pyarrow", "shtab", "ardmvc_core", "trainables", "study", "search_spaces"),
     },
 }
 ONLY_IN = {
-    "mlflow": {"study/tracking/tracker.py"},
+    "mlflow": {"study/tracking/mlflow_client.py", "study/tracking/mlflow_runs.py"},
     "optuna": {
+        "study/database/engine.py",
         "study/database/ledger.py",
         "study/planning/optuna_side.py",
         "study/planning/suggestions.py",
         "study/driver/conductor.py",
     },
     "ray": {
-        *("study/driver/tune_hooks.py", "study/driver/run.py", "study/driver/ray_watch.py"),
+        *("study/driver/run.py", "study/driver/ray_cluster.py", "study/driver/ray_watch.py"),
+        *("study/driver/tune_hooks.py", "study/driver/conductor.py"),
         *("trainables/trainable.py", "trainables/heartbeat.py"),
     },
     "pooch": {"ardmvc_core/data/files.py"},
@@ -52,34 +52,50 @@ ONLY_IN = {
 """Each of these libraries is behind a few files, so that its next major version is a change of a few files."""
 
 
-def imports() -> list[tuple[str, int, str]]:
-    """(file, line, top-level name) of every import in the packages, those inside functions too."""
-    found = []
-    for package in PACKAGES:
-        for file in sorted((ROOT / package).rglob("*.py")):
-            for node in ast.walk(ast.parse(file.read_text())):
-                names: list[str] = []
-                if isinstance(node, ast.Import):
-                    names = [alias.name for alias in node.names]
-                elif isinstance(node, ast.ImportFrom):
-                    assert node.level == 0, f"{file}:{node.lineno}: relative import"
-                    names = [node.module or ""]
-                found += [(str(file.relative_to(ROOT)), node.lineno, name.split(".")[0]) for name in names]
-    return found
+def file_of(module: str) -> str:
+    """`study.database.ledger` → `study/database/ledger.py`; of a package its `__init__.py`."""
+    place = module.replace(".", "/")
+    return f"{place}/__init__.py" if (ROOT / place).is_dir() else f"{place}.py"
 
 
 def test_imports_follow_the_direction() -> None:
     wrong = [
-        f"{file}:{line} imports {name}"
-        for file, line, name in imports()
-        if name not in STANDARD and name not in MAY_IMPORT[file.split("/")[0]]
+        f"{module}:{line} imports {name}"
+        for module, line, name in imports()
+        if (top := name.split(".")[0]) not in STANDARD and top not in MAY_IMPORT[module.split(".")[0]]
     ]
     assert wrong == []
 
 
 def test_each_library_stays_in_its_files() -> None:
-    wrong = [f"{file}:{line} imports {name}" for file, line, name in imports() if file not in ONLY_IN.get(name, {file})]
+    wrong = [
+        f"{module}:{line} imports {name}"
+        for module, line, name in imports()
+        if file_of(module) not in ONLY_IN.get(name.split(".")[0], {file_of(module)})
+    ]
     assert wrong == []
+
+
+def test_a_room_knows_of_rooms_below_it_only() -> None:
+    """As `FLOORS` has them; a room that is on no floor is new, and is to be put on one."""
+    floor = {f"{pkg}.{name}": n for pkg, floors in FLOORS.items() for n, names in enumerate(floors) for name in names}
+    rooms = {room(module) for module, _ in files()} - {None}
+    assert {each for each in rooms if str(each).split(".")[0] in FLOORS} == floor.keys()
+    wrong = {
+        f"{here} knows of {there}": places
+        for (here, there), places in arrows().items()
+        if here.split(".")[0] == there.split(".")[0] and floor[here] <= floor[there]
+    }
+    assert wrong == {}
+
+
+def test_no_module_knows_of_itself_by_way_of_others() -> None:
+    assert circles() == []
+
+
+def test_the_picture_of_the_rooms_is_drawn_from_the_imports() -> None:
+    """`python tests/support/architecture.py` draws it anew."""
+    assert PAGE.read_text() == drawn_page()
 
 
 WRITES = {"write_text", "write_bytes", "savefig", "to_csv", "to_parquet"}
@@ -91,7 +107,7 @@ DRAFTS = {
     "trainables/trainable.py": "into the draft of a checkpoint",
     "study/tracking/address.py": "a lock, and a draft that is moved",
     "study/database/backup.py": "reserves the name of a file that is then moved there",
-    "study/reporting/study_figures.py": "into memory",
+    "study/reporting/style.py": "into memory",
     "study/driver/tune_hooks.py": "into Ray's folder, which nobody reads",
 }
 """Files whose writes need not be whole, and why."""
@@ -132,7 +148,7 @@ def test_core_imports_without_the_study_side() -> None:
         "    sys.modules[name] = None\n"
         "import ardmvc_core.data, ardmvc_core.evaluation, ardmvc_core.models, ardmvc_core.training\n"
         "import ardmvc_core.attacks\n"
-        "from ardmvc_core.data.dataset import DatasetConfig\n"
+        "from ardmvc_core.data import DatasetConfig\n"
         "print(len(ardmvc_core.data.load_parts(DatasetConfig(name='noisy_digits'), 'strict')['train'].data))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)

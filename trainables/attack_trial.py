@@ -12,7 +12,7 @@ from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.generators.gan import GANTrainer
 from ardmvc_core.evaluation.protocols import PreparedAttack, evaluate_attacks
 from ardmvc_core.seeding import generator
-from trainables.building import pick_device
+from trainables.building import load_model, pick_device
 from trainables.config import AttackTrialConfig
 from trainables.data_parts import cached_parts
 from trainables.saved_trial import (
@@ -26,7 +26,7 @@ from trainables.saved_trial import (
     saved_state,
     unchanged_if_refused,
 )
-from trainables.trial import Report, load_model
+from trainables.trial import Report
 
 
 class AttackTrial:

@@ -15,23 +15,34 @@ import errno
 import hashlib
 import logging
 import os
-import pickle
 import re
 import shutil
-import struct
 import time
 import uuid
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from pyarrow import ArrowException, fs
+from pyarrow import fs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trainables.scratch import Scratch
+from trainables.storage import (
+    BLOCK,
+    MOST_BYTES,
+    PARSE_ERRORS,
+    ROOM,
+    NoCheckpoint,
+    StorageAway,
+    below,
+    damage_of,
+    is_damage,
+    locate,
+    name_of,
+    read_bytes,
+    size_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -40,69 +51,12 @@ KEPT = 2
 """Checkpoints of a trial that are kept: the newest, and one to fall back to."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
 """Seconds between attempts while the storage does not work; doubled each time."""
-BLOCK = ROOM = 1 << 20
-"""Bytes that are copied at once; bytes below which a disk counts as full."""
 CHECKPOINT_NAME = re.compile(r"round_([0-9]{1,9})-[0-9a-f]{8}")
 """What `Checkpoints.save` calls a folder: the round, and the token of the writer. Nothing else is deleted."""
 FILE_NAME = r"^[a-z][a-z0-9_]{0,40}(\.(pt|json|npz))?$"
 """Plain names that a checkpoint's files may have."""
-MOST_FILES, MOST_BYTES, MOST_MANIFEST_BYTES = 16, 16 << 30, 1 << 16
-"""Limits of one checkpoint: files, bytes of them together, bytes of its manifest."""
-TEMPORARY_NAME = re.compile(r"\.(probe-[0-9a-f]{32}|.+\.[0-9a-f]{32}\.part)")
-"""Names of this product's temporary files in a storage."""
-STALE_SECONDS = 7 * 24 * 3600
-"""Age of a temporary file that no process can still be writing, whatever the clocks of two machines say."""
-
-OBJECT_ERRORS = frozenset(
-    getattr(errno, name) for name in ("ENOENT", "ENOTDIR", "EISDIR", "ELOOP", "ENAMETOOLONG", "EACCES", "EPERM")
-)
-"""What a file system says of one object that cannot be read, while it works."""
-PARSE_ERRORS = (
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    AssertionError,  # torch's way to refuse a pickle with wrong types in it
-    EOFError,
-    RecursionError,
-    NotImplementedError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    ArrowException,
-)
-"""What readers raise of content that is not what they write."""
-
-
-class StorageAway(OSError):
-    """The storage does not work, for as long as it is waited for where it is: no fault of the trial."""
-
-
-class NoCheckpoint(Exception):
-    """The folder holds no whole checkpoint; the message says what is wrong with it."""
-
-
-def is_damage(error: BaseException) -> bool:
-    """Whether an error of reading says that the object is wrong: then the one before may do.
-
-    False where the storage does not answer, which is waited for, and where this process or its device cannot go on.
-    Everything that is read from a storage tells the three apart here.
-    """
-    if isinstance(error, OSError):
-        return error.errno in OBJECT_ERRORS
-    # torch says so of no file of its own and of shapes that do not fit; of a device that failed or is full it raises
-    # children of that class.
-    return type(error) is RuntimeError or isinstance(error, (NoCheckpoint, *PARSE_ERRORS))
-
-
-def damage_of(error: BaseException) -> str:
-    """What is wrong with an object, in a line."""
-    if isinstance(error, pickle.UnpicklingError):  # torch's text advises to read it without its safeguard
-        return "it holds something else than tensors and plain values"
-    text = " ".join(str(error).split())[:300]
-    return f"{type(error).__name__}: {text}" if isinstance(error, LookupError) or not text else text
+MOST_FILES, MOST_MANIFEST_BYTES = 16, 1 << 16
+"""Limits of one checkpoint: files, bytes of its manifest."""
 
 
 class FileFacts(BaseModel):
@@ -120,23 +74,6 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     files: dict[Annotated[str, Field(pattern=FILE_NAME)], FileFacts] = Field(min_length=1, max_length=MOST_FILES)
-
-
-def locate(place: str) -> tuple[fs.FileSystem, str]:
-    """File system and path of a folder: a local path, or a URI such as `s3://bucket/prefix`.
-
-    Addresses and keys of an object store come from the environment (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, …) or the
-    machine's role. Raises: OSError or ValueError (pyarrow's) if there is no such kind of storage.
-    """
-    if "://" in place:
-        system, path = fs.FileSystem.from_uri(place)
-        return system, path.rstrip("/")
-    return fs.LocalFileSystem(), str(Path(place).absolute())  # links stay links: a delete must not follow them
-
-
-def below(place: str, *names: str) -> str:
-    """A folder or file inside `place`."""
-    return "/".join([place.rstrip("/"), *names])
 
 
 class Checkpoints:
@@ -238,13 +175,13 @@ class Checkpoints:
                     logger.debug("not taken up: %s", error)  # most likely it was not finished
 
     def _place_of(self, recorded: str) -> str:
-        name = _name_of(recorded)
+        name = name_of(recorded)
         return below(self.folder, name) if name in self._left else recorded
 
     def _name_here(self, place: str) -> str | None:
         """The name of a checkpoint of this trial's folder; None for a place elsewhere, which is read and never
         deleted."""
-        name = _name_of(place)
+        name = name_of(place)
         return name if below(self.folder, name) == place.rstrip("/") else None
 
     def _clear(self) -> None:
@@ -286,13 +223,9 @@ class Checkpoints:
             return
 
 
-def _name_of(place: str) -> str:
-    return place.rstrip("/").rsplit("/", 1)[-1]
-
-
 def round_of(place: str) -> int:
     """The round in a checkpoint's name; −1 for another name."""
-    found = CHECKPOINT_NAME.fullmatch(_name_of(place))
+    found = CHECKPOINT_NAME.fullmatch(name_of(place))
     return int(found[1]) if found else -1
 
 
@@ -361,12 +294,12 @@ def download(place: str, target: Path, files: frozenset[str] | None = None) -> N
     """
     try:
         system, path = locate(place)
-        raw = _read(system, f"{path}/{MANIFEST}", MOST_MANIFEST_BYTES)
+        raw = read_bytes(system, f"{path}/{MANIFEST}", MOST_MANIFEST_BYTES)
         if raw is None:
             raise NoCheckpoint(f"the checkpoint {place} is gone or was never finished")
         wanted = _files_of(raw, files)
         for name, facts in wanted.items():
-            if _size(system, f"{path}/{name}") not in (None, facts.bytes):
+            if size_of(system, f"{path}/{name}") not in (None, facts.bytes):
                 raise ValueError(f"{name} is not what was written")
         for name, facts in wanted.items():
             _fetch(system, f"{path}/{name}", facts, target / name)
@@ -404,69 +337,6 @@ def _size_fault(sizes: Sequence[int]) -> str:
     if not 1 <= len(sizes) <= MOST_FILES:
         return f"{len(sizes)} files; allowed are 1 to {MOST_FILES}"
     return f"{sum(sizes)} bytes; allowed are {MOST_BYTES}" if sum(sizes) > MOST_BYTES else ""
-
-
-def read_file(place: str, name: str, largest: int = MOST_BYTES) -> bytes | None:
-    """One file of a checkpoint, None where it is missing. Args: largest: bytes that it may have.
-
-    Raises: StorageAway if the storage does not answer; OSError or ValueError if it is no file, may not be read, or has
-        more bytes.
-    """
-    try:
-        system, path = locate(place)
-        return _read(system, f"{path}/{name}", largest)
-    except OSError as error:
-        if is_damage(error):
-            raise
-        raise StorageAway(f"cannot read {below(place, name)}: {error}") from error
-
-
-def write_file(place: str, name: str, content: bytes) -> None:
-    """Puts one small file into a folder, whole or not at all. Raises: OSError if the storage does not take it."""
-    system, path = locate(place)
-    if system.type_name == "local":
-        system.create_dir(path, recursive=True)
-        _clear_stale(path)
-        # Nobody can have laid a link of that name there, through which a file elsewhere would be written.
-        half = f"{path}/.{name}.{uuid.uuid4().hex}.part"
-        try:
-            with system.open_output_stream(half) as out:
-                out.write(content)
-            system.move(half, f"{path}/{name}")
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(half)
-            raise
-        return
-    # An object store shows an object only once it is complete.
-    with system.open_output_stream(f"{path}/{name}") as out:
-        out.write(content)
-
-
-def _read(system: fs.FileSystem, path: str, most: int) -> bytes | None:
-    """A file, None where it is missing. Raises: OSError; ValueError if it is no file or has more than `most` bytes."""
-    size = _size(system, path)
-    if size is None:
-        return None
-    if size > most:
-        raise ValueError(f"{_name_of(path)} has {size} bytes; allowed are {most}")
-    try:
-        with system.open_input_stream(path) as stream:
-            content: bytes = stream.read(size)
-            return content
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def _size(system: fs.FileSystem, path: str) -> int | None:
-    """Bytes of a file, None where it is missing. Raises: OSError; ValueError if it is no file: to open it might wait
-    for ever."""
-    info = system.get_file_info(path)
-    if info.type == fs.FileType.NotFound:
-        return None
-    if info.type != fs.FileType.File:
-        raise ValueError(f"{_name_of(path)} is not a file")
-    return int(info.size)
 
 
 def _fetch(system: fs.FileSystem, path: str, facts: FileFacts, target: Path) -> None:
@@ -514,32 +384,3 @@ def _delete_local(path: str) -> None:
     finally:
         os.close(opened)
     shutil.rmtree(path)  # pyarrow's delete_dir empties the target of a link
-
-
-def _clear_stale(path: str) -> None:
-    """Deletes temporary files in a local folder that a killed process of this product has left days ago."""
-    with contextlib.suppress(OSError), os.scandir(path) as entries:
-        for entry in entries:
-            ours = TEMPORARY_NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
-            if ours and time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_SECONDS:
-                os.unlink(entry.path)
-
-
-def storage_fault(place: str) -> str | None:
-    """What is wrong with a storage folder, in a sentence; None if files can be written, read and deleted there."""
-    name = f".probe-{uuid.uuid4().hex}"
-    try:
-        system, path = locate(place)
-        if system.type_name == "local":
-            system.create_dir(path, recursive=True)
-            _clear_stale(path)
-        with system.open_output_stream(f"{path}/{name}") as out:
-            out.write(b"probe")
-        try:
-            with system.open_input_stream(f"{path}/{name}") as stream:
-                same = stream.read() == b"probe"
-        finally:
-            system.delete_file(f"{path}/{name}")
-    except (OSError, ValueError) as error:
-        return f"storage.path: cannot write to {place}: {' '.join(str(error).split())}"
-    return None if same else f"storage.path: {place} does not give back what is written to it"

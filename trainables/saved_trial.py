@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ardmvc_core.data.reading import megabytes, read_archive, reading, reason_of, shown, shown_path
-from trainables.checkpoints import StorageAway, below, read_file
 from trainables.config import TrialConfig
+from trainables.storage import StorageAway, below, read_file
 
 STATE_FILE = "state.pt"
 CONFIG_FILE = "config.json"

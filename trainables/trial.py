@@ -253,31 +253,3 @@ def per_seed(runs: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
     """`seeds/<metric>`: (R,) its value in each run, in their order; NaN where a run has none."""
     names = dict.fromkeys(name for run in runs for name in run if not name.startswith("time/"))
     return {f"seeds/{name}": np.array([run.get(name, math.nan) for run in runs]) for name in names}
-
-
-def load_model(
-    checkpoint: str, device: torch.device, repeat: int = 0, config: TrialConfig | None = None
-) -> tuple[nn.Module, TrialConfig]:
-    """The trained network of a trial's checkpoint (local path or URI), in inference mode, and the config of its trial.
-
-    Args: config: of the trial, where it is known already.
-    Raises: ValueError, or its child DamagedCheckpoint, if there is no checkpoint of a trial; StorageAway if the storage
-        does not answer.
-    """
-    config = config or saved_config(checkpoint)
-    train = cached_parts(config.dataset, protocols_of(config.protocol)[0])["train"].data
-    state = saved_state(checkpoint)
-    with parsing(checkpoint, CONFIG_FILE, "makes no network"), torch.device("meta"):
-        outline = build_model(config, train.view_shapes, train.n_clusters, config.seed)
-    with parsing(checkpoint, STATE_FILE):
-        weights = state["trainers"][repeat]["model"]
-        # Before memory is taken for a network of the size that the config says.
-        check_weights(weights, outline.state_dict())
-    model = build_model(config, train.view_shapes, train.n_clusters, config.seed)
-    model.load_state_dict(weights)
-    return model.to(device).eval(), config
-
-
-def saved_config(checkpoint: str) -> TrialConfig:
-    """The config of the model trial whose checkpoint (local path or URI) this is. Raises: as `saved_facts`."""
-    return saved_facts(checkpoint).config

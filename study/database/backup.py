@@ -10,14 +10,15 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from study.database.engine import LedgerError, engine_of, open_storage, study_url
 from study.database.lease import TABLE_NAME, make_table
-from study.database.ledger import Ledger, LedgerError, engine_of, open_storage, study_url
+from study.database.ledger import Ledger
 from study.database.sqlite_files import connect, damage
 
 PARENTS = {"studies": "study_id", "trials": "trial_id"}
 """Tables whose rows others name by these ids, which a copy gets anew."""
 CHUNK = 1000
-"""Rows that are held in memory."""
+"""Rows that are written at once."""
 
 
 def back_up(ledger: Ledger, file: Path) -> str:
@@ -151,7 +152,7 @@ def _copy(source: sa.Connection, target: sa.Connection, name: str) -> int:
             continue
         counted = {column.name for column in table.primary_key if column.name == own or column.name not in new}
         query = sa.select(table).where(chosen).order_by(*table.primary_key)
-        for chunk in source.execute(query, execution_options={"yield_per": CHUNK}).mappings().partitions():
+        for chunk in source.execute(query).mappings().partitions(CHUNK):
             rows = [
                 {key: new[key][value] if key in new else value for key, value in old.items() if key not in counted}
                 | ({"holder": ""} if table.name == TABLE_NAME else {})

@@ -4,14 +4,10 @@ import copy
 import functools
 import json
 import logging
-import os
-import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Container, Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import optuna
@@ -19,12 +15,21 @@ import sqlalchemy
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from study.database.engine import (
+    LedgerError,
+    NoStudy,
+    database_fault,
+    engine_of,
+    is_outage,
+    open_storage,
+    study_url,
+    without_cache,
+)
+from study.database.identity import extends, identity_of, list_differences
 from study.database.lease import Lease, LeaseHeld, LeaseLost
-from study.database.sqlite_files import damage, has_log, means_damage, passes
 from study.provenance import git_commit
 from study.records import Attempt, TrialRecord
 from study.secrets import Address, first_line
-from study.tracking.address import database_url
 
 if TYPE_CHECKING:  # it brings torch, and commands that only look at a study are to answer at once
     from study.spec.study_spec import StudySpec
@@ -33,178 +38,14 @@ logger = logging.getLogger(__name__)
 
 ROUND = "round:"
 """Prefix of the attributes that hold a trial's rounds; the number follows."""
-SCHEMA_ATTEMPTS = 10
-SCHEMA_RACES = ("already exists", "duplicate key", "unique constraint", "database is locked")
-"""What databases say to one of several processes that make the tables at once."""
 ATTEMPT = "attempt:"
 """Prefix of the attributes that hold a trial's failed attempts; the index follows."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
 """Seconds between attempts while the database does not answer; doubled each time."""
-FAILOVER = ("25006",)
-"""What PostgreSQL says while another server takes over: it may only be read for now."""
-IDLE_SECONDS = 15
-"""PostgreSQL ends a transaction in which nothing happens for so long: a driver that is stopped in the middle of a write
-does not keep the next driver from taking over, by the locks that it holds."""
-MENDING = (
-    "Move it away with its -wal and -shm files, and bring the study back from a backup: "
-    "python -m study.control NAME restore FILE"
-)
-"""What to do about a damaged file."""
-
-
-class LedgerError(Exception):
-    """The database cannot be used as asked; the message says why and what to do, and holds no password."""
-
-
-class NoStudy(LedgerError):
-    """There is no study of that name, or no database yet."""
-
-
-def study_url(storage: str | Path) -> Address:
-    """`ARDMVC_STUDY_DB`, or a sqlite file in the storage folder; in `runs` if the storage is no local folder."""
-    folder = Path("runs" if "://" in str(storage) else storage).resolve()
-    return Address(os.environ.get("ARDMVC_STUDY_DB") or f"sqlite:///{folder / 'studies.db'}")
-
-
-def open_storage(url: str | Address, *, create: bool) -> optuna.storages.BaseStorage:
-    """The database behind `url`, its tables made if they are missing.
-
-    Raises: LedgerError when it cannot be reached, or when it is a missing file and `create` is off.
-    """
-    address = Address(url)
-    try:
-        parsed = database_url(address)
-    except ValueError as error:
-        raise LedgerError(f"ARDMVC_STUDY_DB {error}; one looks like sqlite:////data/studies.db") from error
-    if parsed.get_backend_name() == "sqlite":
-        if parsed.database in (None, "", ":memory:"):
-            raise LedgerError(
-                "ARDMVC_STUDY_DB must name a file, like sqlite:////data/studies.db; memory keeps no study"
-            )
-        file = Path(parsed.database)
-        if not create and not os.path.exists(file):  # unlike Path.exists, for names that are too long as well
-            raise NoStudy(f"there is no study database at {file}")
-        if not create and file.is_file() and not file.stat().st_size and not has_log(file):
-            raise NoStudy(f"there is no study database at {file}: the file is empty")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise LedgerError(f"cannot make the folder of the study database {file}: {error.strerror}") from error
-        _refuse_damage(file)
-    try:
-        storage = _make_storage(address, parsed)
-    except ImportError as error:
-        missing = getattr(error.__cause__, "name", None) or parsed.drivername
-        raise LedgerError(f"the study database {address} needs a driver that is not installed: {missing}") from error
-    except Exception as error:  # every driver has its own exceptions; all mean: not reachable
-        raise LedgerError(f"cannot reach the study database {address}: {first_line(error)}") from error
-    _set_up_connections(storage.engine)
-    return optuna.storages.get_storage(storage)  # adds the cache of finished trials
-
-
-def _make_storage(address: Address, parsed: sqlalchemy.engine.URL) -> optuna.storages.RDBStorage:
-    """Opens the database; of several processes that make its tables at once, all but one have to try again."""
-    for left in range(SCHEMA_ATTEMPTS - 1, -1, -1):
-        try:
-            if parsed.get_backend_name() == "sqlite":
-                with closing(sqlite3.connect(str(parsed.database), timeout=30)) as database:
-                    database.execute("PRAGMA journal_mode=WAL")  # kept in the file; makes the tables sooner
-            # A connection that a restarted server has dropped is replaced before it is used.
-            options = {"connect_args": _connect_args(parsed), "pool_pre_ping": True}
-            template = address.reveal().replace("{", "{{").replace("}", "}}")  # Optuna would put its version there
-            return optuna.storages.RDBStorage(template, engine_kwargs=options)
-        except Exception as error:
-            text = f"{error} {error.__cause__}".lower()
-            if not left or not any(words in text for words in SCHEMA_RACES):
-                raise
-            time.sleep(0.5)
-    raise AssertionError("unreachable")
-
-
-def engine_of(storage: optuna.storages.BaseStorage) -> sqlalchemy.engine.Engine:
-    """SQLAlchemy's engine of a database that was opened here."""
-    engine: sqlalchemy.engine.Engine = _without_cache(storage).engine
-    return engine
-
-
-def _without_cache(storage: optuna.storages.BaseStorage) -> Any:
-    return getattr(storage, "_backend", storage)
-
-
-def _connect_args(url: sqlalchemy.engine.URL) -> dict[str, Any]:
-    if url.get_backend_name() == "sqlite":
-        return {"timeout": 30}
-    if url.get_backend_name() != "postgresql":
-        return {"connect_timeout": 5}
-    # A server that is gone without a word is noticed in seconds and not after the kernel's quarter of an hour.
-    alive = {"keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000}
-    return {"connect_timeout": 5, **alive}
-
-
-def _set_up_connections(engine: sqlalchemy.engine.Engine) -> None:
-    """sqlite: no disk flush per commit, since with a write-ahead log a killed process loses nothing, and a commit costs
-    under 1 ms. PostgreSQL: see IDLE_SECONDS."""
-    settings = {
-        "sqlite": "PRAGMA synchronous=NORMAL",
-        "postgresql": f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'",
-    }
-    setting = settings.get(engine.name)
-    if setting is None:
-        return
-
-    def set_up(connection: Any, _: Any) -> None:
-        with closing(connection.cursor()) as cursor:
-            cursor.execute(setting)
-        connection.commit()
-
-    sqlalchemy.event.listen(engine, "connect", set_up)
-    engine.dispose()
-
-
-def _refuse_damage(file: Path) -> None:
-    """Raises: LedgerError if a database file is there and is not whole."""
-    try:
-        fault = damage(file) if file.exists() else None
-    except OSError as error:
-        raise LedgerError(f"cannot read the study database {file}: {error.strerror}") from error
-    except sqlite3.Error:
-        return  # it is away, which whoever opens it next finds too
-    if fault:
-        raise LedgerError(f"the study database {file} cannot be used: {fault}. {MENDING}")
 
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-def is_outage(error: BaseException) -> bool:
-    """Whether an error of the database means that it is away, and not that something is wrong with what was asked."""
-    cause = _database_error(error)
-    if cause is None:
-        return False
-    if isinstance(cause.orig, sqlite3.Error):
-        return passes(cause.orig)
-    if getattr(cause.orig, "sqlstate", None) in FAILOVER:
-        return True
-    return cause.connection_invalidated or isinstance(
-        cause, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError
-    )
-
-
-def database_fault(error: BaseException) -> str | None:
-    """What an error says of the database, without passwords: it is away, or damaged; None if it says neither."""
-    cause = _database_error(error)
-    if is_outage(error):
-        return f"the study database does not answer: {first_line(error)}"
-    if cause is not None and isinstance(cause.orig, sqlite3.Error) and means_damage(cause.orig):
-        return f"the study database is damaged: {first_line(error)}. {MENDING}"
-    return None
-
-
-def _database_error(error: BaseException | None) -> sqlalchemy.exc.DBAPIError | None:
-    while error is not None and not isinstance(error, sqlalchemy.exc.DBAPIError):
-        error = error.__cause__
-    return error
 
 
 def _patient(method: Callable[P, R]) -> Callable[P, R]:
@@ -276,6 +117,13 @@ class Ledger:
         return cls(optuna.load_study(study_name=name, storage=storage), storage)
 
     @classmethod
+    def open_all(cls, url: str | Address) -> "list[Ledger]":
+        """Every study of a database, by name. Raises: LedgerError if it is not there or cannot be reached."""
+        storage = open_storage(url, create=False)
+        known = [summary.study_name for summary in optuna.get_all_study_summaries(storage, include_best_trial=False)]
+        return [cls(optuna.load_study(study_name=name, storage=storage), storage) for name in sorted(known)]
+
+    @classmethod
     def open_or_create(cls, spec: "StudySpec", url: str | Address, pruner: optuna.pruners.BasePruner) -> "Ledger":
         """The study that `spec` names, made if it is missing.
 
@@ -285,7 +133,7 @@ class Ledger:
 
         storage = open_storage(url, create=True)
         directions = ["maximize" if objective.mode == "max" else "minimize" for objective in spec.objectives]
-        identity = _identity(spec)
+        identity = identity_of(spec)
         study = optuna.create_study(
             study_name=spec.name, storage=storage, directions=directions, pruner=pruner, load_if_exists=True
         )
@@ -309,7 +157,7 @@ class Ledger:
     def adopt(self, spec: "StudySpec") -> None:
         """Stores what the study is run with from now on; for the holder of the lease."""
         self._study.set_user_attr("spec", json.loads(json.dumps(spec.resolved())))
-        self._study.set_user_attr("identity", _identity(spec))
+        self._study.set_user_attr("identity", identity_of(spec))
         commit = git_commit() or "unknown"
         if commit not in self.commits:
             self._study.set_user_attr("commits", [*self.commits, commit])
@@ -531,7 +379,7 @@ class Ledger:
             lease.acquire(takeover=takeover)
         except LeaseHeld as error:
             raise LedgerError(str(error)) from error
-        lease.guard(_without_cache(self._storage).scoped_session.session_factory)
+        lease.guard(without_cache(self._storage).scoped_session.session_factory)
         self.lease = lease
 
     def release(self) -> None:
@@ -630,32 +478,3 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         ended=round(1000 * trial.datetime_complete.timestamp()) if trial.datetime_complete else 0,
         seconds=float(progress.get("seconds", 0.0)),
     )
-
-
-def _identity(spec: "StudySpec") -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(json.dumps(spec.identity()))
-    return found
-
-
-def extends(old: Mapping[str, Any], new: Mapping[str, Any], created: int) -> bool:
-    """Whether a study of identity `old` may go on as `new`: they are equal, or both are without a space.
-
-    Such a study is a list of trials: what has not been created yet may change, and the list may become longer.
-    """
-    if old == new:
-        return True
-    listed, trials = old.get("baselines") or [], new.get("baselines") or []
-    if new.get("space") or len(trials) < created or trials[:created] != listed[:created]:
-        return False
-    return {**old, "baselines": None} == {**new, "baselines": None}
-
-
-def list_differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Where two JSON values differ: `path: old → new`, one line each."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            line
-            for key in sorted(old.keys() | new.keys())
-            for line in list_differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-        ]
-    return [] if old == new else [f"{path}: {json.dumps(old)} → {json.dumps(new)}"]

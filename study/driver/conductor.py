@@ -15,15 +15,17 @@ from typing import Any, Literal, Protocol
 
 from optuna.trial import TrialState
 
+from study.database.engine import is_outage
 from study.database.lease import LeaseLost
-from study.database.ledger import Ledger, is_outage
+from study.database.ledger import Ledger
 from study.planning.suggestions import Suggestions, as_point, next_overrides
 from study.ranking.ranking import since_improvement
 from study.records import Attempt, Observer, TrialRecord, WorkerAway
 from study.secrets import redact
 from study.spec.study_spec import StudySpec
-from trainables.checkpoints import KEPT, below
+from trainables.checkpoints import KEPT
 from trainables.round_limit import LEAST_SECONDS, RoundLimit
+from trainables.storage import below
 
 logger = logging.getLogger(__name__)
 

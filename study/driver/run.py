@@ -1,31 +1,26 @@
 """From a checked spec to a study that has reached its budget: database, lease, Ray, and what people see."""
 
 import contextlib
-import gc
 import json
 import logging
-import os
-import re
 import shlex
 import signal
-import socket
 import sys
-import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
-from ray._raylet import GcsClient  # type: ignore[attr-defined]  # its stub does not name it
-from ray.exceptions import AuthenticationError, RayError
 
+from study.database.engine import LedgerError, database_fault, study_url
 from study.database.lease import LeaseLost
-from study.database.ledger import Ledger, LedgerError, database_fault, study_url
+from study.database.ledger import Ledger
+from study.driver import StudyBroken, StudyRefused
 from study.driver.conductor import SILENCE_SECONDS, Conductor, StopNow, WorkersGone
+from study.driver.ray_cluster import connect, give_up, keep_keys_here, keep_ray_logs, say, stop_ray
 from study.driver.ray_watch import RayWatch
 from study.driver.tune_hooks import OptunaPruning, OptunaSearcher, Relay
 from study.planning.optuna_side import make_pruner
@@ -35,59 +30,20 @@ from study.ranking.label_free import by_pra
 from study.records import TrialRecord
 from study.secrets import Address, redact
 from study.spec.study_spec import StudySpec
-from trainables.checkpoints import below, read_file, storage_fault, write_file
+from trainables.building import saved_config
 from trainables.config import TrialConfig, protocols_of
 from trainables.data_parts import DataKey, cached_parts, forget_parts, without_labels
 from trainables.heartbeat import beat_as
 from trainables.reference import REFERENCE_FILE, reference_file, reference_from
 from trainables.round_limit import RoundLimit
-from trainables.scratch import NAME_LENGTH, Scratch, clear_scratch
-from trainables.trial import saved_config
+from trainables.scratch import Scratch
+from trainables.storage import below, read_file, storage_fault, write_file
 
 logger = logging.getLogger(__name__)
 
-QUIET = {
-    "RAY_AIR_NEW_OUTPUT": "0",
-    # Ray's own tables and per-trial log files: the database, MLflow and our table take their place.
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    # Ray's snapshots of the experiment are never read: a new driver starts from the database.
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # Paths in a study are relative to where the command runs, in workers too.
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    # Interruptions are ours: open rounds come to their end first.
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-}
-OF_DRIVER = re.compile(
-    r"ARDMVC_STUDY_DB|_?MLFLOW_\w*(?:URI|STORE|USERNAME|PASSWORD|TOKEN|SECRET|KEY|AUTH)|PG[A-Z]+|MYSQL_\w+|DATABRICKS_\w+"
-    r"|\w*PASSWORD"
-)
-"""Variables that say where the databases are and who may use them: nothing that Ray starts gets them."""
-OF_WORKERS = ("RAY_CHDIR_TO_TRIAL_DIR", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO")
-"""What of QUIET the workers of a running cluster must be told; those of a local one inherit it."""
 SPOT_GRACE = 15.0
 """Seconds that open rounds get after SIGTERM: a machine that is taken away gives half a minute at least, and the end in
 order needs some of it."""
-START_SECONDS = 300.0
-"""A Ray that has not started by then, or a cluster that is not joined, does not answer."""
-SHIPPED = ("ardmvc_core", "trainables", "study", "search_spaces")
-NOT_SHIPPED = ["__pycache__", "*.pyc", "*.ipynb", ".git", "runs", "mlruns", "clusters"]
-LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
-"""Bytes in the path of a socket."""
-
-_ray_folders: list[Scratch] = []
-"""Of the Ray that `connect` has started in this process: its sockets, logs and spilled objects."""
-
-
-class StudyBroken(Exception):
-    """The driver could not go on, for instance without its database; the same command goes on once that is mended."""
-
-
-class StudyRefused(Exception):
-    """The study cannot start; the message says why. No trial was started and nothing stored was changed."""
 
 
 def run_study(
@@ -110,7 +66,8 @@ def run_study(
     Raises: StudyRefused before any trial starts; StudyBroken when the driver itself fails.
     """
     from study.driver.live_table import LiveTable
-    from study.tracking.tracker import MLflowTracker, check_reachable, tracking_uri
+    from study.tracking.mlflow_client import check_reachable
+    from study.tracking.tracker import MLflowTracker, tracking_uri
 
     storage = spec.storage.path if spec.storage.remote else str(Path(spec.storage.path).resolve())
     uri = tracking_uri(storage)
@@ -121,7 +78,7 @@ def run_study(
     spec, ledger, old = _open(spec, storage, takeover=takeover, warm_start=warm_start)
     conductor: Conductor | None = None
     tracker = display = None
-    watch = RayWatch(ledger.uid, lambda fault: _give_up(fault, ledger, watch))
+    watch = RayWatch(ledger.uid, lambda fault: give_up(fault, ledger, watch))
     try:
         records = ledger.records()
         ledger.adopt(spec)
@@ -152,17 +109,17 @@ def run_study(
             tracker.begin_close()
         code, note = _verdict(spec, conductor, waiting, lost)
         if conductor and conductor.lost_workers:
-            _keep_ray_logs()
+            keep_ray_logs()
         if lost:
-            _say(note)
+            say(note)
         elif show_results:
-            _say(note)
+            say(note)
             show_results(ledger.records())
         else:
             _show_end(spec, ledger.records(), uri, json_output, code, note)
         return code
     except LeaseLost as error:
-        _say(f"{error}; this one has stopped")
+        say(f"{error}; this one has stopped")
         return 130
     except BaseException as error:
         # Without a working database nothing can be said there; trials left as running are taken up all the same.
@@ -183,55 +140,8 @@ def run_study(
         ledger.release()
         if not watch.fault:
             watch.close()
-        _stop_ray()
+        stop_ray()
         watch.close()
-
-
-def _give_up(fault: str, ledger: Ledger | None = None, watch: RayWatch | None = None) -> None:
-    """Ends the process where it stands, in a call into a Ray that does not answer; what it has not told the database
-    is taken up by the next driver."""
-    _say(f"{fault}; the same command goes on from here")
-    if watch:
-        watch.end_processes()
-    if ledger:
-        with contextlib.suppress(Exception):
-            ledger.release()
-    os._exit(1)
-
-
-def _stop_ray() -> None:
-    """Last of all, with no other thread at work: Ray ends the whole process when one of its references is freed after
-    its shutdown, and the garbage collector may do that in any thread and at any time."""
-    gc.collect()
-    ray.shutdown()
-    while _ray_folders:
-        _ray_folders.pop().delete()
-
-
-def _ray_folder() -> str:
-    """A folder for the Ray of this driver: in RAY_TMPDIR or the temporary folder, or in /tmp if that is too long for
-    the paths of sockets or not in ASCII.
-
-    Raises: StudyRefused if it cannot be made.
-    """
-    base = os.path.abspath(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
-    below_it = f"//session_2026-11-30_12-00-00_000000_{os.getpid()}/sockets/plasma_store"
-    if not base.isascii() or len(base) + NAME_LENGTH + len(below_it) > LONGEST_SOCKET:
-        base = "/tmp"
-    try:
-        Path(base).mkdir(parents=True, exist_ok=True)
-        clear_scratch(Path(base))
-        _ray_folders.append(Scratch("ray", Path(base)))
-    except OSError as error:
-        raise StudyRefused(f"cannot make a folder for Ray in {base}: {error.strerror}") from error
-    return str(_ray_folders[-1].path)
-
-
-def _keep_ray_logs() -> None:
-    """For people who want to know why a worker ended; the next start deletes them."""
-    while _ray_folders:
-        logs = _ray_folders.pop().path / "session_latest" / "logs"
-        logger.warning("Ray's logs are in %s until the next study starts", logs)
 
 
 def _verdict(spec: StudySpec, conductor: Conductor | None, waiting: list[int], lost: bool) -> tuple[int, str]:
@@ -286,149 +196,12 @@ def _open(
     return spec, ledger, old
 
 
-def connect(address: str | None, spec: StudySpec) -> None:
-    """Starts Ray on this machine, or joins the cluster at `address`.
-
-    Raises: StudyRefused if it cannot be joined, or has less than one trial needs: waiting for it would never end.
-    """
-    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
-    clear_scratch()
-    if address:
-        _check_answers(address)
-    for name in ("ray.tune", "ray.train", "ray"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    # Ray prints what its processes say of each other, to stdout; what matters of it we find out ourselves.
-    ray._private.worker.print_to_stdstream = _heard_of_ray
-    what = f"join the Ray cluster at {address!r}" if address else "start Ray on this machine"
-    slow = threading.Timer(START_SECONDS, _give_up, [f"cannot {what}: it takes longer than {START_SECONDS:.0f} s"])
-    slow.daemon = True
-    slow.start()
-    options: dict[str, Any] = {"runtime_env": _our_code()}
-    if not address:
-        options = {"include_dashboard": False, "_temp_dir": _ray_folder()}
-    try:
-        with _databases_stay_here():
-            # "local" so that a cluster which this machine happens to advertise is never joined by accident.
-            ray.init(
-                address=address or "local",
-                log_to_driver=False,
-                logging_level=logging.CRITICAL,
-                **options,
-            )
-    except (RayError, OSError, RuntimeError, ValueError) as error:
-        raise _not_joined(address, error) from error
-    finally:
-        slow.cancel()
-    have = ray.cluster_resources()
-    if address and _grows():
-        return  # what is not there yet comes when a trial waits for it
-    for resource, wanted in (("GPU", spec.resources.gpu), ("CPU", spec.resources.cpu)):
-        if wanted > have.get(resource, 0):
-            ray.shutdown()
-            raise StudyRefused(
-                f"resources.{resource.lower()}: a trial asks for {wanted:g}, the cluster has {have.get(resource, 0):g}"
-            )
-
-
-@contextmanager
-def _databases_stay_here() -> Iterator[None]:
-    """Ray's servers, from which local workers inherit, start without addresses and passwords of databases.
-
-    The environment of this process stays as it is: threads that connect to a database or to MLflow meanwhile need it.
-    """
-    from ray._private import services
-
-    start = services.ConsolePopen
-
-    def start_without(command: Any, *, env: Mapping[str, str], **options: Any) -> Any:
-        return start(
-            command, env={name: value for name, value in env.items() if not _of_driver(name, value)}, **options
-        )
-
-    services.ConsolePopen = start_without
-    try:
-        yield
-    finally:
-        services.ConsolePopen = start
-
-
-def _of_driver(name: str, value: str) -> bool:
-    databases = ("postgres", "mysql", "mariadb", "mssql", "oracle")
-    return bool(OF_DRIVER.fullmatch(name)) or ("://" in value and Address(value).kind.startswith(databases))
-
-
-def _heard_of_ray(data: Mapping[str, Any], ignore_prefix: bool) -> None:
-    logger.debug("Ray says: %s", "\n".join(map(str, data.get("lines", ()))))
-
-
-def _keep_keys_here() -> None:
-    """Tune hands AWS's keys to trials in a form that Ray writes to its logs; workers have them from their machine."""
-    from ray.tune.execution import class_cache
-
-    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
-        {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
-    )
-
-
-def _our_code() -> dict[str, Any]:
-    """What the workers of a running cluster need of this process: the packages, and no secret.
-
-    Each package travels once, to Ray's own store; nothing of the working folder does, so data and runs stay here.
-    """
-    root = Path(__file__).resolve().parents[2]
-    return {
-        "py_modules": [str(root / package) for package in SHIPPED],
-        "excludes": NOT_SHIPPED,
-        "env_vars": {name: os.environ[name] for name in OF_WORKERS},
-    }
-
-
-def _grows() -> bool:
-    """Whether the cluster has Ray's autoscaler, as `ray up` and KubeRay set it up; it does not tell how far it goes."""
-    from ray.autoscaler.v2.utils import is_autoscaler_v2
-
-    return bool(is_autoscaler_v2(fetch_from_server=True))
-
-
-def _check_answers(address: str) -> None:
-    """Ray itself would try for minutes, whatever the reason.
-
-    Raises: StudyRefused if nothing answers at `host:port` or `ray://host:port`, or if the cluster at `host:port` does
-        not take our token.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        if address == "auto":
-            return
-        raise StudyRefused(f"--address must be host:port, ray://host:port or auto, got {address!r}")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-        if not address.startswith("ray://"):
-            ensure_token_if_auth_enabled(create_token_if_missing=False)  # without it, the next line ends the process
-            GcsClient(address=address)
-    except (RayError, OSError) as error:
-        raise _not_joined(address, error) from error
-
-
-def _not_joined(address: str | None, error: Exception) -> StudyRefused:
-    """What to say when Ray does not start here, or a cluster cannot be joined."""
-    if not address:
-        return StudyRefused(f"cannot start Ray on this machine: {error}")
-    reason = getattr(error, "strerror", None) or error
-    if isinstance(error, AuthenticationError):
-        reason = (
-            f"{error.message}; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file that holds the cluster's "
-            "token, which `ray get-auth-token` prints on its head"
-        )
-    return StudyRefused(f"cannot join the Ray cluster at {address!r}: {reason}")
-
-
 def _fit(spec: StudySpec, conductor: Conductor, watch: RayWatch, trainable: type | None, folder: str) -> None:
     from ray import tune
 
     from trainables.trainable import TRAINABLES
 
-    _keep_keys_here()
+    keep_keys_here()
     try:
         with _signals(conductor):
             runs = trainable or tune.with_parameters(
@@ -453,7 +226,7 @@ def _fit(spec: StudySpec, conductor: Conductor, watch: RayWatch, trainable: type
         problem = conductor.error or error
         if isinstance(problem, LeaseLost):
             return
-        _keep_ray_logs()
+        keep_ray_logs()
         reason = database_fault(problem) or redact(f"{type(problem).__name__}: {problem}")
         raise StudyBroken(watch.fault or f"the driver stopped: {reason}") from error
 
@@ -516,13 +289,13 @@ def _reference(spec: StudySpec, conductor: Conductor, watch: RayWatch, folder: s
         return {}
     stored = _stored_reference(folder)
     if stored is None:
-        _say(f"training {config.selection.reference_runs} plain models for the reference partition …")
+        say(f"training {config.selection.reference_runs} plain models for the reference partition …")
         stored = _train_reference(spec, config, conductor, watch)
         write_file(folder, REFERENCE_FILE, stored)
     reference = reference_from(stored, below(folder, REFERENCE_FILE))
     rule = "trials will be ranked by criterion B" if by_pra(spec.objectives) else "read robust/kappa and seed agreement"
     note = "" if reference.reliable else f"; too little to choose by: {rule}"
-    _say(
+    say(
         f"reference partition {reference.digest()}: {len(reference.kept)} plain models vote, "
         f"their mean ARI is {reference.agreement:.2f}{note}"
     )
@@ -608,18 +381,14 @@ def _signals(conductor: Conductor) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _say(note: str) -> None:
-    if note:
-        print(note, file=sys.stderr)
-
-
 def _show_end(
     spec: StudySpec, records: list[TrialRecord], uri: Address, json_output: bool, code: int, note: str
 ) -> None:
     if code == 130:
         print(note, file=sys.stderr)
         return
-    from study.report import leaderboard, summary
+    from study.ranking.summary import summary
+    from study.reporting.tables import leaderboard
 
     if json_output:
         print(json.dumps({"study": spec.name, "note": note, "trials": [asdict(record) for record in records]}))

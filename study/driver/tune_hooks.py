@@ -18,7 +18,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from study.driver.conductor import Conductor
-from trainables.checkpoints import StorageAway
+from trainables.storage import StorageAway
 
 
 class OptunaSearcher(Searcher):

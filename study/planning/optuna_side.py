@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from study.ranking.objectives import dominates
-from study.spec.space import Choice, Distribution, IntLogUniform, IntUniform, LogUniform, Quantised, Uniform
+from study.spec.distributions import Choice, Distribution, IntLogUniform, IntUniform, LogUniform, Quantised, Uniform
 
 BEST_KEPT = 25
 """Best trials that a limited history always holds: TPE models at most so many as good ones."""

@@ -13,9 +13,9 @@ from ardmvc_core.models import MODELS
 from ardmvc_core.types import ViewShapes
 from study.spec.objectives import LABEL_FREE, needs_no_labels
 from study.spec.study_spec import StudySpec
+from trainables.building import load_model, saved_config
 from trainables.config import TrialConfig, protocols_of
 from trainables.data_parts import cached_parts
-from trainables.trial import load_model, saved_config
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def target_trial(spec: StudySpec) -> TrialConfig:
 
 def target_folder(spec: StudySpec) -> str:
     """The checkpoint that an attacker study attacks. Raises: ValueError if there is none."""
-    from study.database.ledger import LedgerError, study_url
+    from study.database.engine import LedgerError, study_url
     from study.planning.saved_models import find_checkpoint
 
     try:

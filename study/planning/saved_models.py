@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from study.database.ledger import Ledger, LedgerError
+from study.database.engine import LedgerError
+from study.database.ledger import Ledger
 from study.ranking.objectives import goals
 from study.ranking.ranking import best
 from study.secrets import Address, has_login
 from study.spec.study_spec import StudySpec
-from trainables.checkpoints import read_file
 from trainables.saved_trial import CONFIG_FILE, LARGEST
+from trainables.storage import read_file
 
 PREFIX = "study:"
 

@@ -21,8 +21,8 @@ from study.ranking.summary import short_names
 from study.records import TrialRecord
 from study.reporting.trial_figures import load_arrays
 from study.spec.study_spec import StudySpec
-from trainables.checkpoints import write_file
 from trainables.saved_trial import ARRAYS_FILE, parsing
+from trainables.storage import write_file
 
 METRICS = ("robust/acc", "clean/acc", "robust/flip", "robust/kappa")
 METRIC = "robust/acc"

@@ -14,8 +14,8 @@ from scipy.optimize import linear_sum_assignment
 from study.ranking.objectives import value
 from study.records import TrialRecord
 from study.reporting.style import BLUE, GREEN, GREY, INK, ORANGE, RED, add_legend, new_figure, style
-from trainables.checkpoints import read_file
 from trainables.saved_trial import ARRAYS_FILE, CONFIG_FILE, LARGEST, DamagedCheckpoint, arrays_in, parsing
+from trainables.storage import read_file
 
 Arrays = Mapping[str, NDArray[Any]]
 

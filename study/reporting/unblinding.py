@@ -22,11 +22,10 @@ from ardmvc_core.selection.validation import CriterionReport, validate_criterion
 from study.ranking.label_free import feasible
 from study.ranking.ranking import main_budget
 from study.records import TrialRecord
-from trainables.building import pick_device
-from trainables.checkpoints import below, read_file, write_file
+from trainables.building import load_model, pick_device, saved_config
 from trainables.config import TrialConfig
 from trainables.data_parts import cached_parts
-from trainables.trial import load_model, saved_config
+from trainables.storage import below, read_file, write_file
 
 TRUTH_FILE = "unblinded.json"
 TRUTH_TIER: Tier = "tune"

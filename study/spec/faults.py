@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from ardmvc_core.ranges import choices_of, shown
-from study.provenance import redact
+from study.secrets import redact
 
 MESSAGE_BYTES = 2_000
 """Of all that a refusal says; what does not fit is counted."""

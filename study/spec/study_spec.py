@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from ardmvc_core.ranges import shown
 from study.records import Goal
+from study.spec.distributions import Distribution, as_yaml
 from study.spec.faults import Fault, every_fault, faults_of, raise_faults, shortened, suggestion
 from study.spec.objectives import known_metrics, objection
 from study.spec.schema import (
@@ -22,17 +23,7 @@ from study.spec.schema import (
     Storage,
     TPESampler,
 )
-from study.spec.space import (
-    Distribution,
-    TrialClass,
-    apply_overrides,
-    as_yaml,
-    build_trial,
-    parse_space,
-    path_faults,
-    range_faults,
-    value_at,
-)
+from study.spec.space import TrialClass, apply_overrides, build_trial, parse_space, path_faults, range_faults, value_at
 from study.spec.yaml_file import LARGEST_FILE, SpecError, read_mapping, replaced, split_setting
 from trainables.config import AttackTrialConfig, TrialConfig
 from trainables.config import identity as trial_identity

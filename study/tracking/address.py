@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from study.database.engine import database_url
 from study.secrets import Address, first_line
 from trainables.files import write_whole
 
 if TYPE_CHECKING:  # it takes a while, and not every address is a database's
-    from sqlalchemy.engine import URL
+    pass
 
 FILE_NAME, ARTIFACT_FOLDER = "mlflow.db", "mlartifacts"
 TIMEOUT = 3
@@ -120,24 +121,6 @@ def _connection_fault(address: Address) -> str | None:
     except ValueError:  # of a name that cannot be one
         return "its host has no name that can be looked up"
     return None
-
-
-def database_url(address: Address) -> "URL":
-    """A database's address as SQLAlchemy reads it.
-
-    Raises: ValueError if it is none, or can be read in two ways; the message goes on from the address's name, and
-        repeats nothing of it.
-    """
-    import sqlalchemy
-
-    try:
-        url = sqlalchemy.engine.make_url(address.reveal())
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        raise ValueError("is no database URL") from None  # what was said may hold a piece of the password
-    before_fields = address.reveal().partition("?")[0]
-    if url.get_backend_name() != "sqlite" and (before_fields.count("@") > 1 or "@" in (url.host or "")):
-        raise ValueError("has an `@` too many: in a user, a password and a name it is written %40")
-    return url
 
 
 def _database_fault(address: Address) -> str | None:

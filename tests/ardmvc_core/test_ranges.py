@@ -16,6 +16,7 @@ class Config:
     eps: float | tuple[Annotated[float, Range(0, 0.5, below=True)], ...] = 0.1
     kind: Literal["a", "b"] = "a"
     kinds: tuple[Literal["a", "b"], ...] = ("a",)
+    widths: tuple[Annotated[int, Range(1, 9)], Annotated[int, Range(1, 9)]] = (3, 4)
     free: str = ""
 
     def __post_init__(self) -> None:
@@ -53,6 +54,8 @@ def test_what_is_allowed_passes() -> None:
         ({"eps": 0.5}, ["eps must be in [0, 0.5), got 0.5"]),
         ({"eps": (0.1, 0.6, 7.0)}, ["eps must be in [0, 0.5), got 0.6", "eps must be in [0, 0.5), got 7.0"]),
         ({"eps": (0.1,) * 101}, ["eps must have at most 100 entries, got 101"]),
+        ({"widths": (3,)}, ["widths must be 2 values, got (3,)"]),
+        ({"widths": (3, 0)}, ["widths must be in [1, 9], got 0"]),
         ({"kind": "c"}, ["kind must be one of a, b, got 'c'"]),
         ({"kinds": ("a", "c")}, ["kinds must be one of a, b, got ('a', 'c')"]),
         ({"steps": 0, "kind": "c"}, ["steps must be in [1, 1000], got 0", "kind must be one of a, b, got 'c'"]),

@@ -17,7 +17,8 @@ import pytest
 from tiny_studies import study_dict, write_study
 
 from study.database import lease
-from study.database.ledger import Ledger, study_url
+from study.database.engine import study_url
+from study.database.ledger import Ledger
 from study.spec.study_spec import load_spec
 from study.sweep import main
 from study.tracking.address import FILE_NAME, make_sqlite

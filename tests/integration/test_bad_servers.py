@@ -9,7 +9,8 @@ from object_store import SECRET, ObjectStore
 from postgres import Postgres
 from tiny_studies import study_dict, write_study
 
-from study.database.ledger import Ledger, LedgerError
+from study.database.engine import LedgerError
+from study.database.ledger import Ledger
 from study.sweep import main
 
 Refused = Callable[..., str]

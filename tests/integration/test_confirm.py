@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from tiny_studies import ROOT, run_sweep, study_dict, write_study
 
-from study.confirm import finalists, main
-from study.database.ledger import Ledger, LedgerError
+from study.confirm import main
+from study.database.engine import LedgerError
+from study.database.ledger import Ledger
+from study.planning.confirmation import finalists
 from study.records import TrialRecord
 from study.reporting.confirmation import Finalist, comparisons, finalists_of, markdown
 from study.spec.study_spec import checked_spec
@@ -53,7 +55,7 @@ def test_of_trials_that_tie_the_one_to_pick_is_confirmed_first() -> None:
         record = trial(number, pra, baseline=baseline)
         weights = {**record.overrides, "model.mitigator_weight": 1.0}
         metrics = {"select/pra": pra, "select/pra_se": error, "select/utility": 1.0}
-        return replace(record, metrics=metrics, overrides=weights)
+        return replace(record, metrics=metrics, overrides=weights, config={"model": {"name": "ar_dmvc_am"}})
 
     spec = {"objective": {"metric": "select/pra", "mode": "max"}}
     records = [judged(7, 0.8), judged(3, 0.78)]

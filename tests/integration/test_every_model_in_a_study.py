@@ -13,7 +13,8 @@ from model_contract import CHEAP
 from tiny_studies import run_sweep, study_dict, write_study
 
 from ardmvc_core.models import MODELS
-from study.database.ledger import Ledger, study_url
+from study.database.engine import study_url
+from study.database.ledger import Ledger
 from study.records import TrialRecord
 from study.tracking.run_fields import metric_name
 from study.tracking.tracker import default_uri

@@ -25,7 +25,8 @@ from staged_trainables import ROUNDS
 
 from study.control import main as control
 from study.tracking.address import make_sqlite
-from study.tracking.tracker import check_reachable, default_uri
+from study.tracking.mlflow_client import check_reachable
+from study.tracking.tracker import default_uri
 
 RANDOM = {"sampler": {"name": "random"}}
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from tiny_studies import run_sweep, study_dict, sweep_command, write_study
 
-from study.database.ledger import Ledger, study_url
+from study.database.engine import study_url
+from study.database.ledger import Ledger
 from study.records import TrialRecord
 from study.tracking.tracker import default_uri
 

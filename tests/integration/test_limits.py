@@ -15,7 +15,8 @@ import sqlalchemy as sa
 from staged_trainables import ROUNDS, Staged, StagedTrial
 
 from study.database import lease as lease_module
-from study.database.ledger import Ledger, study_url
+from study.database.engine import study_url
+from study.database.ledger import Ledger
 from study.driver import run as runner
 from study.driver.conductor import Conductor, StopNow, WorkersGone
 from study.driver.run import run_study
@@ -33,9 +34,9 @@ SpecMaker = Callable[..., StudySpec]
 def one_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One Ray for every driver of this file: starting it is most of what a short run takes."""
     patch = pytest.MonkeyPatch()
-    connect, stop = runner.connect, runner._stop_ray
+    connect, stop = runner.connect, runner.stop_ray
     patch.setattr(runner, "connect", lambda address, spec: None if ray.is_initialized() else connect(address, spec))
-    patch.setattr(runner, "_stop_ray", lambda: None)
+    patch.setattr(runner, "stop_ray", lambda: None)
     yield
     patch.undo()
     stop()

@@ -18,7 +18,8 @@ from object_store import KEY, SECRET, ObjectStore
 from postgres import Postgres
 from tiny_studies import ROOT, study_dict, sweep_command, write_study
 
-from study.database.ledger import Ledger, study_url
+from study.database.engine import study_url
+from study.database.ledger import Ledger
 from study.records import TrialRecord
 
 LIMITS = {"trials": 6, "failures": 0, "concurrent": 3}

@@ -23,9 +23,11 @@ from tiny_studies import ROOT, run_sweep, study_dict, sweep_command, write_study
 
 from ardmvc_core.selection.criteria import ReferencePartition
 from study.database import lease
-from study.database.ledger import Ledger, study_url
+from study.database.engine import study_url
+from study.database.ledger import Ledger
+from study.driver import StudyBroken, StudyRefused, ray_cluster
 from study.driver import run as runner
-from study.driver.run import StudyBroken, StudyRefused, run_study
+from study.driver.run import run_study
 from study.planning.suggestions import preview
 from study.records import TrialRecord
 from study.spec.study_spec import StudySpec
@@ -297,11 +299,11 @@ def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]
         monkeypatch.delenv("RAY_TMPDIR", raising=False)
         if variable is not None:
             monkeypatch.setenv("RAY_TMPDIR", str(variable))
-        return Path(runner._ray_folder())
+        return Path(ray_cluster._ray_folder())
 
     yield make
-    while runner._ray_folders:
-        runner._ray_folders.pop().delete()
+    while ray_cluster._ray_folders:
+        ray_cluster._ray_folders.pop().delete()
 
 
 def test_the_folder_for_ray_has_room_for_the_paths_of_its_sockets(
@@ -322,6 +324,6 @@ def test_the_folder_for_ray_has_room_for_the_paths_of_its_sockets(
                 listener.bind(str(session / "sockets" / "plasma_store"))
         with pytest.raises(StudyRefused, match="cannot make a folder for Ray in /proc/none: No such file"):
             ray_folder(Path(short), Path("/proc/none"))
-        while runner._ray_folders:
-            runner._ray_folders.pop().delete()
+        while ray_cluster._ray_folders:
+            ray_cluster._ray_folders.pop().delete()
         assert list(Path(short).iterdir()) == [Path(short, "new")]

@@ -30,13 +30,13 @@ from tiny_studies import ROOT, study_dict, write_study
 
 from study import control, report, secrets, sweep
 from study import ui as study_ui
-from study.database.ledger import LedgerError, open_storage
+from study.database.engine import LedgerError, open_storage
 from study.driver import run as runner
 from study.planning.saved_models import find_checkpoint
 from study.secrets import Address, cleaned, first_line, guard_output, redact, remember
 from study.spec.study_spec import StudySpec
 from study.tracking.address import default_uri, make_sqlite
-from study.tracking.tracker import check_reachable
+from study.tracking.mlflow_client import check_reachable
 
 LEFT, RIGHT = "Zq7wX", "Kp4vT"
 """The halves of every password here: what is between them is what others read wrongly, and neither may show."""

@@ -66,7 +66,7 @@ def refused(study: str, capsys: pytest.CaptureFixture[str]) -> Refused:
 def runner(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     """Stands for `study.driver.run`: notes how it was called."""
 
-    from study.driver.run import StudyBroken, StudyRefused
+    from study.driver import StudyBroken, StudyRefused
 
     calls: list[dict[str, Any]] = []
     stub = types.SimpleNamespace(calls=calls, StudyRefused=StudyRefused, StudyBroken=StudyBroken, effect=lambda: 0)

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from study.database.ledger import Ledger, study_url
+from study.database.engine import study_url
+from study.database.ledger import Ledger
 from study.records import TrialRecord
 from study.table1 import main
 from study.tracking.tracker import default_uri
@@ -143,7 +144,7 @@ def test_a_failed_cell_is_tried_again_by_the_same_command_and_by_others(
 
     def call(*models: str) -> list[str]:
         given = table1.parser().parse_args(["--models", *models, "--seeds", "1", "--storage", str(tmp_path)])
-        spec, _ = table1._spec(given, 1, {})
+        spec, _ = table1.table_spec(given, 1, {})
         Ledger.open_or_create(spec, study_url(tmp_path), None)  # refuses a study that does not fit
         return [str(baseline["model.name"]) for baseline in spec.baselines]
 

@@ -24,7 +24,8 @@ from study.records import TrialRecord
 from study.secrets import redact
 from study.tracking import outbox
 from study.tracking.address import local_fault, make_sqlite
-from study.tracking.tracker import MLflowTracker, check_reachable, default_uri, tracking_uri
+from study.tracking.mlflow_client import check_reachable
+from study.tracking.tracker import MLflowTracker, default_uri, tracking_uri
 
 ROOT = Path(__file__).parents[2]
 SPEC = {
@@ -269,7 +270,7 @@ def test_a_killed_driver_leaves_nothing_twice(uri: str, open_tracker: Callable[.
 import sys, threading
 sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
 from test_tracking import SPEC, complete, running, run_trial
-from study.tracking import MLflowTracker
+from study.tracking.tracker import MLflowTracker
 tracker = MLflowTracker(SPEC, uri={uri!r}, study_name="demo")
 run_trial(tracker, 0)
 tracker.trial_started(running(1))

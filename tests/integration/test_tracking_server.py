@@ -28,7 +28,7 @@ import yaml
 from moto.server import ThreadedMotoServer
 from postgres import PROGRAMS, Postgres
 
-from study.tracking.tracker import check_reachable
+from study.tracking.mlflow_client import check_reachable
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "mlflow"
@@ -50,7 +50,8 @@ REQUIRED = {
 NODE = """
 import sys
 from study.records import TrialRecord
-from study.tracking import MLflowTracker, check_reachable
+from study.tracking.mlflow_client import check_reachable
+from study.tracking.tracker import MLflowTracker
 uri, study = sys.argv[1:]
 assert check_reachable(uri) is None, check_reachable(uri)
 spec = {"name": study, "objective": {"metric": "clean/acc", "mode": "max"}, "limits": {"trials": 1}}

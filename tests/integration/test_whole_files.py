@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from study.database.ledger import Ledger, study_url
+from study.database.engine import study_url
+from study.database.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[2]
 SUPPORT = ROOT / "tests" / "support"

@@ -26,10 +26,11 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("cli", "handle"),
         DOORS,
         ("main",),
+        ("__main__",),
     ),
     "trainables": (
-        ("config", "storage"),
-        ("data_parts", "checkpoints"),
+        ("config", "files", "scratch", "storage", "heartbeat", "round_limit"),
+        ("data_parts", "checkpoints", "saved_trial"),
         ("building",),
         ("reference", "surrogates"),
         ("trial",),
@@ -37,7 +38,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("trainable",),
     ),
     "ardmvc_core": (
-        ("types", "seeding"),
+        ("types", "seeding", "ranges"),
         ("batching", "losses", "data"),
         ("networks",),
         ("training", "attacks"),
@@ -55,10 +56,22 @@ def files() -> Iterator[tuple[str, Path]]:
             yield ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"), file
 
 
-def imports() -> Iterator[tuple[str, int, str]]:
-    """(importing module, line, imported name) of every import, those inside functions too."""
+def imports(*, typing: bool = True) -> Iterator[tuple[str, int, str]]:
+    """(importing module, line, imported name) of every import, those inside functions too.
+
+    Args: typing: also those that only type checkers see.
+    """
     for module, file in files():
-        for node in ast.walk(ast.parse(file.read_text())):
+        tree = ast.parse(file.read_text())
+        seen_by_checkers = {
+            id(inner)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+            for inner in ast.walk(node)
+        }
+        for node in ast.walk(tree):
+            if not typing and id(node) in seen_by_checkers:
+                continue
             if isinstance(node, ast.Import):
                 yield from ((module, node.lineno, alias.name) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
@@ -68,7 +81,7 @@ def imports() -> Iterator[tuple[str, int, str]]:
 
 def room(name: str) -> str | None:
     """The room of a module or of a name in it: `study.database`; None outside the packages and for a package's face."""
-    parts = name.split(".")
+    parts = name.removesuffix(".__version__").split(".")
     return ".".join(parts[:2]) if parts[0] in PACKAGES and len(parts) > 1 else None
 
 
@@ -83,10 +96,10 @@ def arrows() -> dict[tuple[str, str], list[str]]:
 
 
 def circles() -> list[str]:
-    """Modules that know of themselves by way of others."""
+    """Modules that know of themselves by way of others, as the program runs."""
     modules = dict(files())
     knows: dict[str, set[str]] = defaultdict(set)
-    for module, _, name in imports():
+    for module, _, name in imports(typing=False):
         target = name if name in modules else name.rpartition(".")[0]
         if target in modules and target != module:
             knows[module].add(target)

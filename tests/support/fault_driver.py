@@ -26,8 +26,8 @@ from counted_trainables import Counted
 from study.cli import exit_code_of
 from study.database import lease
 from study.database.ledger import Ledger
-from study.driver import conductor
-from study.driver.run import StudyBroken, StudyRefused, run_study
+from study.driver import StudyBroken, StudyRefused, conductor
+from study.driver.run import run_study
 from study.records import TrialRecord
 from study.spec.study_spec import load_spec
 from study.tracking.tracker import MLflowTracker

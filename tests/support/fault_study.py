@@ -16,7 +16,8 @@ import yaml
 from staged_trainables import ROUNDS
 from tiny_studies import ROOT, study_dict
 
-from study.database.ledger import Ledger, LedgerError, study_url
+from study.database.engine import LedgerError, study_url
+from study.database.ledger import Ledger
 from study.records import TrialRecord
 from study.tracking.tracker import default_uri
 

@@ -29,7 +29,8 @@ from ardmvc_core.attacks.searches.white_box import WhiteBoxConfig, prepare_white
 from ardmvc_core.attacks.suite import run_suite
 from ardmvc_core.attacks.tiers import plan
 from ardmvc_core.data.dataset import MultiViewDataset
-from ardmvc_core.evaluation.protocols import EvalBudget, evaluate_official, evaluate_strict, probe
+from ardmvc_core.evaluation.budget import EvalBudget
+from ardmvc_core.evaluation.protocols import evaluate_official, evaluate_strict, probe
 from ardmvc_core.networks.kmeans import KMeansHead
 from ardmvc_core.seeding import generator, global_rng_state, seed_everything
 from ardmvc_core.training import Trainer, calibrate

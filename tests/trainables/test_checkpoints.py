@@ -16,16 +16,8 @@ import torch
 from object_store import ObjectStore
 
 from trainables import checkpoints
-from trainables.checkpoints import (
-    Checkpoints,
-    NoCheckpoint,
-    StorageAway,
-    download,
-    locate,
-    read_file,
-    storage_fault,
-    write_file,
-)
+from trainables.checkpoints import Checkpoints, download
+from trainables.storage import NoCheckpoint, StorageAway, locate, read_file, storage_fault, write_file
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,10 @@ from fuzzing import altered, damaged, fuzzed, refusing, values
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainables.building import load_model
 from trainables.config import TrialConfig
 from trainables.saved_trial import ARRAYS_FILE, CONFIG_FILE, STATE_FILE, arrays_in, saved_facts
-from trainables.trial import Trial, load_model
+from trainables.trial import Trial
 
 CPU = torch.device("cpu")
 

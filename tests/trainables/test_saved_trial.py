@@ -15,9 +15,10 @@ import torch
 
 from ardmvc_core.training import Trainer
 from trainables.attack_trial import AttackTrial
+from trainables.building import load_model
 from trainables.config import AttackTrialConfig, TrialConfig
 from trainables.saved_trial import ARRAYS_FILE, CONFIG_FILE, STATE_FILE, DamagedCheckpoint, arrays_in, saved_facts
-from trainables.trial import Trial, load_model
+from trainables.trial import Trial
 
 CPU = torch.device("cpu")
 Change = Callable[[Any], Any]

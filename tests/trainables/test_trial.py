@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from trainables.attack_trial import AttackTrial
+from trainables.building import load_model
 from trainables.config import AttackTrialConfig, TrialConfig
-from trainables.trial import Trial, aggregate, load_model
+from trainables.trial import Trial, aggregate
 
 TINY = {"samples": 20, "probe_samples": 20, "probe_steps": 1, "steps": 2, "noise_draws": 1, "gan": {"epochs": 2}}
 

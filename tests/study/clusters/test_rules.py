@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 import study
-from study import cluster_files
-from study.cluster_files import ROOT, faults, leaves, network_policy, pins, pip_installs, rules_for
+from study.clusters import check as cluster_files
+from study.clusters.check import ROOT, faults, leaves, network_policy, pins, pip_installs, rules_for
 
 FOLDER = Path(study.__file__).parent / "clusters"
 LAUNCHER = ("aws", "gcp", "local")
@@ -527,7 +527,7 @@ def test_no_value_of_a_wrong_type_is_a_crash(name: str) -> None:
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "study.cluster_files", *map(str, arguments)]
+    command = [sys.executable, "-m", "study.clusters.check", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
 

@@ -22,7 +22,8 @@ from postgres import Postgres
 from tiny_studies import ROOT
 
 from study.control import main
-from study.database.ledger import Ledger, study_url
+from study.database.engine import study_url
+from study.database.ledger import Ledger
 from study.spec.study_spec import StudySpec
 
 SpecMaker = Callable[..., StudySpec]

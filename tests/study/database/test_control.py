@@ -21,8 +21,9 @@ from tiny_studies import ROOT, study_dict, write_study
 
 from study.control import main
 from study.database import lease as lease_module
+from study.database.engine import study_url
 from study.database.lease import Lease
-from study.database.ledger import Ledger, study_url
+from study.database.ledger import Ledger
 from study.records import TrialRecord
 from study.spec.study_spec import StudySpec
 from study.tracking.tracker import default_uri

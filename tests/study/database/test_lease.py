@@ -20,8 +20,9 @@ from optuna.distributions import FloatDistribution
 from postgres import Postgres
 
 from study.database import lease as lease_module
+from study.database.engine import LedgerError, study_url
 from study.database.lease import Lease, LeaseHeld
-from study.database.ledger import Ledger, LedgerError, study_url
+from study.database.ledger import Ledger
 from study.planning.optuna_side import make_pruner
 from study.spec.study_spec import StudySpec
 
@@ -67,8 +68,9 @@ def test_of_many_drivers_at_once_on_a_new_database_one_gets_the_lease(tmp_path: 
         "sys.path.insert(0, sys.argv[2])\n"
         "from tiny_studies import study_dict\n"
         "from pathlib import Path\n"
-        "from study.ledger import Ledger, LedgerError, study_url\n"
-        "from study.spec import StudySpec\n"
+        "from study.database.engine import LedgerError, study_url\n"
+        "from study.database.ledger import Ledger\n"
+        "from study.spec.study_spec import StudySpec\n"
         "spec = StudySpec.model_validate(study_dict(Path(sys.argv[1])))\n"
         "print('ready', flush=True)\n"
         "sys.stdin.readline()\n"
@@ -103,7 +105,7 @@ def test_lease_of_a_dead_process_on_this_machine_is_taken_at_once(tiny_spec: Spe
     open_ledger(spec)
     code = (
         "import os, signal\n"
-        "from study.ledger import Ledger\n"
+        "from study.database.ledger import Ledger\n"
         f"Ledger.open_existing('tiny', {study_url(spec.storage.path).reveal()!r}).acquire()\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )

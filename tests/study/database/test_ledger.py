@@ -8,7 +8,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from study.database.ledger import Ledger, LedgerError, extends, list_differences, open_storage, study_url
+from study.database.engine import LedgerError, open_storage, study_url
+from study.database.identity import extends, list_differences
+from study.database.ledger import Ledger
 from study.planning.optuna_side import make_pruner
 from study.spec.study_spec import StudySpec
 

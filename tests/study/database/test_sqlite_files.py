@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 
-from study.database.ledger import Ledger, LedgerError, NoStudy, database_fault, is_outage, open_storage, study_url
+from study.database.engine import LedgerError, NoStudy, database_fault, is_outage, open_storage, study_url
+from study.database.ledger import Ledger
 from study.database.sqlite_files import damage
 from study.spec.study_spec import StudySpec
 
@@ -298,3 +300,24 @@ def test_a_driver_waits_out_a_file_that_can_only_be_read(
     assert "the study database answers again" in caplog.text
     again = Ledger.open_existing("tiny", f"sqlite:///{file}").record(0)
     assert (again.state, again.values) == ("COMPLETE", (0.5,))
+
+
+LOCK = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 510, 0x40000002)  # the bytes that sqlite's readers share
+"""
+
+
+def test_a_database_that_is_opened_twice_keeps_its_locks(tiny_spec: SpecMaker, tmp_path: Path) -> None:
+    """Without them another process would delete the log of a database that is in use."""
+    spec = tiny_spec()
+    url = study_url(str(spec.storage.path))
+    ledger = Ledger.open_or_create(spec, url, NopPruner())
+    file = url.reveal().removeprefix("sqlite:///")
+    with ledger.engine.connect() as connection:
+        connection.exec_driver_sql("SELECT 1 FROM studies")
+        Ledger.open_existing(spec.name, url)
+        done = subprocess.run([sys.executable, "-c", LOCK, file], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "BlockingIOError" in done.stderr

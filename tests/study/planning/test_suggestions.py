@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from study.database.ledger import Ledger
 from study.planning.optuna_side import BEST_KEPT, LimitedHistory, make_pruner, to_optuna
 from study.planning.suggestions import Suggestions, as_point, next_overrides, preview
-from study.spec.space import Choice, IntLogUniform, IntUniform, LogUniform, Quantised, Uniform
+from study.spec.distributions import Choice, IntLogUniform, IntUniform, LogUniform, Quantised, Uniform
 from study.spec.study_spec import StudySpec
 
 SpecMaker = Callable[..., StudySpec]

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from study.records import Goal, TrialRecord
-from study.report import all_figures
 from study.reporting.study_figures import front, history, importance, slices, study_figures
+from study.reporting.tables import all_figures
 from study.reporting.trial_figures import (
     confusion,
     eps_curve,

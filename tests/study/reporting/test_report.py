@@ -14,11 +14,13 @@ import pytest
 from optuna.trial import TrialState
 from pyarrow import parquet
 
-from study.database.ledger import Ledger, study_url
+from study.database.engine import study_url
+from study.database.ledger import Ledger
 from study.planning.optuna_side import make_pruner
 from study.ranking.summary import summary
 from study.records import Goal, TrialRecord
-from study.report import as_csv, as_html, as_json, as_parquet, cells, leaderboard, main, markdown
+from study.report import main
+from study.reporting.tables import as_csv, as_html, as_json, as_parquet, cells, leaderboard, markdown
 from study.spec.study_spec import StudySpec
 
 ROOT = Path(__file__).parents[3]

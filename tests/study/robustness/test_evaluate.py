@@ -26,12 +26,16 @@ from ardmvc_core.assessment.consistency import map_from_confusion, scores_from_c
 from ardmvc_core.attacks import suite
 from ardmvc_core.attacks.kinds import Ascend, Transfer
 from ardmvc_core.attacks.objectives.per_sample import ce
+from ardmvc_core.data import DATASETS
 from ardmvc_core.evaluation.intervals import Interval, bootstrap_interval
 from study.compare import main as compare_main
-from study.database.ledger import Ledger, LedgerError, study_url
-from study.evaluate import _Lines, find_target, main
-from study.reporting import study_figures as figures
-from study.robustness.page import FIGURES
+from study.database.engine import LedgerError, study_url
+from study.database.ledger import Ledger
+from study.evaluate import main
+from study.reporting import style as figures
+from study.reporting.progress import _Lines
+from study.robustness.figures import FIGURES
+from study.robustness.target import find_target
 from study.spec.study_spec import StudySpec
 from study.spec.yaml_file import SpecError
 from study.sweep import main as sweep
@@ -95,7 +99,7 @@ def few_resamples(*args: Any, **kwargs: Any) -> Interval:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No ε curve, few resamples, and checks that pass without work."""
-    monkeypatch.setitem(robustness.EPS_GRID, "noisy_digits", ())  # type: ignore[arg-type]
+    monkeypatch.setitem(DATASETS, "noisy_digits", replace(DATASETS["noisy_digits"], eps_grid=()))
     monkeypatch.setattr(robustness, "bootstrap_interval", few_resamples)
     monkeypatch.setattr(robustness, "run_checks", lambda *args, **kwargs: OK)
     monkeypatch.setattr(figures, "DPI", 40)
@@ -120,7 +124,7 @@ def report(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Report
     """Everything for real, on few samples and two ε."""
     folder = tmp_path_factory.mktemp("report") / "there"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(robustness.EPS_GRID, "noisy_digits", (0.05, 0.3))  # type: ignore[arg-type]
+        patch.setitem(DATASETS, "noisy_digits", replace(DATASETS["noisy_digits"], eps_grid=(0.05, 0.3)))
         patch.setattr(robustness, "bootstrap_interval", few_resamples)
         patch.setattr(sanity, "STEP_GRID", (5, 10))
         # Where nothing survives, checks are over soon.
@@ -448,7 +452,7 @@ def refused(tmp_path: Path) -> Callable[..., str]:
         (["--eps", "8/255"], "--eps: must be numbers such as 0.05,0.1, got '8/255'"),
         (["--tier", "strong"], "--tier: tier must be one of probe, tune, standard, plus, got 'strong'"),
         (["--views", "0,2"], "--views: must be distinct, each in 0..1, got (0, 2)"),
-        (["--views", "-1"], "--views: must be distinct, each in 0..1, got (-1,)"),
+        (["--views", "-1"], "--views: must be in [0, 99], got -1"),
         (["--views", "one"], "--views: must be numbers such as 0,1, got 'one'"),
         (["--part", "train"], "--part: must be one of tune, score, got 'train'"),
         (["--certify", "0"], "--certify: must be in (0, 100], got 0.0"),

@@ -9,10 +9,10 @@ import annotated_types
 import pytest
 from pydantic import BaseModel, Field, ValidationError
 
-from ardmvc_core.data.dataset import DatasetConfig
+from ardmvc_core.data import DatasetConfig
 from ardmvc_core.models import MODELS
 from ardmvc_core.ranges import Range, check_values
-from study.spec.space import IntLogUniform, IntUniform, LogUniform, Quantised, Uniform
+from study.spec.distributions import IntLogUniform, IntUniform, LogUniform, Quantised, Uniform
 from study.spec.study_spec import StudySpec
 from trainables.config import AttackTrialConfig, TrialConfig
 

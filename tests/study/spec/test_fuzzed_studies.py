@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, Phase, event, given, settings
+from hypothesis import HealthCheck, Phase, event, example, given, settings
 from hypothesis import strategies as st
 
 from study.planning.dry_run import dry_run
 from study.planning.preflight import environment_faults
+from study.spec.distributions import KINDS
 from study.spec.faults import dotted_keys
-from study.spec.space import KINDS
 from study.spec.study_spec import StudySpec, load_spec
 from study.spec.yaml_file import SpecError, split_setting
 from trainables.config import AttackTrialConfig, TrialConfig
@@ -212,6 +212,8 @@ def test_real_keys_with_strange_values(name: str, edits: list[tuple[str, Any]]) 
 
 
 @fuzzed(30)
+@example(name="smoke.yaml", edits=[("name", "x" * 5000)])
+@example(name="smoke.yaml", edits=[("space.model.train_eps", {"quantised": [0, 1, 5e-324]})])
 @given(name=st.sampled_from(sorted(TEXTS)), edits=EDITS)
 def test_flags_with_strange_values(name: str, edits: list[tuple[str, Any]]) -> None:
     texts = [yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n") for _, value in edits]
@@ -239,6 +241,9 @@ def test_damaged_texts(name: str, data: st.DataObject) -> None:
 
 
 @fuzzed(20)
+@example(content=b"a: !!bool maybe")
+@example(content=b"a: !!int ''")
+@example(content=b'a: "\\UFFFFFFFF"')
 @given(content=st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
 def test_any_bytes(content: bytes) -> None:
     answered(content)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from study.spec.space import (
+from study.spec.distributions import (
     Choice,
     Distribution,
     IntLogUniform,
@@ -12,14 +12,10 @@ from study.spec.space import (
     LogUniform,
     Quantised,
     Uniform,
-    apply_overrides,
     as_yaml,
-    build_trial,
     parse_distribution,
-    parse_space,
-    path_faults,
-    range_faults,
 )
+from study.spec.space import apply_overrides, build_trial, parse_space, path_faults, range_faults
 from trainables.config import AttackTrialConfig, TrialConfig
 
 TRIAL: dict[str, Any] = {"dataset": {"name": "noisy_digits"}, "model": {"name": "ar_dmvc_am"}}

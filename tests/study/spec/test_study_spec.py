@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from study.spec.space import LogUniform, Uniform
+from study.spec.distributions import LogUniform, Uniform
 from study.spec.study_spec import SpecError, StudySpec, load_spec
 from trainables.config import TrialConfig
 

@@ -1,4 +1,4 @@
-"""What Ray's own check of a cluster file does not see: `python -m study.cluster_files FILE…` prints the faults.
+"""What Ray's own check of a cluster file does not see: `python -m study.clusters.check FILE…` prints the faults.
 
 For files of Ray's cluster launcher (AWS, Google Cloud, own hosts) and RayJobs of KubeRay. A fault is a line: where,
 what is wrong, what would work. Nothing here talks to a cloud, and no message repeats a secret.
@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = (
     *("requirements.txt", "requirements-cuda.txt", "requirements-dev.txt"),
     *("mlflow/requirements.txt", "study/clusters/requirements.txt"),
@@ -742,7 +742,9 @@ def install_faults(words: Sequence[str]) -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the faults of files. Returns: 0 without any, else 2."""
-    parser = argparse.ArgumentParser(prog="python -m study.cluster_files", description="Prints what is wrong in files.")
+    parser = argparse.ArgumentParser(
+        prog="python -m study.clusters.check", description="Prints what is wrong in files."
+    )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="of Ray's cluster launcher, or a RayJob")
     found = 0
     for file in parser.parse_args(argv).files:

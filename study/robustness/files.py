@@ -1,0 +1,53 @@
+"""The files of a robustness report."""
+
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ardmvc_core.assessment.assess import Assessment
+from study.reporting.style import png
+from study.robustness.facts import Facts
+from study.robustness.figures import FIGURES, all_figures
+from study.robustness.page import markdown
+from trainables.storage import write_file
+
+
+def as_json(found: Assessment, facts: Facts) -> str:
+    """`Assessment.as_json` and, under `facts`, what was evaluated; numbers that are not finite become null."""
+    whole = {"facts": asdict(facts), **found.as_json()}
+    return json.dumps(plain_json(whole), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write(found: Assessment, facts: Facts, folder: Path) -> None:
+    """Writes `report.md`, `report.json`, `evaluation.npz` and `figures/*.png`, each whole or not at all.
+
+    Figures that an earlier report left there and this one does not have are deleted, unless `figures` is a link.
+
+    Raises: OSError if the folder cannot be written to.
+    """
+    figures = all_figures(found)
+    drawn = folder / "figures"
+    for name in FIGURES:
+        if name in figures:
+            write_file(str(drawn), f"{name}.png", png(figures[name]))
+        elif not drawn.is_symlink():
+            (drawn / f"{name}.png").unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **found.suite.evaluation.arrays())
+    write_file(str(folder), "evaluation.npz", buffer.getvalue())
+    write_file(str(folder), "report.json", as_json(found, facts).encode())
+    write_file(str(folder), "report.md", markdown(found, facts, tuple(figures)).encode())
+
+
+def plain_json(item: Any) -> Any:
+    if isinstance(item, float):
+        return item if math.isfinite(item) else None
+    if isinstance(item, Mapping):
+        return {key: plain_json(entry) for key, entry in item.items()}
+    return [plain_json(entry) for entry in item] if isinstance(item, list | tuple) else item
