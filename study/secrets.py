@@ -61,7 +61,9 @@ _PLAIN = re.compile(
 )
 """An address that can be read in one way only, so that all of it but password and fields may be shown."""
 
-_USER_INFO = re.compile(r"(?P<scheme>\b[a-zA-Z][\w+.-]*://)(?P<user>[^\s:@/'\"]*)(?P<rest>:?)[^\s'\"]*@")
+_WITH_LOGIN = re.compile(r"[A-Za-z][\w+.-]{0,40}://[^:]*:.*@.*", re.DOTALL)
+"""Schemes are bounded here and below: a long text without one would take time that grows with its length squared."""
+_USER_INFO = re.compile(r"(?P<scheme>\b[a-zA-Z][\w+.-]{0,40}://)(?P<user>[^\s:@/'\"]*)(?P<rest>:?)[^\s'\"]*@")
 _FIELD = re.compile(
     r"(?i)([?&](?:[\w-]*(?:password|passwd|secret|token|signature|access_?key)[\w-]*)=|\b(?:ssl)?(?:password|passwd|pwd)=)"
     r"[^&\s'\"]+"
@@ -223,7 +225,7 @@ def remember_arguments(values: Iterable[object]) -> None:
     for value in values:
         if isinstance(value, list):
             remember_arguments(value)
-        elif isinstance(value, str) and (address := re.search(r"[A-Za-z][\w+.-]*://[^:]*:.*@.*", value, re.DOTALL)):
+        elif isinstance(value, str) and (address := _WITH_LOGIN.search(value)):
             _remember_address(address[0], _show(address[0]))
 
 

@@ -7,6 +7,7 @@ DamagedCheckpoint: a command refuses with it, and a trial goes on from the check
 import io
 import json
 import math
+import pickle
 import zipfile
 from collections.abc import Iterator, Mapping, Set
 from contextlib import AbstractContextManager, contextmanager
@@ -99,7 +100,10 @@ def saved_state(place: str) -> dict[str, Any]:
     content = content_of(place, STATE_FILE)
     with parsing(place, STATE_FILE):
         _check_archive(content)
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # PyTorch would advise to read it without this safeguard
+            raise ValueError("it holds more than plain values and tensors, or is no pickle that is whole") from error
         if not isinstance(state, dict):
             raise ValueError(f"it holds a {type(state).__name__}, not the state of a trial")
         _check_tensors(state, len(content))

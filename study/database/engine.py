@@ -152,6 +152,12 @@ _in_use: WeakKeyDictionary[sqlalchemy.engine.Engine, tuple[int, int]] = WeakKeyD
 """Engines of this process → device and inode of their sqlite file."""
 
 
+def _used(identity: tuple[int, int]) -> bool:
+    """Whether a connection of this process to this sqlite file is open."""
+    pools: list[Any] = [engine.pool for engine, known in list(_in_use.items()) if known == identity]
+    return any(pool.checkedin() + pool.checkedout() for pool in pools)
+
+
 def _identity_of(file: Path) -> tuple[int, int]:
     facts = file.stat()
     return facts.st_dev, facts.st_ino
@@ -164,7 +170,7 @@ def _refuse_damage(file: Path) -> None:
     could then delete the log of a database that is in use here (sqlite.org/howtocorrupt.html, 2.2).
     """
     try:
-        fault = damage(file) if file.exists() and _identity_of(file) not in _in_use.values() else None
+        fault = damage(file) if file.exists() and not _used(_identity_of(file)) else None
     except OSError as error:
         raise LedgerError(f"cannot read the study database {file}: {error.strerror}") from error
     except sqlite3.Error:

@@ -244,7 +244,7 @@ def flipped(content: bytes) -> bytes:
         (flipped, "is not what was written (its checksum differs)"),
         (deflated, "it is compressed, and torch.save does not compress"),
         (lambda content: pickled([1, 2]), "it holds a list, not the state of a trial"),
-        (lambda content: pickled({"trainers": Code()}), "UnpicklingError"),
+        (lambda content: pickled({"trainers": Code()}), "it holds more than plain values and tensors"),
     ],
 )
 def test_files_that_are_no_state(
@@ -259,7 +259,7 @@ def test_files_that_are_no_state(
 def test_a_network_that_its_own_config_makes_far_too_large(folder: Path) -> None:
     """No memory is taken for it: its weights are not there."""
     facts = json.loads((folder / CONFIG_FILE).read_text())
-    facts["config"]["model"] |= {"encoder": "dense", "dense_widths": [10**7, 10**7]}  # 400 TB
+    facts["config"]["model"] |= {"encoder": "dense", "dense_widths": [1 << 16, 1 << 16]}  # 17 GB
     (folder / CONFIG_FILE).write_text(json.dumps(facts))
     with pytest.raises(DamagedCheckpoint, match="its model does not fit its config: "):
         load_model(str(folder), CPU)
@@ -269,7 +269,7 @@ def test_a_network_that_its_own_config_makes_far_too_large(folder: Path) -> None
 def test_files_that_are_too_large_or_none(folder: Path, file: str, size: int) -> None:
     with (folder / file).open("r+b") as out:
         out.truncate(size + 1)  # holes, which take no room
-    with pytest.raises(ValueError, match=f"cannot be read: {file} must have at most {size} bytes, has {size + 1}"):
+    with pytest.raises(ValueError, match=f"cannot be read: {file} has {size + 1} bytes; allowed are {size}"):
         load_model(str(folder), CPU)
     (folder / file).unlink()
     with pytest.raises(DamagedCheckpoint, match=f"holds no saved model: {file} is missing"):

@@ -41,7 +41,7 @@ CONFIG = TrialConfig.model_validate(
 def given(folder: Path | str, *resume: Path, patience: float = 0.0) -> dict[str, Any]:
     """What the driver gives to a worker."""
     places = [str(place) for place in resume]
-    common = {"number": 0, "threads": 1, "patience": patience, "round_seconds": 0}
+    common = {"number": 0, "threads": 1, "patience": patience, "limit": {"fixed": 0.0}, "rounds_left": 3, "beat": "b"}
     return {**common, "config": CONFIG.model_dump_json(), "folder": str(folder), "resume": places}
 
 

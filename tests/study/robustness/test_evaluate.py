@@ -20,8 +20,8 @@ from tiny_studies import study_dict, write_study
 
 from ardmvc_core.assessment import assess as robustness
 from ardmvc_core.assessment import checks as sanity
-from ardmvc_core.assessment.case import CheckResult
-from ardmvc_core.assessment.checks import SanityReport
+from ardmvc_core.assessment.case import Case, CheckResult
+from ardmvc_core.assessment.checks import SanityReport, collapse
 from ardmvc_core.assessment.consistency import map_from_confusion, scores_from_confusion
 from ardmvc_core.attacks import suite
 from ardmvc_core.attacks.kinds import Ascend, Transfer
@@ -277,8 +277,8 @@ def test_a_model_that_collapsed_has_no_headline(
     torch.save(state, collapsed / "state.pt")
 
     def only_collapse(model: Any, views: Any, budget: Any, result: Any, **settings: Any) -> SanityReport:
-        checker = sanity._Checker(model, views, budget, result, settings["seed"], settings["batch_size"])
-        return SanityReport(checks=(checker.collapse(settings["entropy_reference"]),), step_curve={})
+        case = Case(model, views, budget, result, settings["seed"], settings["batch_size"])
+        return SanityReport(checks=(collapse(case, settings["entropy_reference"]),), step_curve={})
 
     monkeypatch.setattr(robustness, "run_checks", only_collapse)
     ended = evaluate(
@@ -516,7 +516,7 @@ def test_damaged_checkpoints(
     [
         (b"[" * 100_000, "config.json: is damaged: RecursionError"),
         (b"\xff\xfa", "config.json: is damaged: 'utf-"),
-        (b" " * (1 << 21), "cannot be read: config.json must have at most 1048576 bytes, has 2097152"),
+        (b" " * (1 << 21), "cannot be read: config.json has 2097152 bytes; allowed are 1048576"),
     ],
 )
 def test_configs_that_cannot_be_read_at_all(
