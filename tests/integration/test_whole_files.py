@@ -81,7 +81,7 @@ def runs(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "last", "how"),
     [
-        ("table1.md", "study.table1:table_facts", "kill"),
+        ("table1.md", "study.paper_table.show:table_facts", "kill"),
         ("table1.png", "study.paper_table.figure:heat_map", "kill"),
         ("table1.png", "study.paper_table.figure:heat_map", "full"),
     ],
