@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ardmvc_core.data.reading import megabytes, read_archive, reading, reason_of, shown, shown_path
+from ardmvc_core.data.reading import megabytes, one_line, read_archive, reading, reason_of, shown_path
 from trainables.config import TrialConfig
 from trainables.storage import StorageAway, below, read_file
 
@@ -114,9 +114,9 @@ def saved_progress(state: Mapping[str, Any], rounds: int) -> tuple[int, float]:
     """Rounds and seconds that a state is behind. Raises: ValueError, KeyError if it is the state of no trial."""
     round_, seconds = state["round"], state["seconds"]
     if type(round_) is not int or not 0 <= round_ <= rounds:
-        raise ValueError(f"its round must be a whole number in 0..{rounds}, is {shown(round_)}")
+        raise ValueError(f"its round must be a whole number in 0..{rounds}, is {one_line(round_)}")
     if not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
-        raise ValueError(f"its seconds must be ≥ 0 and finite, are {shown(seconds)}")
+        raise ValueError(f"its seconds must be ≥ 0 and finite, are {one_line(seconds)}")
     return round_, float(seconds)
 
 
@@ -125,7 +125,7 @@ def arrays_in(content: bytes, place: str) -> dict[str, NDArray[Any]]:
     with parsing(place, ARRAYS_FILE):
         arrays, faults = read_archive(io.BytesIO(content))
         for key, reason in faults.items():
-            raise ValueError(f"{shown(key)}: {reason}")
+            raise ValueError(f"{one_line(key)}: {reason}")
         return arrays
 
 
@@ -136,7 +136,7 @@ def check_weights(found: Any, wanted: Mapping[str, Tensor]) -> None:
     """
     if not isinstance(found, Mapping):
         raise ValueError(f"its model is a {type(found).__name__}, not a mapping of names to tensors")
-    faults = [f"{shown(name)} is unknown" for name in found if name not in wanted]
+    faults = [f"{one_line(name)} is unknown" for name in found if name not in wanted]
     for name, tensor in wanted.items():
         if name not in found:
             faults.append(f"{name} is missing")
@@ -152,7 +152,7 @@ def check_weights(found: Any, wanted: Mapping[str, Tensor]) -> None:
 
 
 def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {shown(tuple(tensor.shape))}"
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {one_line(tuple(tensor.shape))}"
 
 
 @contextmanager
@@ -178,7 +178,7 @@ def _check_archive(content: bytes) -> None:
         if sum(member.file_size for member in members) > len(content):
             raise ValueError("its members are larger than the file")
         if (name := archive.testzip()) is not None:
-            raise ValueError(f"{shown(name)} is not what was written (its checksum differs)")
+            raise ValueError(f"{one_line(name)} is not what was written (its checksum differs)")
 
 
 def _check_tensors(state: dict[str, Any], size: int) -> None:

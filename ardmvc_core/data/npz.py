@@ -23,7 +23,7 @@ from ardmvc_core.data.dataset import (
     count_faults,
     cut_parts,
 )
-from ardmvc_core.data.reading import file_fault, fitted, read_archive, reading, shown, shown_path
+from ardmvc_core.data.reading import file_fault, fitted, one_line, read_archive, reading, shown_path
 
 if TYPE_CHECKING:
     from ardmvc_core.data.config import DatasetConfig
@@ -56,7 +56,7 @@ def _read(config: DatasetConfig) -> tuple[list[FloatArray], IndexArray | None, i
     except DataError as error:
         return [], None, 0, [str(error)]
     where = shown_path(path)
-    faults = [f"{where}: {shown(key)} cannot be read: {reason}" for key, reason in unread.items()]
+    faults = [f"{where}: {one_line(key)} cannot be read: {reason}" for key, reason in unread.items()]
     names = arrays.keys() | unread
     if not names:
         return [], None, 0, [f"{where}: holds no arrays"]
@@ -93,7 +93,7 @@ def _numbering_fault(names: Collection[str]) -> str | None:
     numbered = {name for name in names if name.startswith(_VIEW) and name.removeprefix(_VIEW).isnumeric()}
     if len(numbered) >= 2 and numbered == {f"{_VIEW}{number}" for number in range(len(numbered))}:
         return None
-    listed = [shown(name) for name in sorted(names)]
+    listed = [one_line(name) for name in sorted(names)]
     more = [f"and {len(listed) - _SHOWN} more"] if len(listed) > _SHOWN else []
     found = ", ".join([*listed[:_SHOWN], *more])
     return f"at least two views are needed, numbered view_0, view_1, … without a gap, got {found}"
@@ -101,9 +101,9 @@ def _numbering_fault(names: Collection[str]) -> str | None:
 
 def _view_faults(view: NDArray[Any]) -> list[str]:
     if view.dtype.kind not in "fiu":
-        return [f"must hold real numbers, got dtype {shown(view.dtype)}"]
+        return [f"must hold real numbers, got dtype {one_line(view.dtype)}"]
     if view.ndim not in (2, 4) or 0 in view.shape:
-        return [f"must be of shape (N, D) or (N, C, H, W) and not empty, got {shown(view.shape)}"]
+        return [f"must be of shape (N, D) or (N, C, H, W) and not empty, got {one_line(view.shape)}"]
     if view.min() >= 0 and view.max() <= 1:  # neither holds where a value is NaN
         return []
     faults = []
@@ -128,10 +128,10 @@ def _labels(labels: NDArray[Any] | None, lengths: dict[str, int]) -> tuple[int |
         return None, None, []
     faults = []
     if labels.ndim != 1 or (lengths and len(labels) not in lengths.values()):
-        faults.append(f"labels must be one per sample ({_listed(lengths)}), got shape {shown(labels.shape)}")
+        faults.append(f"labels must be one per sample ({_listed(lengths)}), got shape {one_line(labels.shape)}")
     if labels.dtype.kind not in "iu":
         first = labels.flat[:3].tolist()
-        faults.append(f"labels must be integers, got dtype {shown(labels.dtype)} (first values {shown(first)})")
+        faults.append(f"labels must be integers, got dtype {one_line(labels.dtype)} (first values {one_line(first)})")
     elif labels.size and labels.min() < 0:
         faults.append(f"labels must be ≥ 0, got {labels.min()} at {int(np.argmin(labels))}")
     if faults:
@@ -153,7 +153,9 @@ def _n_clusters(
     if given.dtype.kind not in "iu" or given.size != 1 or not given.item() >= least:
         values = given.item() if given.size == 1 else given.flat[:3].tolist()
         more = f" and {given.size - 3} more" if given.size > 3 else ""
-        return 0, [f"n_clusters must be one integer ≥ {least}, got {shown(values)}{more} of dtype {shown(given.dtype)}"]
+        return 0, [
+            f"n_clusters must be one integer ≥ {least}, got {one_line(values)}{more} of dtype {one_line(given.dtype)}"
+        ]
     if most and given.item() > most:
         return 0, [f"n_clusters must be ≤ {most}, the number of samples, got {given.item()}"]
     return int(given.item()), []

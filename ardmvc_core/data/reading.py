@@ -63,13 +63,13 @@ def reading(
 
 def reason_of(error: Exception) -> str:
     """What an exception says, in one short line; with its class where that is all that explains it."""
-    text = shown(_NOISE.sub("", str(error)[: 8 * _REASON]), _REASON)
+    text = one_line(_NOISE.sub("", str(error)[: 8 * _REASON]), _REASON)
     if isinstance(error, OSError | ValueError) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def shown(text: object, limit: int = _TEXT) -> str:
+def one_line(text: object, limit: int = _TEXT) -> str:
     """A text from a file as part of a message: one line of at most `limit` bytes, what cannot be printed escaped."""
     line = " ".join(str(text)[: 8 * limit].split())
     line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
@@ -79,7 +79,7 @@ def shown(text: object, limit: int = _TEXT) -> str:
 
 def shown_path(path: object) -> str:
     """A path as part of a message: of a very long one its end."""
-    text = shown(path, 1 << 13)
+    text = one_line(path, 1 << 13)
     encoded = text.encode()
     return text if len(encoded) <= _PATH else "…" + encoded[3 - _PATH :].decode(errors="ignore")
 
@@ -149,15 +149,15 @@ def _check_members(members: Sequence[zipfile.ZipInfo], size: int) -> None:
         raise ValueError(f"it holds {len(members)} arrays, at most {MEMBERS} are read")
     names = [_key(member) for member in members]
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise ValueError(f"it holds two arrays called {shown(twice[0])}")
+        raise ValueError(f"it holds two arrays called {one_line(twice[0])}")
     if sum(member.compress_size for member in members) > size:
         raise ValueError("it is damaged: its members are larger than the file, or overlap")
     total, limit = sum(member.file_size for member in members), unpacked_limit(size)
     if total > limit:
         largest = max(members, key=lambda member: member.file_size)
         raise ValueError(
-            f"it unpacks to {megabytes(total)} ({shown(_key(largest))}: {megabytes(largest.file_size)}); of a file of "
-            f"{megabytes(size)} at most {megabytes(limit)} are unpacked; write it with numpy.savez, uncompressed"
+            f"it unpacks to {megabytes(total)} ({one_line(_key(largest))}: {megabytes(largest.file_size)}); of a file "
+            f"of {megabytes(size)} at most {megabytes(limit)} are unpacked; write it with numpy.savez, uncompressed"
         )
 
 
@@ -172,7 +172,7 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[A
     if dtype.hasobject:
         raise ValueError("Object arrays would need pickle, which is never read; numbers are needed")
     if not dtype.itemsize or any(length < 0 for length in shape) or math.prod(shape) * dtype.itemsize != held:
-        raise ValueError(f"its header declares {shown(shape)} of {shown(dtype)}, {held} bytes are there")
+        raise ValueError(f"its header declares {one_line(shape)} of {one_line(dtype)}, {held} bytes are there")
     with archive.open(member) as stream:
         array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
     return array
@@ -189,5 +189,5 @@ def _read_header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     try:
         shape, _, dtype = parse(stream)
     except Exception as error:
-        raise ValueError(f"its header is damaged: {shown(reason_of(error))}") from error
+        raise ValueError(f"its header is damaged: {one_line(reason_of(error))}") from error
     return shape, dtype

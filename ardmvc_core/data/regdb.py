@@ -26,7 +26,7 @@ from ardmvc_core.data.dataset import (
     part_rows,
 )
 from ardmvc_core.data.files import regdb_folder
-from ardmvc_core.data.reading import MIB, file_fault, fitted, reading, shown, shown_path
+from ardmvc_core.data.reading import MIB, file_fault, fitted, one_line, reading, shown_path
 
 if TYPE_CHECKING:
     from ardmvc_core.data.config import DatasetConfig
@@ -115,9 +115,11 @@ def _read_list(folder: Path, name: str, faults: list[str]) -> dict[int, list[Pat
             break
         picture, _, identity = (text.strip() for text in line.strip().rpartition(" "))
         if not picture or not (identity.isascii() and identity.isdecimal() and len(identity) < 10):
-            own.append(f"{where}, line {number}: expected 'path identity-number', got {shown(repr(line))}")
+            own.append(f"{where}, line {number}: expected 'path identity-number', got {one_line(repr(line))}")
         elif picture.startswith("/") or ".." in PurePosixPath(picture).parts:
-            own.append(f"{where}, line {number}: must be a path below {shown_path(folder)}, got {shown(repr(picture))}")
+            own.append(
+                f"{where}, line {number}: must be a path below {shown_path(folder)}, got {one_line(repr(picture))}"
+            )
         elif not os.path.isfile(folder / picture):
             own.append(f"{where}, line {number}: {shown_path(folder / picture)} does not exist")
         else:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-from ardmvc_core.data.reading import MIB, file_fault, fitted, megabytes, reason_of, shown, shown_path
+from ardmvc_core.data.reading import MIB, file_fault, fitted, megabytes, one_line, reason_of, shown_path
 from study.spec.yaml_file import SpecError
 
 FILE = "report.json"
@@ -102,10 +102,10 @@ def check_comparable(reports: Sequence[Report]) -> None:
             raise SpecError(
                 [
                     f"these reports have different {what}, so their numbers do not compare:",
-                    *(f"  {shown(mark)}  {report.given}" for mark, report in ((ours, first), (theirs, other))),
+                    *(f"  {one_line(mark)}  {report.given}" for mark, report in ((ours, first), (theirs, other))),
                     *fitted(
                         [
-                            f"  {shown(path)}: {shown(repr(before))} and {shown(repr(after))}"
+                            f"  {one_line(path)}: {one_line(repr(before))} and {one_line(repr(after))}"
                             for path, before, after in _differences(whole, others)
                         ]
                     ),

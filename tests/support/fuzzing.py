@@ -21,14 +21,14 @@ MOST_MEMORY = 1 << 30
 """Bytes that a process may grow by while it refuses small files."""
 
 
-def fuzzed(examples: int) -> settings:
-    """Draws the same in every run, and keeps nothing on disk; ten seconds tell a slow example from one that hangs."""
+def fuzzed(examples: int, seconds: float = 10) -> settings:
+    """Draws the same in every run, and keeps nothing on disk; `seconds` tell a slow example from one that hangs."""
     other = int(os.environ.get("ARDMVC_FUZZ", "0"))
     return settings(
         max_examples=other or examples,
         derandomize=not other,
         database=None,
-        deadline=timedelta(seconds=10),
+        deadline=timedelta(seconds=seconds),
         phases=(Phase.explicit, Phase.generate),
         suppress_health_check=list(HealthCheck),
     )

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from ardmvc_core.data import DataError
-from ardmvc_core.data.reading import fitted, megabytes, reading, reason_of, shown, shown_path
+from ardmvc_core.data.reading import fitted, megabytes, one_line, reading, reason_of, shown_path
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from ardmvc_core.data.reading import fitted, megabytes, reading, reason_of, show
     ],
 )
 def test_a_text_is_one_line_of_at_most_80_bytes(text: str, line: str) -> None:
-    assert shown(text) == line
+    assert one_line(text) == line
     assert len(line.encode()) <= 80
 
 

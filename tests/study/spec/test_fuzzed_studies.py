@@ -5,16 +5,15 @@ The same are drawn in every run; `ARDMVC_FUZZ=2000 pytest --hypothesis-seed=11 â
 
 import contextlib
 import copy
-import os
 from collections.abc import Iterator
-from datetime import timedelta
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, Phase, event, example, given, settings
+from fuzzing import LONGEST_MESSAGE, fuzzed
+from hypothesis import event, example, given
 from hypothesis import strategies as st
 
 from study.planning.dry_run import dry_run
@@ -25,8 +24,8 @@ from study.spec.study_spec import StudySpec, load_spec
 from study.spec.yaml_file import SpecError, split_setting
 from trainables.config import AttackTrialConfig, TrialConfig
 
-LONGEST_MESSAGE = 2048
-"""Bytes."""
+SECONDS = 20
+"""Of one example: a dry run plans a whole study."""
 
 TEXTS = {
     entry.name: entry.read_text()
@@ -147,19 +146,6 @@ TOKENS = st.sampled_from(
 )
 
 
-def fuzzed(examples: int) -> settings:
-    """Draws the same in every run and keeps nothing on disk; the deadline tells a slow example from one that hangs."""
-    others = int(os.environ.get("ARDMVC_FUZZ", "0"))
-    return settings(
-        max_examples=others or examples,
-        derandomize=not others,
-        database=None,
-        deadline=timedelta(seconds=20),
-        phases=(Phase.explicit, Phase.generate),
-        suppress_health_check=list(HealthCheck),
-    )
-
-
 @pytest.fixture(scope="module", autouse=True)
 def empty_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A working folder without data or databases."""
@@ -202,7 +188,7 @@ def edited(study: dict[str, Any], path: str, value: Any) -> None:
     place[parts[-1]] = value
 
 
-@fuzzed(40)
+@fuzzed(40, SECONDS)
 @given(name=st.sampled_from(sorted(TEXTS)), edits=EDITS)
 def test_real_keys_with_strange_values(name: str, edits: list[tuple[str, Any]]) -> None:
     study = copy.deepcopy(yaml.safe_load(TEXTS[name]))
@@ -211,7 +197,7 @@ def test_real_keys_with_strange_values(name: str, edits: list[tuple[str, Any]]) 
     answered(yaml.safe_dump(study, allow_unicode=True).encode(errors="surrogatepass"))
 
 
-@fuzzed(30)
+@fuzzed(30, SECONDS)
 @example(name="smoke.yaml", edits=[("name", "x" * 5000)])
 @example(name="smoke.yaml", edits=[("space.model.train_eps", {"quantised": [0, 1, 5e-324]})])
 @given(name=st.sampled_from(sorted(TEXTS)), edits=EDITS)
@@ -221,7 +207,7 @@ def test_flags_with_strange_values(name: str, edits: list[tuple[str, Any]]) -> N
     answered(TEXTS[name].encode(), *flags)
 
 
-@fuzzed(40)
+@fuzzed(40, SECONDS)
 @given(name=st.sampled_from(sorted(TEXTS)), data=st.data())
 def test_damaged_texts(name: str, data: st.DataObject) -> None:
     text = TEXTS[name]
@@ -240,7 +226,7 @@ def test_damaged_texts(name: str, data: st.DataObject) -> None:
     answered(text.encode())
 
 
-@fuzzed(20)
+@fuzzed(20, SECONDS)
 @example(content=b"a: !!bool maybe")
 @example(content=b"a: !!int ''")
 @example(content=b'a: "\\UFFFFFFFF"')
@@ -249,7 +235,7 @@ def test_any_bytes(content: bytes) -> None:
     answered(content)
 
 
-@fuzzed(20)
+@fuzzed(20, SECONDS)
 @given(setting=st.text(max_size=40))
 def test_any_setting(setting: str) -> None:
     with contextlib.suppress(ValueError):
