@@ -5,11 +5,14 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from study.secrets import guard_output, redact, remember_arguments
 from study.spec.faults import listing, shortened
 from study.spec.yaml_file import SpecError
+
+if TYPE_CHECKING:
+    from study.spec.study_spec import StudySpec
 
 MOST_SEEDS = 100
 """Trainings of one setting."""
@@ -61,6 +64,44 @@ def exit_code_of(run: Callable[[argparse.Namespace], int], given: argparse.Names
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return 130
+
+
+def only_planned(spec: "StudySpec", given: argparse.Namespace, label: str, *, as_json: bool = False) -> bool:
+    """Looks whether the study could run here, and with --dry-run shows what would.
+
+    Args: given: flags of `add_run_flags`. label: what faults begin with. as_json: of what is shown.
+    Returns: whether that was all that was asked for.
+    Raises: SpecError with what is missing here.
+    """
+    from study.planning.preflight import environment_faults
+
+    if faults := environment_faults(spec, cluster=given.address is not None):
+        raise SpecError([f"{label}: {fault}" for fault in faults])
+    if given.dry_run:
+        from study.planning.dry_run import dry_run
+
+        print(dry_run(spec, as_json=as_json))
+    return bool(given.dry_run)
+
+
+def run_planned(spec: "StudySpec", given: argparse.Namespace, **how: Any) -> int:
+    """Runs the study by the flags of `add_run_flags`. Args: how: further ones of `run_study`.
+
+    Returns: its exit code; 1 if the driver could not go on, which is said.
+    Raises: SpecError if nothing was started, or a checkpoint that the results need is damaged.
+    """
+    from study.driver import StudyBroken, StudyRefused
+    from study.driver.run import run_study
+    from trainables.saved_trial import DamagedCheckpoint
+
+    try:
+        return run_study(spec, address=given.address, takeover=given.takeover, **how)
+    except (StudyRefused, DamagedCheckpoint) as error:
+        raise SpecError([str(error)]) from error
+    except StudyBroken as error:
+        refuse(error, debug=given.debug)
+        print("the same command goes on once that is mended", file=sys.stderr)
+        return 1
 
 
 def refuse(error: Exception, *, debug: bool) -> int:

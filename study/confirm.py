@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from study.cli import MOST_SEEDS, Parser, add_run_flags, exit_code_of, refuse
+from study.cli import MOST_SEEDS, Parser, add_run_flags, exit_code_of, only_planned, run_planned
 from study.planning.confirmation import MOST_FINALISTS, confirmation, finalists
 from study.spec.yaml_file import SpecError
 
@@ -79,20 +79,10 @@ def _run(given: argparse.Namespace) -> int:
             [f"--once: the score part of {given.study!r} has been used {len(uses)} times: {', '.join(uses)}"]
         )
 
-    from study.planning.preflight import environment_faults
-
-    if faults := environment_faults(spec, cluster=given.address is not None):
-        raise SpecError([f"confirm: {fault}" for fault in faults])
-    if given.dry_run:
-        from study.planning.dry_run import dry_run
-
-        print(dry_run(spec, as_json=False))
+    if only_planned(spec, given, "confirm"):
         return 0
 
-    from study.driver import StudyBroken, StudyRefused
-    from study.driver.run import run_study
     from study.reporting.confirmation import show_confirmation
-    from trainables.saved_trial import DamagedCheckpoint
     from trainables.storage import below
 
     ledger.note_score_use(spec.name)
@@ -114,14 +104,7 @@ def _run(given: argparse.Namespace) -> int:
             )
         )
 
-    try:
-        code = run_study(spec, address=given.address, takeover=given.takeover, show_results=show_results)
-    except (StudyRefused, DamagedCheckpoint) as error:
-        raise SpecError([str(error)]) from error
-    except StudyBroken as error:
-        refuse(error, debug=given.debug)
-        print("the same command goes on once that is mended", file=sys.stderr)
-        return 1
+    code = run_planned(spec, given, show_results=show_results)
     return code or int(state["failed"] > 0)
 
 

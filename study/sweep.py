@@ -4,8 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from study.cli import Parser, add_run_flags, exit_code_of, refuse
-from study.spec.yaml_file import SpecError, read_mapping
+from study.cli import Parser, add_run_flags, exit_code_of, only_planned, run_planned
+from study.spec.yaml_file import read_mapping
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,35 +32,12 @@ def _run(arguments: argparse.Namespace) -> int:
     # Imported step by step: torch takes seconds, Ray more, and bad input is answered before either is needed.
     label, raw = read_mapping(arguments.file)
 
-    from study.planning.preflight import environment_faults
     from study.spec.study_spec import checked_spec
 
     spec = checked_spec(label, raw, arguments.sets, arguments.trials)
-    if faults := environment_faults(spec, cluster=arguments.address is not None):
-        raise SpecError([f"{label}: {fault}" for fault in faults])
-    if arguments.dry_run:
-        from study.planning.dry_run import dry_run
-
-        print(dry_run(spec, as_json=arguments.json_output))
+    if only_planned(spec, arguments, label, as_json=arguments.json_output):
         return 0
-
-    from study.driver import StudyBroken, StudyRefused
-    from study.driver.run import run_study
-
-    try:
-        return run_study(
-            spec,
-            address=arguments.address,
-            takeover=arguments.takeover,
-            warm_start=arguments.warm_start,
-            json_output=arguments.json_output,
-        )
-    except StudyRefused as error:
-        return refuse(error, debug=arguments.debug)
-    except StudyBroken as error:
-        refuse(error, debug=arguments.debug)
-        print("the same command goes on once that is mended", file=sys.stderr)
-        return 1
+    return run_planned(spec, arguments, warm_start=arguments.warm_start, json_output=arguments.json_output)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from study.cli import MOST_SEEDS, Parser, add_run_flags, exit_code_of, refuse
+from study.cli import MOST_SEEDS, Parser, add_run_flags, exit_code_of, only_planned, run_planned
 from study.paper_table.cells import (
     absent_columns,
     columns_of,
@@ -76,28 +76,10 @@ def _run(given: argparse.Namespace) -> int:
     except LedgerError as error:
         raise SpecError([str(error)]) from error
 
-    from study.planning.preflight import environment_faults
-
-    if faults := environment_faults(spec, cluster=given.address is not None):
-        raise SpecError([f"table1: {fault}" for fault in faults])
-    if given.dry_run:
-        from study.planning.dry_run import dry_run
-
-        print(dry_run(spec, as_json=False))
+    if only_planned(spec, given, "table1"):
         return 0
-
-    from study.driver import StudyBroken, StudyRefused
-    from study.driver.run import run_study
-
     show = Shower(given, seeds, absent, asked)
-    try:
-        code = run_study(spec, address=given.address, takeover=given.takeover, show_results=show)
-    except StudyRefused as error:
-        raise SpecError([str(error)]) from error
-    except StudyBroken as error:
-        refuse(error, debug=given.debug)
-        print("the same command goes on once that is mended", file=sys.stderr)
-        return 1
+    code = run_planned(spec, given, show_results=show)
     return code or int(show.failed)
 
 
