@@ -108,11 +108,11 @@ def checkout(tmp_path: Path, environment: Path) -> Path:
         archive.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
         archive.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr("tiny-1.0.dist-info/RECORD", "")
-    head = "".join(f"{line}\n" for line in (ROOT / "requirements-dev.txt").read_text().splitlines()[2:4])
+    head = "".join(f"{line}\n" for line in (ROOT / "requirements.txt").read_text().splitlines()[2:4])
     sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    (tmp_path / "requirements-dev.txt").write_text(f"{head}tiny==1.0 --hash=sha256:{sha256}\n")
+    (tmp_path / "requirements.txt").write_text(f"{head}tiny==1.0 --hash=sha256:{sha256}\n")
     (tmp_path / "requirements-cpu.txt").write_text(f"{head}torch==0+cpu --hash=sha256:{'0' * 64}\n")
-    for name in ("requirements-cuda.txt", "mlflow/requirements.txt"):
+    for name in ("requirements-cuda.txt", "requirements-dev.txt", "mlflow/requirements.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(head)
     (tmp_path / "pyproject.toml").write_text("[build-system]\nrequires = []\nbuild-backend = 'none'\n")
@@ -120,7 +120,7 @@ def checkout(tmp_path: Path, environment: Path) -> Path:
 
 
 def install(checkout: Path) -> "subprocess.CompletedProcess[str]":
-    """`make .venv/.stamp` in an environment that is there already, with nothing but the folder `wheels` to be had.
+    """`make .venv/.user` in an environment that is there already, with nothing but the folder `wheels` to be had.
 
     What pip installs comes to the folder `installed`.
     """
@@ -128,7 +128,7 @@ def install(checkout: Path) -> "subprocess.CompletedProcess[str]":
     env |= {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(checkout / "wheels")}
     env |= {"PIP_TARGET": str(checkout / "installed")}
     return subprocess.run(
-        ["make", ".venv/.stamp", "PYTHON=true"], cwd=checkout, env=env, capture_output=True, text=True, check=False
+        ["make", ".venv/.user", "PYTHON=true"], cwd=checkout, env=env, capture_output=True, text=True, check=False
     )
 
 
@@ -140,7 +140,7 @@ def test_make_installs_what_has_its_hash_and_then_the_project(checkout: Path) ->
     done = install(checkout)
     assert has_tiny(checkout), done.stderr
     assert "BackendUnavailable" in done.stderr  # the project, which here has nothing to be built with
-    assert not (checkout / ".venv" / ".stamp").exists()
+    assert not (checkout / ".venv" / ".user").exists()
 
 
 def test_make_refuses_a_wheel_that_was_changed(checkout: Path) -> None:
@@ -165,12 +165,37 @@ def test_make_builds_nothing(checkout: Path) -> None:
     with tarfile.open(archive, "w:gz") as file:
         file.add(source, "tiny-1.0")
     sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
-    file = checkout / "requirements-dev.txt"
+    file = checkout / "requirements.txt"
     file.write_text(re.sub("sha256:.*", f"sha256:{sha256}", file.read_text()))
     done = install(checkout)
     assert done.returncode != 0
     assert "No matching distribution found for tiny==1.0" in done.stderr
     assert "was run" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("target", "files"),
+    [
+        ("sweep", ["requirements-cpu.txt", "requirements.txt", "requirements-cuda.txt"]),
+        ("test", ["requirements-cpu.txt", "requirements.txt", "requirements-cuda.txt", "requirements-dev.txt"]),
+    ],
+)
+def test_make_installs_what_the_target_needs_and_only_torch_comes_from_another_index(
+    target: str, files: list[str], tmp_path: Path
+) -> None:
+    for name in ("Makefile", *FILES, "pyproject.toml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    said = subprocess.run(
+        ["make", "--dry-run", target, "TORCH_INDEX=https://torch.example/cpu"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    installs = [line for line in said.splitlines() if "-r requirements" in line]
+    assert [line.partition("-r ")[2].split()[0] for line in installs] == files
+    assert ["--index-url https://torch.example/cpu" in line for line in installs] == [True] + [False] * (len(files) - 1)
 
 
 # Licences and the list for machines.

@@ -531,7 +531,7 @@ def ui(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
         quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         kept = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
         kept["PYTHONPATH"] = str(ROOT)
-        command = ["make", f"BIN={Path(sys.executable).parent}", "-o", ".venv/.stamp", "ui"]
+        command = ["make", f"BIN={Path(sys.executable).parent}", "-o", ".venv/.user", "ui"]
         with (tmp_path / "ui.log").open("w") as log:
             started.append(
                 subprocess.Popen(
