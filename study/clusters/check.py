@@ -109,9 +109,8 @@ def anywhere(config: dict[str, Any]) -> Iterator[str]:
 
 def values(config: dict[str, Any]) -> Iterator[str]:
     """Every place says what it must."""
-    if kind_of(config) != "job":
-        yield from broken(config, "launcher")
-    yield from broken(config, kind_of(config))
+    for name in ("launcher", kind_of(config)) if kind_of(config) != "job" else ("job",):
+        yield from broken(config, name)
 
 
 def broken(value: Any, name: str, path: str = "") -> Iterator[str]:
@@ -121,23 +120,14 @@ def broken(value: Any, name: str, path: str = "") -> Iterator[str]:
             for rule in wanted if isinstance(wanted, list) else [wanted]:
                 if isinstance(rule, str):
                     yield from broken(entry, rule, where)
-                elif not fits(entry, rule):
+                elif not Draft202012Validator(rule).is_valid(entry):
                     yield f"{where}: {rule['title'].replace('{}', repr(entry))}"
-
-
-def fits(value: Any, schema: Any) -> bool:
-    """Whether a value is what a JSON schema says."""
-    return Draft202012Validator(schema).is_valid(value)
 
 
 def shape(config: dict[str, Any]) -> Iterator[str]:
     """Every key is known, and what Ray's schema knows has the right type."""
-    kind = kind_of(config)
-    known = closed(schemas()["shapes"].get(kind))
-    if kind == "job":
-        yield from misshapen(config, known)
-        return
-    yield from misshapen(config, schemas()["ray"])
+    known = closed(schemas()["shapes"].get(kind_of(config)))
+    yield from misshapen(config, known if kind_of(config) == "job" else schemas()["ray"])
     for path, node in places(config, ["available_node_types", "*", "node_config"]):
         yield from misshapen(node, known, path)
 
@@ -167,7 +157,7 @@ def misshapen(value: Any, schema: Any, path: str = "") -> Iterator[str]:
         elif error.validator == "type" and str(wanted) in TYPES:
             yield f"{where}: must be {TYPES[wanted]}"
         else:
-            yield f"{where}: must be of {error.validator} {json.dumps(wanted)}"
+            yield f"{where}: must keep {error.validator}: {json.dumps(wanted)}"
 
 
 # Rules for every file.
@@ -249,7 +239,8 @@ def cloud_nodes(config: dict[str, Any]) -> Iterator[str]:
         for name in ("head",) if path == head else ("worker", f"{kind_of(config)} worker"):
             yield from broken(node, name, path)
     gpu = {path: node for path, node in nodes.items() if path != head and at(node, "resources", "GPU")}
-    spot = {path: node for path, node in gpu.items() if fits(at(node, "node_config"), schemas()["spot"])}
+    taken = Draft202012Validator(schemas()["spot"])
+    spot = {path: node for path, node in gpu.items() if taken.is_valid(at(node, "node_config"))}
     if not spot:
         yield "available_node_types: no worker with a GPU is on spot"
     for path, node in spot.items():
@@ -275,11 +266,10 @@ def network_policy(job: dict[str, Any], others: Sequence[Any]) -> Iterator[str]:
     for position, policy in enumerate(others, 2):
         yield from broken(policy, "policy", f"document {position}")
     chosen = [mapping(at(policy, "spec", "podSelector", "matchLabels")) for policy in others]
-    cluster = ["spec", "rayClusterSpec"]
-    for path, group in [*places(job, [*cluster, "headGroupSpec"]), *places(job, [*cluster, "workerGroupSpecs", "*"])]:
-        labels = mapping(at(group, "template", "metadata", "labels"))
-        if not any(labels.items() >= selector.items() for selector in chosen):
-            yield f"{path}.template.metadata.labels: no NetworkPolicy in this file selects these pods"
+    for group in ("headGroupSpec", "workerGroupSpecs.*"):
+        for path, labels in places(job, f"spec.rayClusterSpec.{group}.template.metadata.labels".split(".")):
+            if not any(mapping(labels).items() >= selector.items() for selector in chosen):
+                yield f"{path}: no NetworkPolicy in this file selects these pods"
 
 
 COMMON_RULES: tuple[Rule, ...] = (placeholders, anywhere, images, pinned_packages)
@@ -396,9 +386,7 @@ def install_faults(words: Sequence[str]) -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the faults of files. Returns: 0 without any, else 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m study.clusters.check", description="Prints what is wrong in files."
-    )
+    parser = argparse.ArgumentParser("python -m study.clusters.check", description="Prints what is wrong in files.")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="of Ray's cluster launcher, or a RayJob")
     found = 0
     for file in parser.parse_args(argv).files:

@@ -263,7 +263,10 @@ EVERYWHERE = [
     ("commands", "setup_commands 2", "pip install -r requirements.txt", "must install this project"),
     ("values", "head_start_ray_commands", GONE, "head_start_ray_commands: must start Ray"),
     ("values", "worker_start_ray_commands", GONE, "worker_start_ray_commands: must start Ray"),
-    ("values", "cluster_name", GONE, "cluster_name: is missing"),
+    ("shape", "cluster_name", GONE, "cluster_name: is missing"),
+    ("values", "cluster_name", "", "cluster_name: is missing"),
+    ("shape", "max_worker", 3, "max_worker: unknown key; nearest: 'max_workers'"),
+    ("shape", "max_workers", "eight", "max_workers: must be a whole number"),
     ("values", "provider type", "azure", "provider.type: must be one of aws, gcp, local, got 'azure'"),
 ]
 ON_CLOUDS = [
@@ -539,6 +542,22 @@ def test_no_value_of_a_wrong_type_is_a_crash(name: str) -> None:
             wrong = changed(config, path.replace(".", " "), value)
             for rule in rules_for(wrong):
                 assert all(isinstance(fault, str) for fault in rule(wrong))
+
+
+@pytest.mark.parametrize("text", ["password: hunter2: x", "password: [hunter2", "a: &hunter2 [*hunter2]", "x: .nan"])
+def test_a_text_that_is_no_yaml_is_not_repeated(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text(text)
+    (fault,) = faults(file)
+    assert fault.startswith("is no YAML")
+    assert "hunter2" not in fault
+
+
+def test_every_rule_says_what_is_wrong() -> None:
+    blocks = cluster_files.schemas()["rules"]
+    wanted = [each for block in blocks.values() for each in block.values()]
+    rules = [rule for each in wanted for rule in (each if isinstance(each, list) else [each])]
+    assert all(rule in blocks if isinstance(rule, str) else rule["title"] for rule in rules)
 
 
 # For people.
