@@ -191,6 +191,7 @@ def test_wheel_holds_the_four_packages_and_their_yaml(wheel_names: list[str]) ->
     shipped = {name for name in wheel_names if name.startswith("search_spaces/") and name.endswith(".yaml")}
     assert shipped == {f"search_spaces/{file.name}" for file in (ROOT / "search_spaces").glob("*.yaml")}
     assert shipped
+    assert "study/clusters/schema.yaml" in wheel_names
 
 
 def test_gitignore_does_not_hide_the_mlflow_folder() -> None:

@@ -105,7 +105,7 @@ def ray_accepts() -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 
 def test_every_shipped_file_is_known_here() -> None:
-    assert sorted(file.stem for file in FOLDER.glob("*.yaml")) == sorted([*LAUNCHER, "kubernetes"])
+    assert sorted(file.stem for file in FOLDER.glob("*.yaml")) == sorted([*LAUNCHER, "kubernetes", "schema"])
 
 
 @pytest.mark.parametrize("name", [*LAUNCHER, "kubernetes"])
@@ -160,7 +160,7 @@ def test_aws_takes_every_key_of_the_nodes() -> None:
         report = ParamValidator().validate({**node["node_config"], "MinCount": 1, "MaxCount": 1}, shape)
         assert not report.has_errors(), f"{name}: {report.generate_report()}"
     known = set(shape.members) | {"SubnetIds"}  # SubnetIds is Ray's own
-    assert set(cluster_files.AWS_NODE) <= known
+    assert set(cluster_files.schemas()["shapes"]["aws"]) <= known
 
 
 @pytest.mark.parametrize("name", LAUNCHER)
@@ -190,21 +190,31 @@ def test_the_script_that_reads_secrets_is_python_and_survives_the_shells_of_ray(
 LONG_KEY = "A" * 16
 EVERYWHERE = [
     ("placeholders", "cluster_name", "<CLUSTER>", "<CLUSTER> is not filled in"),
-    ("no_secrets", "docker run_options +", "-e MLFLOW_TRACKING_PASSWORD=hunter2", "a secret"),
-    ("no_secrets", "docker run_options +", "-e ARDMVC_STUDY_DB=somewhere", "docker.run_options[5]: a secret"),
-    ("no_secrets", "docker password", "hunter2", "docker.password: a secret"),
-    ("closed_network", "provider cidr", "0.0.0.0/0", "provider.cidr: 0.0.0.0/0 is the whole world"),
-    ("closed_network", "provider cidr", "::/0", "::/0 is the whole world"),
-    ("closed_network", "head_start_ray_commands 1", "ray start --dashboard-host=0.0.0.0", "listen to everyone"),
-    ("token", "docker run_options 3", "-e RAY_AUTH_MODE=disabled", "RAY_AUTH_MODE must be token, got 'disabled'"),
-    ("token", "head_start_ray_commands 0", "RAY_AUTH_MODE=tokn ray start --head", "must be token, got 'tokn'"),
+    ("anywhere", "docker run_options +", "-e MLFLOW_TRACKING_PASSWORD=hunter2", "a secret"),
+    ("anywhere", "docker run_options +", "-e ARDMVC_STUDY_DB=somewhere", "docker.run_options[5]: a secret"),
+    ("anywhere", "docker password", "hunter2", "docker.password: a secret"),
+    ("anywhere", "provider cidr", "0.0.0.0/0", "provider.cidr: 0.0.0.0/0 is the whole world"),
+    ("anywhere", "provider cidr", "::/0", "::/0 is the whole world"),
+    ("anywhere", "head_start_ray_commands 1", "ray start --dashboard-host=0.0.0.0", "listen to everyone"),
     (
-        "token",
+        "anywhere",
+        "docker run_options 3",
+        "-e RAY_AUTH_MODE=disabled",
+        "run_options[3]: RAY_AUTH_MODE must be token",
+    ),
+    (
+        "anywhere",
+        "head_start_ray_commands 0",
+        "RAY_AUTH_MODE=tokn ray start --head",
+        "[0]: RAY_AUTH_MODE must be token",
+    ),
+    (
+        "anywhere",
         "worker_start_ray_commands 1",
         "RAY_AUTH_MODE='' ray start",
         "worker_start_ray_commands[1]: RAY_AUTH_MODE",
     ),
-    ("token_file", "docker run_options", ["--shm-size=4g"], "docker.run_options: must give -e RAY_AUTH_MODE=token"),
+    ("values", "docker run_options", ["--shm-size=4g"], "docker.run_options: must give -e RAY_AUTH_MODE=token"),
     ("token_file", "file_mounts /home/ray/cluster", GONE, "of a file in a folder of file_mounts"),
     ("images", "docker image", "rayproject/ray:latest", "docker.image: must have the tag 2.60.0-py311"),
     ("images", "docker image", "rayproject/ray:2.59.0-py311-cpu", "must have the tag 2.60.0-py311"),
@@ -230,116 +240,119 @@ EVERYWHERE = [
     ("pinned_packages", "setup_commands +", "pip install -U --require-hashes -r requirements.txt", "-U takes what is"),
     ("pinned_packages", "setup_commands +", "pip install git+https://h/x", "from an address"),
     (
-        "pinned_packages",
+        "anywhere",
         "setup_commands +",
         "which ray || pip install https://h/latest/ray.whl",
         "latest or single wheel",
     ),
-    ("pinned_packages", "setup_commands +", "pip install ray-nightly==1", "installs a nightly"),
-    ("idle_timeout", "idle_timeout_minutes", GONE, "idle_timeout_minutes: must be between 1 and 30, got None"),
-    ("idle_timeout", "idle_timeout_minutes", 600, "idle_timeout_minutes: must be between 1 and 30, got 600"),
-    ("docker", "docker", GONE, "docker: must name image and container_name"),
-    ("docker", "docker run_options 0", GONE, "docker.run_options: must give --shm-size"),
-    ("docker", "docker run_options 1", GONE, "docker.run_options: must give --ulimit nofile"),
-    ("docker", "docker worker_run_options", GONE, "docker.worker_run_options: must give --gpus"),
-    ("files", "file_mounts", GONE, "file_mounts: must copy this checkout"),
-    ("files", "rsync_exclude", GONE, "rsync_exclude: must hold .venv"),
-    ("files", "rsync_exclude 1", GONE, "rsync_exclude: must hold runs"),
-    ("files", "rsync_filter", GONE, "rsync_filter: must hold .gitignore"),
-    ("commands", "setup_commands", GONE, "setup_commands: are missing"),
-    ("commands", "setup_commands", [], "setup_commands: are missing"),
+    ("anywhere", "setup_commands +", "pip install ray-nightly==1", "installs a nightly"),
+    ("values", "idle_timeout_minutes", GONE, "idle_timeout_minutes: must be between 1 and 30, got None"),
+    ("values", "idle_timeout_minutes", 600, "idle_timeout_minutes: must be between 1 and 30, got 600"),
+    ("values", "docker", GONE, "docker.container_name: is missing"),
+    ("values", "docker run_options 0", GONE, "docker.run_options: must give --shm-size"),
+    ("values", "docker run_options 1", GONE, "docker.run_options: must give --ulimit nofile"),
+    ("values", "docker worker_run_options", GONE, "docker.worker_run_options: must give --gpus"),
+    ("values", "file_mounts", GONE, "file_mounts: must copy this checkout"),
+    ("values", "rsync_exclude", GONE, "rsync_exclude: must hold .venv"),
+    ("values", "rsync_exclude 1", GONE, "rsync_exclude: must hold runs"),
+    ("values", "rsync_filter", GONE, "rsync_filter: must hold .gitignore"),
+    ("values", "setup_commands", GONE, "setup_commands: are missing"),
+    ("values", "setup_commands", [], "setup_commands: are missing"),
     ("commands", "setup_commands 2", "pip install -r requirements.txt", "must install requirements-cuda.txt"),
     ("commands", "setup_commands 2", "pip install -e .", "setup_commands: must install requirements.txt"),
     ("commands", "setup_commands 2", "pip install -r requirements.txt", "must install this project"),
-    ("commands", "head_start_ray_commands", GONE, "head_start_ray_commands: must start Ray"),
-    ("commands", "worker_start_ray_commands", GONE, "worker_start_ray_commands: must start Ray"),
-    ("provider", "cluster_name", GONE, "cluster_name: is missing"),
-    ("provider", "provider type", "azure", "provider.type: must be one of aws, gcp, local, got 'azure'"),
+    ("values", "head_start_ray_commands", GONE, "head_start_ray_commands: must start Ray"),
+    ("values", "worker_start_ray_commands", GONE, "worker_start_ray_commands: must start Ray"),
+    ("shape", "cluster_name", GONE, "cluster_name: is missing"),
+    ("values", "cluster_name", "", "cluster_name: is missing"),
+    ("shape", "max_worker", 3, "max_worker: unknown key; nearest: 'max_workers'"),
+    ("shape", "max_workers", "eight", "max_workers: must be a whole number"),
+    ("values", "provider type", "azure", "provider.type: must be one of aws, gcp, local, got 'azure'"),
 ]
 ON_CLOUDS = [
-    ("provider", "provider cache_stopped_nodes", True, "provider.cache_stopped_nodes: must be false"),
-    ("provider", "provider cache_stopped_nodes", GONE, "provider.cache_stopped_nodes: must be false"),
-    ("cloud_head", "head_node_type", "boss", "head_node_type: 'boss' is none of available_node_types"),
-    ("cloud_head", f"{HEAD} max_workers", GONE, "available_node_types.head.max_workers: must be 0"),
-    ("cloud_head", f"{HEAD} max_workers", 2, "available_node_types.head.max_workers: must be 0"),
-    ("cloud_head", f"{HEAD} resources CPU", 2, "available_node_types.head.resources: must be CPU: 0 and GPU: 0"),
-    ("cloud_head", f"{HEAD} resources GPU", 1, "available_node_types.head.resources: must be CPU: 0 and GPU: 0"),
-    ("cloud_head", f"{HEAD} resources", {}, "available_node_types.head.resources: must be CPU: 0 and GPU: 0"),
-    ("cloud_workers", RESERVE, GONE, "gpu_spot: no type on demand has the same resources"),
-    ("cloud_workers", f"{RESERVE} resources GPU", 2, "gpu_spot: no type on demand has the same resources"),
-    ("cloud_workers", SPOT, GONE, "available_node_types: no worker with a GPU is on spot"),
-    ("cloud_workers", f"{SPOT} resources", {}, "gpu_spot.resources: must name CPU and GPU"),
-    ("cloud_workers", f"{SPOT} min_workers", 1, "gpu_spot.min_workers: must be 0"),
-    ("cloud_workers", f"{SPOT} priority", GONE, "gpu_spot.priority: must be higher"),
-    ("cloud_workers", f"{SPOT} max_workers", 8, "max_workers: must be more than the 8 that may be on spot"),
-    ("cloud_workers", "max_workers", GONE, "max_workers: must be more than the 6 that may be on spot"),
+    ("values", "provider cache_stopped_nodes", True, "provider.cache_stopped_nodes: must be false"),
+    ("values", "provider cache_stopped_nodes", GONE, "provider.cache_stopped_nodes: must be false"),
+    ("cloud_nodes", "head_node_type", "boss", "head_node_type: 'boss' is none of available_node_types"),
+    ("cloud_nodes", f"{HEAD} max_workers", GONE, "available_node_types.head.max_workers: must be 0"),
+    ("cloud_nodes", f"{HEAD} max_workers", 2, "available_node_types.head.max_workers: must be 0"),
+    ("cloud_nodes", f"{HEAD} resources CPU", 2, "head.resources.CPU: must be 0, or trials run on the head"),
+    ("cloud_nodes", f"{HEAD} resources GPU", 1, "head.resources.GPU: must be 0, or trials run on the head"),
+    ("cloud_nodes", f"{HEAD} resources", {}, "head.resources.CPU: must be 0, or trials run on the head"),
+    ("cloud_nodes", RESERVE, GONE, "gpu_spot: no type on demand has the same resources"),
+    ("cloud_nodes", f"{RESERVE} resources GPU", 2, "gpu_spot: no type on demand has the same resources"),
+    ("cloud_nodes", SPOT, GONE, "available_node_types: no worker with a GPU is on spot"),
+    ("cloud_nodes", f"{SPOT} resources", {}, "gpu_spot.resources.CPU: is missing"),
+    ("cloud_nodes", f"{SPOT} min_workers", 1, "gpu_spot.min_workers: must be 0"),
+    ("cloud_nodes", f"{SPOT} priority", GONE, "gpu_spot.priority: must be higher"),
+    ("cloud_nodes", f"{SPOT} max_workers", 8, "max_workers: must be more than the 8 that may be on spot"),
+    ("cloud_nodes", "max_workers", GONE, "max_workers: must be more than the 6 that may be on spot"),
 ]
 ON_AWS = [
     (
-        "node_configs",
+        "shape",
         f"{SPOT} node_config InstanceTyp",
         "g6.xlarge",
         "InstanceTyp: unknown key; nearest: 'InstanceType'",
     ),
-    ("node_configs", f"{SPOT} node_config InstanceType", GONE, "gpu_spot.node_config.InstanceType: is missing"),
-    ("node_configs", f"{HEAD} node_config ImageId", GONE, "head.node_config.ImageId: is missing"),
-    ("node_configs", f"{SPOT} node_config SecurityGroupIds", GONE, "SecurityGroupIds: are missing"),
-    ("node_configs", f"{SPOT} node_config IamInstanceProfile", GONE, "IamInstanceProfile: is missing"),
-    ("node_configs", f"{SPOT} node_config IamInstanceProfile name", "x", "IamInstanceProfile.name: unknown key"),
-    ("node_configs", f"{HEAD} node_config BlockDeviceMappings", GONE, "BlockDeviceMappings: must give the root volume"),
-    ("node_configs", f"{HEAD} node_config BlockDeviceMappings 0 Ebs VolumeSize", 30, "VolumeSize of at least 100"),
+    ("values", f"{SPOT} node_config InstanceType", GONE, "gpu_spot.node_config.InstanceType: is missing"),
+    ("values", f"{HEAD} node_config ImageId", GONE, "head.node_config.ImageId: is missing"),
+    ("values", f"{SPOT} node_config SecurityGroupIds", GONE, "SecurityGroupIds: are missing"),
+    ("values", f"{SPOT} node_config IamInstanceProfile", GONE, "IamInstanceProfile: is missing"),
+    ("shape", f"{SPOT} node_config IamInstanceProfile name", "x", "IamInstanceProfile.name: unknown key"),
+    ("values", f"{HEAD} node_config BlockDeviceMappings", GONE, "BlockDeviceMappings: must give the root volume"),
+    ("values", f"{HEAD} node_config BlockDeviceMappings 0 Ebs VolumeSize", 30, "VolumeSize of at least 100"),
     (
-        "node_configs",
+        "shape",
         f"{HEAD} node_config BlockDeviceMappings 0 Ebs Size",
         150,
         "BlockDeviceMappings[0].Ebs.Size: unknown",
     ),
-    ("node_configs", f"{HEAD} node_config BlockDeviceMappings", {}, "BlockDeviceMappings: must be a list"),
-    ("node_configs", f"{SPOT} node_config InstanceMarketOptions", "spot", "InstanceMarketOptions: must be a mapping"),
-    ("node_configs", f"{SPOT} node_config InstanceMarketOptions MarketType", "Spot", "must be spot, got 'Spot'"),
-    ("cloud_workers", f"{SPOT} node_config InstanceMarketOptions", GONE, "no worker with a GPU is on spot"),
-    ("cloud_head", f"{HEAD} node_config InstanceMarketOptions", {"MarketType": "spot"}, "the head must be on demand"),
-    ("cloud_workers", f"{RESERVE} node_config InstanceMarketOptions", {"MarketType": "spot"}, "no type on demand"),
-    ("provider", "provider availability_zone", GONE, "must name at least two zones"),
-    ("provider", "provider availability_zone", "us-east-1a", "must name at least two zones"),
-    ("no_secrets", "provider aws_credentials", {"aws_secret_access_key": "abc"}, "aws_secret_access_key: a secret"),
+    ("shape", f"{HEAD} node_config BlockDeviceMappings", {}, "BlockDeviceMappings: must be a list"),
+    ("shape", f"{SPOT} node_config InstanceMarketOptions", "spot", "InstanceMarketOptions: must be a mapping"),
+    ("values", f"{SPOT} node_config InstanceMarketOptions MarketType", "Spot", "must be spot, got 'Spot'"),
+    ("cloud_nodes", f"{SPOT} node_config InstanceMarketOptions", GONE, "no worker with a GPU is on spot"),
+    ("cloud_nodes", f"{HEAD} node_config InstanceMarketOptions", {"MarketType": "spot"}, "the head must be on demand"),
+    ("cloud_nodes", f"{RESERVE} node_config InstanceMarketOptions", {"MarketType": "spot"}, "no type on demand"),
+    ("values", "provider availability_zone", GONE, "must name at least two zones"),
+    ("values", "provider availability_zone", "us-east-1a", "must name at least two zones"),
+    ("anywhere", "provider aws_credentials", {"aws_secret_access_key": "abc"}, "aws_secret_access_key: a secret"),
 ]
 ON_GCP = [
-    ("node_configs", f"{SPOT} node_config machinetype", "x", "machinetype: unknown key; nearest: 'machineType'"),
-    ("node_configs", f"{SPOT} node_config machineType", GONE, "gpu_spot.node_config.machineType: is missing"),
-    ("node_configs", f"{SPOT} node_config networkInterfaces", GONE, "networkInterfaces: must name a subnetwork"),
-    ("node_configs", f"{SPOT} node_config serviceAccounts", GONE, "serviceAccounts: are missing"),
-    ("node_configs", f"{HEAD} node_config disks 0 initializeParams diskSizeGb", 10, "diskSizeGb of at least 100"),
-    ("node_configs", f"{SPOT} node_config scheduling", [{"preemptible": True}], "scheduling: must be a mapping"),
-    ("node_configs", f"{SPOT} node_config scheduling provisioningModel", "spot", "must be SPOT or STANDARD"),
-    ("cloud_workers", f"{SPOT} node_config scheduling", GONE, "no worker with a GPU is on spot"),
-    ("cloud_head", f"{HEAD} node_config scheduling", {"provisioningModel": "SPOT"}, "the head must be on demand"),
-    ("provider", "provider availability_zone", "us-central1-a,us-central1-b", "must name one zone"),
-    ("no_secrets", "provider gcp_credentials", "{}", "provider.gcp_credentials: a secret"),
+    ("shape", f"{SPOT} node_config machinetype", "x", "machinetype: unknown key; nearest: 'machineType'"),
+    ("values", f"{SPOT} node_config machineType", GONE, "gpu_spot.node_config.machineType: is missing"),
+    ("values", f"{SPOT} node_config networkInterfaces", GONE, "networkInterfaces: must name a subnetwork"),
+    ("cloud_nodes", f"{SPOT} node_config serviceAccounts", GONE, "serviceAccounts: are missing"),
+    ("values", f"{HEAD} node_config disks 0 initializeParams diskSizeGb", 10, "diskSizeGb of at least 100"),
+    ("shape", f"{SPOT} node_config scheduling", [{"preemptible": True}], "scheduling: must be a mapping"),
+    ("values", f"{SPOT} node_config scheduling provisioningModel", "spot", "must be SPOT or STANDARD"),
+    ("cloud_nodes", f"{SPOT} node_config scheduling", GONE, "no worker with a GPU is on spot"),
+    ("cloud_nodes", f"{HEAD} node_config scheduling", {"provisioningModel": "SPOT"}, "the head must be on demand"),
+    ("values", "provider availability_zone", "us-central1-a,us-central1-b", "must name one zone"),
+    ("anywhere", "provider gcp_credentials", "{}", "provider.gcp_credentials: a secret"),
     ("pinned_packages", "head_setup_commands 0", "pip install google-api-python-client", "has no hash"),
 ]
 ON_HOSTS = [
-    ("local_head", "head_start_ray_commands 1", "ray start --head --num-gpus=0", "must give --num-cpus=0"),
-    ("local_head", "head_start_ray_commands 1", "ray start --head --num-cpus=0", "must give --num-gpus=0"),
+    ("values", "head_start_ray_commands 1", "ray start --head --num-gpus=0", "must give --num-cpus=0"),
+    ("values", "head_start_ray_commands 1", "ray start --head --num-cpus=0", "must give --num-gpus=0"),
     (
-        "local_head",
+        "values",
         "head_start_ray_commands 1",
         "ray start --head --num-cpus=04 --num-gpus=0",
         "must give --num-cpus=0",
     ),
-    ("provider", "provider worker_ips", [], "provider: must name head_ip and worker_ips"),
-    ("provider", "provider worker_ips +", "10.0.0.1", "provider.worker_ips: the head cannot be a worker"),
+    ("values", "provider worker_ips", [], "provider.worker_ips: are missing"),
+    ("local_head", "provider worker_ips +", "10.0.0.1", "provider.worker_ips: the head cannot be a worker"),
 ]
 ON_KUBERNETES = [
     ("placeholders", "metadata name", "<NAME>", "<NAME> is not filled in"),
     (
-        "no_secrets",
+        "anywhere",
         f"{HEAD_POD} containers 0 env 0",
         {"name": "ARDMVC_STUDY_DB", "value": "x"},
         "ARDMVC_STUDY_DB has a",
     ),
-    ("no_secrets", "spec entrypoint", "MLFLOW_TRACKING_PASSWORD=x python --address auto", "spec.entrypoint: a secret"),
-    ("closed_network", "metadata annotations", {"ranges": "0.0.0.0/0"}, "0.0.0.0/0 is the whole world"),
+    ("anywhere", "spec entrypoint", "MLFLOW_TRACKING_PASSWORD=x python --address auto", "spec.entrypoint: a secret"),
+    ("anywhere", "metadata annotations", {"ranges": "0.0.0.0/0"}, "0.0.0.0/0 is the whole world"),
     ("images", f"{HEAD_POD} containers 0 image", "me/ardmvc:latest", "must have the tag 2.60.0-py311"),
     (
         "images",
@@ -348,61 +361,61 @@ ON_KUBERNETES = [
         "must have the tag 2.60.0-py311",
     ),
     ("images", f"{HEAD_POD} containers 0 image", "me/ardmvc:2.60.0-py311", "must end in @sha256:DIGEST"),
-    ("token", f"{HEAD_POD} containers 0 env +", {"name": "RAY_AUTH_MODE", "value": "disabled"}, "must be token"),
+    ("anywhere", f"{HEAD_POD} containers 0 env +", {"name": "RAY_AUTH_MODE", "value": "disabled"}, "must be token"),
     ("pinned_packages", "spec entrypoint", "pip install torch && x --address auto", "torch has no hash"),
-    ("job_shape", "apiVersion", "ray.io/v1alpha1", "must be a RayJob of ray.io/v1, got 'RayJob' of 'ray.io/v1alpha1'"),
-    ("job_shape", "kind", "RayCluster", "must be a RayJob of ray.io/v1, got 'RayCluster'"),
-    ("job_shape", "metadata name", GONE, "metadata.name: is missing"),
-    ("job_shape", "spec entrypoint", GONE, "spec.entrypoint: is missing"),
-    ("job_shape", "spec entrypoint", "python -m study.sweep x.yaml", "spec.entrypoint: must give --address auto"),
-    ("job_shape", "spec entryPoint", "x", "spec.entryPoint: unknown key; nearest: 'entrypoint'"),
-    ("job_shape", f"{CLUSTER} rayVersion", "2.59.0", "rayVersion: must be 2.60.0"),
-    ("job_shape", f"{CLUSTER} authOptions", GONE, "authOptions.mode: must be token"),
-    ("job_shape", f"{CLUSTER} authOptions mode", "disabled", "authOptions.mode: must be token"),
-    ("job_shape", f"{CLUSTER} headGroupSpec replicas", 1, "headGroupSpec.replicas: unknown key"),
-    ("job_shape", f"{HEAD_POD} containers", [], "headGroupSpec.template.spec.containers: is missing"),
-    ("job_shape", f"{HEAD_POD} containers 0 resource", {}, "containers[0].resource: unknown key; nearest: 'resources'"),
-    ("job_ends", "spec shutdownAfterJobFinishes", GONE, "spec.shutdownAfterJobFinishes: must be true"),
-    ("job_ends", f"{CLUSTER} enableInTreeAutoscaling", False, "enableInTreeAutoscaling: must be true"),
-    ("job_ends", f"{CLUSTER} autoscalerOptions", GONE, "idleTimeoutSeconds: must be between 60 and 1800, got None"),
-    ("job_ends", f"{CLUSTER} autoscalerOptions idleTimeoutSeconds", 9, "must be between 60 and 1800, got 9"),
-    ("job_pods", f"{CLUSTER} headGroupSpec rayStartParams num-cpus", 0, "num-cpus: must be text"),
-    ("job_pods", f"{FIRST} template spec serviceAccountName", GONE, "serviceAccountName: is missing"),
-    ("job_pods", f"{HEAD_POD} restartPolicy", "Always", "restartPolicy: must be Never"),
-    ("job_pods", f"{FIRST} template spec containers 0 volumeMounts", [], "must mount memory at /dev/shm"),
-    ("job_privileges", f"{HEAD_POD} securityContext", GONE, "securityContext.runAsNonRoot: must be true"),
+    ("values", "apiVersion", "ray.io/v1alpha1", "apiVersion: must be ray.io/v1, got 'ray.io/v1alpha1'"),
+    ("values", "kind", "RayCluster", "kind: must be RayJob, got 'RayCluster'"),
+    ("values", "metadata name", GONE, "metadata.name: is missing"),
+    ("values", "spec entrypoint", GONE, "spec.entrypoint: is missing"),
+    ("values", "spec entrypoint", "python -m study.sweep x.yaml", "spec.entrypoint: must give --address auto"),
+    ("shape", "spec entryPoint", "x", "spec.entryPoint: unknown key; nearest: 'entrypoint'"),
+    ("images", f"{CLUSTER} rayVersion", "2.59.0", "rayVersion: must be 2.60.0"),
+    ("values", f"{CLUSTER} authOptions", GONE, "authOptions.mode: must be token"),
+    ("values", f"{CLUSTER} authOptions mode", "disabled", "authOptions.mode: must be token"),
+    ("shape", f"{CLUSTER} headGroupSpec replicas", 1, "headGroupSpec.replicas: unknown key"),
+    ("values", f"{HEAD_POD} containers", [], "headGroupSpec.template.spec.containers: is missing"),
+    ("shape", f"{HEAD_POD} containers 0 resource", {}, "containers[0].resource: unknown key; nearest: 'resources'"),
+    ("values", "spec shutdownAfterJobFinishes", GONE, "spec.shutdownAfterJobFinishes: must be true"),
+    ("values", f"{CLUSTER} enableInTreeAutoscaling", False, "enableInTreeAutoscaling: must be true"),
+    ("values", f"{CLUSTER} autoscalerOptions", GONE, "idleTimeoutSeconds: must be between 60 and 1800, got None"),
+    ("values", f"{CLUSTER} autoscalerOptions idleTimeoutSeconds", 9, "must be between 60 and 1800, got 9"),
+    ("values", f"{CLUSTER} headGroupSpec rayStartParams num-cpus", 0, "num-cpus: must be text"),
+    ("values", f"{FIRST} template spec serviceAccountName", GONE, "serviceAccountName: is missing"),
+    ("values", f"{HEAD_POD} restartPolicy", "Always", "restartPolicy: must be Never"),
+    ("values", f"{FIRST} template spec containers 0 volumeMounts", [], "must mount memory at /dev/shm"),
+    ("values", f"{HEAD_POD} securityContext", GONE, "securityContext.runAsNonRoot: must be true"),
     (
-        "job_privileges",
+        "values",
         f"{FIRST} template spec securityContext seccompProfile type",
         "Unconfined",
         "must be RuntimeDefault",
     ),
     (
-        "job_privileges",
+        "values",
         f"{FIRST} template spec automountServiceAccountToken",
         GONE,
         "automountServiceAccountToken: must be",
     ),
-    ("job_privileges", f"{SECOND} template spec containers 0 securityContext", GONE, "privileged: must be false"),
-    ("job_privileges", f"{HEAD_POD} containers 0 securityContext privileged", True, "privileged: must be false"),
+    ("values", f"{SECOND} template spec containers 0 securityContext", GONE, "privileged: must be false"),
+    ("values", f"{HEAD_POD} containers 0 securityContext privileged", True, "privileged: must be false"),
     (
-        "job_privileges",
+        "values",
         f"{HEAD_POD} containers 0 securityContext capabilities",
         {"drop": ["NET_RAW"]},
         "containers[0].securityContext.capabilities.drop: must be [ALL]",
     ),
-    ("job_privileges", f"{HEAD_POD} initContainers", [{"name": "x"}], "initContainers[0].securityContext.privileged"),
-    ("job_privileges", f"{CLUSTER} autoscalerOptions securityContext", GONE, "autoscalerOptions.securityContext.priv"),
-    ("job_head", f"{CLUSTER} headGroupSpec rayStartParams num-cpus", GONE, 'rayStartParams.num-cpus: must be "0"'),
-    ("job_head", f"{CLUSTER} headGroupSpec rayStartParams num-gpus", "1", 'rayStartParams.num-gpus: must be "0"'),
-    ("job_head", f"{HEAD_POD} containers 0 resources limits nvidia.com/gpu", "1", "the head asks for a GPU"),
-    ("job_head", f"{HEAD_POD} nodeSelector", {"karpenter.sh/capacity-type": "spot"}, "the head must be on demand"),
-    ("job_head", f"{HEAD_POD} containers 0 env 0", GONE, "must get ARDMVC_STUDY_DB by valueFrom.secretKeyRef"),
-    ("job_workers", SECOND, GONE, "workerGroupSpecs: no group is on demand"),
-    ("job_workers", FIRST, GONE, "workerGroupSpecs: no group is on spot"),
-    ("job_workers", f"{FIRST} minReplicas", 1, "workerGroupSpecs[0].minReplicas: must be 0"),
-    ("job_workers", f"{FIRST} maxReplicas", 0, "workerGroupSpecs[0].maxReplicas: must be at least 1"),
-    ("job_workers", f"{FIRST} template spec containers 0 resources limits", {}, "asks for no nvidia.com/gpu"),
+    ("values", f"{HEAD_POD} initContainers", [{"name": "x"}], "initContainers[0].securityContext.privileged"),
+    ("values", f"{CLUSTER} autoscalerOptions securityContext", GONE, "autoscalerOptions.securityContext.priv"),
+    ("values", f"{CLUSTER} headGroupSpec rayStartParams num-cpus", GONE, 'rayStartParams.num-cpus: must be "0"'),
+    ("values", f"{CLUSTER} headGroupSpec rayStartParams num-gpus", "1", 'rayStartParams.num-gpus: must be "0"'),
+    ("values", f"{HEAD_POD} containers 0 resources limits nvidia.com/gpu", "1", "the head asks for a GPU"),
+    ("values", f"{HEAD_POD} nodeSelector", {"karpenter.sh/capacity-type": "spot"}, "the head must be on demand"),
+    ("values", f"{HEAD_POD} containers 0 env 0", GONE, "must get ARDMVC_STUDY_DB by valueFrom.secretKeyRef"),
+    ("values", SECOND, GONE, "workerGroupSpecs: no group is on demand"),
+    ("values", FIRST, GONE, "workerGroupSpecs: no group is on spot"),
+    ("values", f"{FIRST} minReplicas", 1, "workerGroupSpecs[0].minReplicas: must be 0"),
+    ("values", f"{FIRST} maxReplicas", 0, "workerGroupSpecs[0].maxReplicas: must be at least 1"),
+    ("values", f"{FIRST} template spec containers 0 resources limits", {}, "asks for no nvidia.com/gpu"),
 ]
 CHANGES = [
     *(("aws", *change) for change in EVERYWHERE),
@@ -428,16 +441,24 @@ def test_a_rule_finds_what_it_is_for(
     ("path", "value", "words"),
     [
         ("", [], "headGroupSpec.template.metadata.labels: no NetworkPolicy in this file selects these pods"),
-        ("kind", "Service", "must hold a RayJob and NetworkPolicies, got 'Service'"),
+        ("kind", "Service", "document 2.kind: must be NetworkPolicy beside a RayJob, got 'Service'"),
         (
             "spec podSelector matchLabels ardmvc",
             "other",
             "workerGroupSpecs[1].template.metadata.labels: no NetworkPolicy",
         ),
-        ("spec policyTypes", ["Egress"], "NetworkPolicy.spec.policyTypes: must hold Ingress"),
+        ("spec policyTypes", ["Egress"], "document 2.spec.policyTypes: must hold Ingress"),
         ("spec ingress +", {}, "ingress[2].from: must name who may come in"),
-        ("spec ingress 0 from +", {"namespaceSelector": {}}, "ingress[0].from: must name who may come in"),
-        ("spec ingress 1 from 1 podSelector", {}, "ingress[1].from: must name who may come in"),
+        (
+            "spec ingress 0 from +",
+            {"namespaceSelector": {}},
+            "ingress[0].from[1].podSelector.matchLabels: must name who",
+        ),
+        (
+            "spec ingress 1 from 1 podSelector",
+            {},
+            "ingress[1].from[1].podSelector.matchLabels: must name who",
+        ),
         ("spec ingress 0 from 0", {"ipBlock": {"cidr": "0.0.0.0/0"}}, "0.0.0.0/0 is the whole world"),
     ],
 )
@@ -523,6 +544,22 @@ def test_no_value_of_a_wrong_type_is_a_crash(name: str) -> None:
                 assert all(isinstance(fault, str) for fault in rule(wrong))
 
 
+@pytest.mark.parametrize("text", ["password: hunter2: x", "password: [hunter2", "a: &hunter2 [*hunter2]", "x: .nan"])
+def test_a_text_that_is_no_yaml_is_not_repeated(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text(text)
+    (fault,) = faults(file)
+    assert fault.startswith("is no YAML")
+    assert "hunter2" not in fault
+
+
+def test_every_rule_says_what_is_wrong() -> None:
+    blocks = cluster_files.schemas()["rules"]
+    wanted = [each for block in blocks.values() for each in block.values()]
+    rules = [rule for each in wanted for rule in (each if isinstance(each, list) else [each])]
+    assert all(rule in blocks if isinstance(rule, str) else rule["title"] for rule in rules)
+
+
 # For people.
 
 
@@ -551,7 +588,7 @@ PAGE = ROOT / "docs" / "cluster.md"
 
 def test_the_page_fills_in_every_placeholder_and_nothing_else() -> None:
     text = PAGE.read_text()
-    for file in FOLDER.glob("*.yaml"):
+    for file in (FOLDER / f"{name}.yaml" for name in (*LAUNCHER, "kubernetes")):
         names = set(re.findall(r"<[A-Z_]+>", file.read_text())) - {"<PLACEHOLDERS>"}
         (command,) = re.findall(rf"^sed (.*) study/clusters/{file.name} ", text.replace("\\\n", " "), re.MULTILINE)
         assert set(re.findall(r"<[A-Z_]+>", command)) == names, file.name
