@@ -37,8 +37,8 @@ _HOMES = {
     "assess": "ardmvc_core.assessment.assess",
     "certify_smoothing": "ardmvc_core.assessment.smoothing",
     "clustering_scores": "ardmvc_core.evaluation.metrics",
-    "evaluate_official": "ardmvc_core.evaluation.protocols",
-    "evaluate_strict": "ardmvc_core.evaluation.protocols",
+    "evaluate_official": "ardmvc_core.evaluation.official",
+    "evaluate_suite": "ardmvc_core.evaluation.worst_case",
     "view_votes": "ardmvc_core.assessment.view_votes",
 }
 __all__ = sorted(_HOMES)

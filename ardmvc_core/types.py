@@ -98,6 +98,8 @@ class Method:
     calibrate: Callable[[nn.Module, Views, int], None] | None = None
     """(model in inference mode, clean training views, seed): fits what an assignment needs besides trained weights,
     such as centroids, into buffers. `training.calibrate` runs it before an evaluation; training never reads it."""
+    looks: Callable[[Any], int] = lambda config: 1
+    """(config) → how often `calibrate` passes over the training views."""
     defence: tuple[str, ...] = ()
     """Fields of the config that weigh the defence against attacks; empty for a method without one."""
 

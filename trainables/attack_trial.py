@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.generators.gan import GANTrainer
-from ardmvc_core.evaluation.protocols import PreparedAttack, evaluate_attacks
+from ardmvc_core.attacks.kinds import Given
+from ardmvc_core.evaluation.worst_case import evaluate_suite
 from ardmvc_core.seeding import generator
 from trainables.building import load_model, pick_device
 from trainables.config import AttackTrialConfig
@@ -40,11 +40,9 @@ class AttackTrial:
         parts = cached_parts(self.target.dataset, "strict")
         self.scored = parts["tune"].data.to(self.device)
         self.budget = config.evaluation.resolve(self.target.dataset.name, len(self.scored.views))
-        eps = self.budget.eps
-        assert eps is not None
         self.trainer = GANTrainer(
             config.attack,
-            AttackBudget(eps=eps),
+            self.budget.attack_budget(),
             self.model,
             parts["attacker"].data.to(self.device).views,
             generator(config.seed, "attacker"),
@@ -69,8 +67,8 @@ class AttackTrial:
         else:
             self.round += 1
             fitted = self.trainer.perturb()
-            attack = PreparedAttack(name="gan", perturb=fitted, budget=self.trainer.budget)
-            found = evaluate_attacks(self.model, self.scored, [attack], self.budget)
+            attack = Given(key="gan", perturb=fitted)
+            found = evaluate_suite(self.model, self.scored, None, self.budget, attacks=[attack]).evaluation
             self._arrays = found.arrays()
             report |= found.metrics() | {f"loss/{name}": value for name, value in losses.items()}
             report["guard/gan_saturation"] = fitted.saturation(self.scored.views)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -131,6 +131,12 @@ class TrialConfig(BaseModel):
         if n_views is None:
             n_views = len(eps) if isinstance(eps, tuple) else 1 + max(attacked or (0,))
         return self.evaluation.resolve(self.dataset.name, n_views)
+
+    def model_under(self, protocol: Protocol) -> Any:
+        """The model as a protocol has it: no published model mutes units. Training is the same with and without."""
+        if protocol == "official" and hasattr(self.model, "mute_dead_units"):
+            return replace(self.model, mute_dead_units=False)
+        return self.model
 
     @property
     def total_epochs(self) -> int:

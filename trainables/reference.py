@@ -90,7 +90,7 @@ def compute_reference(config: TrialConfig, device: torch.device) -> ReferencePar
     runs = []
     for number in range(config.selection.reference_runs):
         seed = derive_seed(config.seed, "reference", number)
-        model = build_model(plain, train.view_shapes, train.n_clusters, seed).to(device)
+        model = build_model(plain, "strict", train.view_shapes, train.n_clusters, seed).to(device)
         stages = method.stages(plain.model, plain.epochs)
         trainer = Trainer(model, stages, train.views, batch_size=plain.batch_size, seed=seed, precision=plain.precision)
         try:

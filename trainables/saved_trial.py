@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ardmvc_core.data.reading import megabytes, one_line, read_archive, reading, reason_of, shown_path
+from ardmvc_core.evaluation.budget import RETIRED
 from trainables.config import TrialConfig
 from trainables.storage import StorageAway, below, read_file
 
@@ -92,7 +93,16 @@ def saved_facts(place: str) -> SavedFacts:
     with parsing(place, CONFIG_FILE):
         facts = json.loads(content)
     with parsing(place, CONFIG_FILE, "holds no config of a model trial"):
-        return SavedFacts.model_validate(facts)
+        return SavedFacts.model_validate(_in_todays_words(facts))
+
+
+def _in_todays_words(facts: Any) -> Any:
+    """Without settings of an evaluation that is no more: the model is what it was, and is scored by today's."""
+    evaluation = facts["config"].get("evaluation", {})
+    kept = {
+        name: value for name, value in evaluation.items() if name not in RETIRED and (name, value) != ("tier", None)
+    }
+    return {**facts, "config": {**facts["config"], "evaluation": kept}}
 
 
 def saved_state(place: str) -> dict[str, Any]:

@@ -106,10 +106,10 @@ def train_surrogates(
 
 def _trainer(own: TrialConfig, config: TrialConfig, data: MultiViewDataset) -> tuple[TrialConfig, Trainer]:
     try:
-        model = build_model(own, data.view_shapes, data.n_clusters, own.seed)
+        model = build_model(own, "strict", data.view_shapes, data.n_clusters, own.seed)
     except ValueError:
         own = own.model_copy(update={"model": config.model})
-        model = build_model(own, data.view_shapes, data.n_clusters, own.seed)
+        model = build_model(own, "strict", data.view_shapes, data.n_clusters, own.seed)
     stages = MODELS[own.model.name].stages(own.model, own.epochs)
     batch_size = min(own.batch_size, len(data))
     device: torch.device = data.views[0].device

@@ -15,7 +15,9 @@ from torch import nn
 
 from ardmvc_core.data import Protocol
 from ardmvc_core.data.dataset import MultiViewDataset
-from ardmvc_core.evaluation.protocols import Evaluation, evaluate_official, evaluate_strict, probe
+from ardmvc_core.evaluation.official import evaluate_official
+from ardmvc_core.evaluation.score_card import Evaluation
+from ardmvc_core.evaluation.worst_case import evaluate_suite, probe
 from ardmvc_core.models import MODELS
 from ardmvc_core.seeding import derive_seed, seed_everything
 from ardmvc_core.selection.criteria import clean_clustering_loss, select_scores
@@ -70,7 +72,7 @@ class Trial:
             prefix = f"{protocol}/" if config.protocol == "both" else ""
             self.part_digests |= {f"{prefix}{name}": part.digest for name, part in parts.items()}
         self.round = 0
-        self.seconds = 0.0
+        self.seconds = self.train_seconds = self.evaluate_seconds = 0.0
         self.failure: str | None = None
         self.warnings: list[str] = []
         self._arrays: dict[str, np.ndarray] = {}
@@ -95,7 +97,7 @@ class Trial:
 
     def _trainer(self, protocol: Protocol, seed: int) -> Trainer:
         config, train = self.config, self.parts[protocol]["train"]
-        model = build_model(config, train.view_shapes, train.n_clusters, seed).to(self.device)
+        model = build_model(config, protocol, train.view_shapes, train.n_clusters, seed).to(self.device)
         stages = self.method.stages(config.model, config.epochs)
         batch_size, precision = config.batch_size, config.precision
         return Trainer(model, stages, train.views, batch_size=batch_size, seed=seed, precision=precision)
@@ -143,8 +145,9 @@ class Trial:
         if self.reference is not None and self.finished and len(decisive) > 1:
             metrics["select/seed_agreement"] = seed_agreement([found.arrays()["clusters/clean"] for found in decisive])
             metrics["select/pra_se"] = metrics["spread/select/pra"] / math.sqrt(len(decisive))
-        metrics["time/train_s"] = trained - begin
-        metrics["time/evaluate_s"] = time.monotonic() - trained
+        self.train_seconds += trained - begin
+        self.evaluate_seconds += time.monotonic() - trained
+        metrics |= {"time/train_s": self.train_seconds, "time/evaluate_s": self.evaluate_seconds}
         return self._report(metrics, begin)
 
     def _train_round(self, trainer: Trainer) -> dict[str, float]:
@@ -163,30 +166,35 @@ class Trial:
             evaluate = evaluate_official if last else probe
             return evaluate(model, parts["attack"], self.budget)
         if not last:
-            return probe(model, parts["tune"], self.budget)
-        scored = parts[self.config.score_on]
-        found = evaluate_strict(
-            model, scored, parts["attacker"].views, self.budget, self._surrogates(parts["attacker"])
-        )
-        return self._selected(found, model, scored)
+            return self._selected(probe(model, parts["tune"], self.budget), model, parts["tune"], "probe")
+        scored, attacker = parts[self.config.score_on], parts["attacker"]
+        surrogates = self._surrogates(attacker)
+        found = evaluate_suite(model, scored, attacker.views, self.budget, surrogates=surrogates).evaluation
+        return self._selected(found, model, scored, "robust")
 
     def _surrogates(self, attacker: MultiViewDataset) -> tuple[nn.Module, ...]:
         """What the transfer attack makes its points on, where the tier has one; the same for every seed of a trial."""
-        count = COUNTS.get(self.budget.tier or "", 0)
+        count = COUNTS.get(self.budget.tier, 0)
         if count and self._trained_surrogates is None:
             trained = train_surrogates(self.config, attacker, count, seed=self.budget.seed)
             self._trained_surrogates = tuple(one.model for one in trained if not one.failure)
         return self._trained_surrogates or ()
 
-    def _selected(self, found: Evaluation, model: nn.Module, scored: MultiViewDataset) -> Evaluation:
-        """With the scores that need no labels, where the trial has a reference."""
+    def _selected(self, found: Evaluation, model: nn.Module, scored: MultiViewDataset, attacked: str) -> Evaluation:
+        """With the scores that need no labels, where the trial has a reference.
+
+        Args: attacked: whose flips count, `robust` or `probe`; a probe's scores are `probe/pra` and so on.
+        """
         if self.reference is None:
             return found
         arrays = found.arrays()
-        clusters, flipped = arrays["clusters/clean"].astype(np.int64), arrays["robust/flipped"].astype(bool)
-        # The budget may score the first so many only.
+        flipped = arrays[f"{attacked}/flipped"].astype(bool)
+        # The budget may score the first so many only, and a probe attacks fewer.
+        clusters = arrays["clusters/clean"].astype(np.int64)[: len(flipped)]
         scores = select_scores(self.reference.first(len(clusters)), clusters, flipped, scored.n_clusters)
         scores["select/clean_loss"] = clean_clustering_loss(model, scored.views, self.config.batch_size)
+        if attacked == "probe":
+            scores = {name.replace("select/", "probe/"): value for name, value in scores.items()}
         return replace(found, values={**found.values, **scores})
 
     def _report(self, metrics: Mapping[str, float], begin: float) -> Report:
@@ -202,6 +210,8 @@ class Trial:
         state = {
             "round": self.round,
             "seconds": self.seconds,
+            "train_seconds": self.train_seconds,
+            "evaluate_seconds": self.evaluate_seconds,
             "failure": self.failure,
             "trainers": [trainer.state_dict() for trainer in self.trainers],
         }
@@ -235,7 +245,10 @@ class Trial:
                 if trainer.epoch != min(round_ * self.config.evaluate_every, trainer.epochs):
                     raise ValueError(f"its epoch is {trainer.epoch} in round {round_}")
             failure = None if state["failure"] is None else str(state["failure"])
+            # Of versions that did not store them: 0.
+            parts = [float(state.get(name, 0.0)) for name in ("train_seconds", "evaluate_seconds")]
         self.round, self.seconds, self.failure = round_, seconds, failure
+        self.train_seconds, self.evaluate_seconds = parts
 
 
 def aggregate(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:

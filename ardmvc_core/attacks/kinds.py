@@ -20,7 +20,7 @@ from ardmvc_core.attacks.searches.soft_rectifiers import soft_rectifiers
 from ardmvc_core.attacks.target import inference_target
 from ardmvc_core.batching import in_full_batches
 from ardmvc_core.seeding import generator
-from ardmvc_core.types import Views
+from ardmvc_core.types import Perturb, Views
 
 OFFICIAL_GAN = partial(fit_gan, official_gan())
 TANH_MARGIN = partial(fit_margin_generator, MarginGeneratorConfig())
@@ -226,6 +226,20 @@ class Generate:
             flipped = _flips(scene, points, clean)
             saturation = max(saturation, fitted.saturation(views))
         return Attempt(points, {"saturation": saturation})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """A perturbation that is ready, such as a generator that a study fits."""
+
+    key: str
+    perturb: Perturb
+    most_samples: int | None = None
+    forwards: int = 1
+    backwards: int = 0
+
+    def run(self, scene: Scene, views: Views, clean: CleanReference, stream: torch.Generator) -> Attempt:
+        return Attempt(self.perturb(scene.model, views))
 
 
 def _flips(scene: Scene, points: Views, clean: CleanReference) -> torch.Tensor:

@@ -19,7 +19,7 @@ from ardmvc_core.attacks.budget import AttackBudget, project
 from ardmvc_core.attacks.noise import NOISE_KINDS, NoiseConfig, prepare_noise
 from ardmvc_core.attacks.objectives.clean_reference import CleanReference, clean_reference, logits_of
 from ardmvc_core.attacks.target import EvaluationError, inference_target
-from ardmvc_core.attacks.tiers import Tier, noise_draws, plan
+from ardmvc_core.attacks.tiers import FurtherAttack, Tier, noise_draws, plan
 from ardmvc_core.networks.kmeans import KMeansHead
 from ardmvc_core.seeding import generator
 from ardmvc_core.types import Views
@@ -106,6 +106,7 @@ def run_suite(
     surrogates: Sequence[nn.Module] = (),
     everyone: bool = False,
     attacks: Sequence[Attack] | None = None,
+    further: Sequence[FurtherAttack] = (),
     progress: Progress | None = None,
 ) -> SuiteResult:
     """Runs a tier on a model in inference mode.
@@ -114,7 +115,7 @@ def run_suite(
         V × (M, *shape_v), other samples on which generators are fitted; None: these are skipped, and say so.
         surrogates: models for the transfer attack, which is skipped without any. everyone: runs each attack on every
         sample and not only on survivors, for tables that compare attacks; costs more, and the union is no smaller.
-        attacks: in place of the tier's, for studies of single attacks.
+        attacks: in place of the tier's, for studies of single attacks. further: attacks beside the tier's.
     Returns: a flip counts if a pass of its own over the projected point confirms it, near the boundary in double too.
     Raises: EvaluationError if the target changes, or an attack returns values that are not finite; ValueError for an
         unknown tier or views that the budget does not fit.
@@ -124,7 +125,8 @@ def run_suite(
         reference = clean_reference(model, views, batch_size)
         head = getattr(model, "head", None)
         if attacks is None:
-            attacks = plan(tier, reference.logits.shape[1], centroid_head=isinstance(head, KMeansHead))
+            centroid_head = isinstance(head, KMeansHead)
+            attacks = plan(tier, reference.logits.shape[1], centroid_head=centroid_head, further=further)
         scene = Scene(
             model=model,
             budget=budget,

@@ -4,6 +4,7 @@ probe: every round of a trial; tune: every finished trial; standard: the publish
 whatever left a doubt. A tier is data: equal tiers are equal attacks.
 """
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 from ardmvc_core.attacks.attack import Attack
@@ -24,9 +25,16 @@ from ardmvc_core.attacks.searches.square import square
 
 Tier = Literal["probe", "tune", "standard", "plus"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
-TIERS_VERSION = 3
+FurtherAttack = Literal["gan_official", "generator", "square"]
+"""Attacks that a budget may name beside a tier."""
+TIERS_VERSION = 4
 """Raised whenever a tier runs other attacks than before; part of the digest of every budget that has a tier."""
 MOST_TARGETS = 9
+FURTHER: dict[FurtherAttack, Attack] = {
+    "gan_official": Generate(key="gan_official", fit=OFFICIAL_GAN),
+    "generator": Generate(key="generator", fit=TANH_MARGIN),
+    "square": Query(key="square", search=square, queries=5000),
+}
 
 
 def noise_draws(tier: Tier) -> int:
@@ -34,13 +42,21 @@ def noise_draws(tier: Tier) -> int:
     return {"probe": 2, "tune": 5, "standard": 10, "plus": 100}[check_tier(tier)]
 
 
-def plan(tier: Tier, n_clusters: int, *, centroid_head: bool = False) -> tuple[Attack, ...]:
-    """The attacks of a tier in the order in which they run.
+def plan(
+    tier: Tier, n_clusters: int, *, centroid_head: bool = False, further: Sequence[FurtherAttack] = ()
+) -> tuple[Attack, ...]:
+    """The attacks of a tier in the order in which they run, and after them the further ones that it has not.
 
     Args:   n_clusters: K ≥ 2; targeted attacks go for at most min(K − 1, 9) runners-up. centroid_head: the logits are
             read from centroids, so that the margin between centroids is the margin itself and is left out.
     Raises: ValueError for an unknown tier or fewer than two clusters.
     """
+    attacks = _plan(tier, n_clusters, centroid_head)
+    keys = {attack.key for attack in attacks}
+    return (*attacks, *(FURTHER[name] for name in further if name not in keys))
+
+
+def _plan(tier: Tier, n_clusters: int, centroid_head: bool) -> tuple[Attack, ...]:
     check_tier(tier)
     if not n_clusters >= 2:
         raise ValueError(f"n_clusters must be ≥ 2, got {n_clusters}")
@@ -65,10 +81,10 @@ def plan(tier: Tier, n_clusters: int, *, centroid_head: bool = False) -> tuple[A
             *(() if centroid_head else (_centroid(100),)),
             _soft_margin(100),
             *_targeted(targets, 100, soft=True),
-            Query(key="square", search=square, queries=5000),
+            FURTHER["square"],
             Transfer(key="transfer", surrogates=2),
-            Generate(key="gan_official", fit=OFFICIAL_GAN),
-            Generate(key="generator", fit=TANH_MARGIN),
+            FURTHER["gan_official"],
+            FURTHER["generator"],
             Query(key="rays", search=ray_search, queries=10_000, most_samples=200),
             *_together(100),
         )

@@ -97,8 +97,6 @@ class Source:
     """Fields of `DatasetConfig` that mean something for it beyond `name`, `samples` and the seeds."""
     eps: float
     """L∞ radius of the evaluation, in (0, 1]."""
-    further_eps: tuple[float, ...] = ()
-    """Radii of further runs of the GAN attack."""
     eps_grid: tuple[float, ...]
     """Radii of the ε curve."""
     strict_cuts: Mapping[str, int] = field(default_factory=lambda: STRICT_CUTS)

@@ -195,7 +195,6 @@ NOISY_DIGITS = Source(
     check=check_noisy_digits,
     fields=frozenset({"classes", "noise"}),
     eps=0.10,
-    further_eps=(0.20,),
     eps_grid=(0.02, 0.05, 0.08, 0.10, 0.15, 0.20),
     # A tenth would be too small to rank trials by.
     strict_cuts={"train": 50, "tune": 70, "attacker": 85, "score": 100},
@@ -205,7 +204,6 @@ NOISY_MNIST = Source(
     check=check_noisy_idx,
     fields=frozenset({"root", "noise"}),
     eps=0.30,
-    further_eps=(0.10,),
     eps_grid=(0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.40),
     supervised={0.3: 0.928},  # TRADES on MNIST, under AutoAttack
 )
@@ -214,6 +212,5 @@ NOISY_FASHION = Source(
     check=check_noisy_idx,
     fields=frozenset({"root", "noise"}),
     eps=0.15,
-    further_eps=(0.05,),
     eps_grid=(0.02, 0.05, 0.08, 0.10, 0.15, 0.20),
 )

@@ -134,6 +134,5 @@ PATCHED_MNIST = Source(
     check=check_patched,
     fields=frozenset({"root"}),
     eps=0.30,
-    further_eps=(0.10,),
     eps_grid=(0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.40),
 )

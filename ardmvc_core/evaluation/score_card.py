@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ardmvc_core.evaluation.metrics import (
-    AGREEMENT,
     clustering_scores,
     confusion,
     fit_map,
@@ -61,8 +60,6 @@ class ScoreCard:
     values: dict[str, float] = field(default_factory=dict)
     tables: dict[str, NDArray[np.generic]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    clear_of_noise: dict[str, bool] = field(default_factory=dict)
-    """Attack → whether it flips clearly more than random noise of its budget."""
 
     def __post_init__(self) -> None:
         self.tables["clusters/clean"] = self.clean
@@ -79,12 +76,8 @@ class ScoreCard:
             # A constant partition cannot be moved: robustness bought by collapse must not go unseen.
             self.warnings.append(f"only {used} of {self.n_clusters} clusters hold clean samples")
 
-    def attack(self, name: str, attacked: IntArray, noise_flip: float | None = None) -> None:
-        """Scores of one attack.
-
-        Args: attacked: (M,) clusters of the first M ≤ N samples under attack. noise_flip: flip rate of random noise of
-            the same budget. `guard/weak_attacks` counts those that are not clear of it.
-        """
+    def attack(self, name: str, attacked: IntArray) -> None:
+        """Scores of one attack. Args: attacked: (M,) clusters of the first M ≤ N samples under attack."""
         clean = self.clean[: len(attacked)]
         flip = flip_rate(clean, attacked)
         self.values[f"{name}/flip"] = flip
@@ -96,44 +89,43 @@ class ScoreCard:
             self.values |= scores.named(name)
             self.values[f"{name}/acc_refit"] = clustering_scores(labels, attacked, self.n_clusters).acc
             self._class_table(name, attacked)
-        if noise_flip is not None:
-            self.clear_of_noise[name] = flip >= min(1.0, noise_flip + CLEAR_OF_NOISE)
 
-    def robust(self, names: tuple[str, ...]) -> None:
-        """Worst case over these attacks, which were scored on all samples.
-
-        A sample is right if it is right on clean views and no attack moves it; one that an attack repairs counts as
-        wrong. `nmi` and `ari` are of sets and cannot be put together per sample: their minimum over the attacks.
-        """
-        moved = np.zeros(len(self.clean), dtype=np.bool_)
-        for name in names:
-            moved |= self.tables[f"clusters/{name}"] != self.clean
-        self.tables["robust/flipped"] = moved
-        self.values["robust/flip"] = float(moved.mean())
-        self.values["robust/kappa"] = kappa(self.clean, moved, self.n_clusters)
-        if self.labels is not None:
-            self._worst_case(moved)
-            for score in AGREEMENT:
-                self.values[f"robust/{score}"] = min(self.values[f"{name}/{score}"] for name in names)
-
-    def union(self, clusters: IntArray, moved: NDArray[np.bool_]) -> None:
+    def union(self, clusters: IntArray, moved: NDArray[np.bool_], noise_flip: float, *, name: str = "robust") -> None:
         """Worst case over a run of the suite, in which each sample is where the first attack that moved it put it.
 
-        Args: clusters: (N,), the clean cluster where no attack moved the sample. moved: (N,).
-        `nmi` and `ari` are those of that vector against the classes, `nmi_clean` and `ari_clean` against the clean
-        clusters; accuracy counts a sample as right if it is right on clean views and no attack moves it.
+        A sample is right if it is right on clean views and no attack moves it; one that an attack repairs counts as
+        wrong. `nmi` and `ari` are those of `clusters` against the classes, `nmi_clean` and `ari_clean` against the
+        clean clusters.
+
+        Args: clusters: (M,) of the first M ≤ N samples, the clean cluster where no attack moved one. moved: (M,).
+            noise_flip: flip rate of random noise of the same budget, `noise/flip`.
         """
-        self.tables["clusters/robust"] = clusters
-        self.tables["confusion/clean_robust"] = confusion(self.clean, clusters, self.n_clusters, self.n_clusters)
-        self.tables["robust/flipped"] = moved
-        self.values["robust/flip"] = float(moved.mean())
-        self.values["robust/kappa"] = kappa(self.clean, moved, self.n_clusters)
-        agreement = fixed_map_scores(self.clean, clusters, np.arange(self.n_clusters))
-        self.values |= {f"robust/{name}_clean": value for name, value in agreement.agreement.items()}
+        clean = self.clean[: len(moved)]
+        self.tables[f"clusters/{name}"] = clusters
+        self.tables[f"confusion/clean_{name}"] = confusion(clean, clusters, self.n_clusters, self.n_clusters)
+        self.tables[f"{name}/flipped"] = moved
+        flip = float(moved.mean())
+        weak = flip < min(1.0, noise_flip + CLEAR_OF_NOISE)
+        self.values |= {"noise/flip": noise_flip, "guard/weak_attacks": float(weak)}
+        if weak:
+            self.warnings.append(
+                f"all attacks together flip less than {CLEAR_OF_NOISE:.0%} more than random noise of the same budget "
+                "does: weak attacks are no sign of a robust model"
+            )
+        self.values[f"{name}/flip"] = flip
+        self.values[f"{name}/kappa"] = kappa(clean, moved, self.n_clusters)
+        agreement = fixed_map_scores(clean, clusters, np.arange(self.n_clusters))
+        self.values |= {f"{name}/{score}_clean": value for score, value in agreement.agreement.items()}
         if self.labels is not None:
-            self.values |= fixed_map_scores(self.labels, clusters, self._map).named("robust")
-            self._worst_case(moved)
-            self._class_table("robust", clusters)
+            labels = self.labels[: len(moved)]
+            self.values |= fixed_map_scores(labels, clusters, self._map).named(name)
+            right = (self._map[clean] == labels) & ~moved
+            self.values[f"{name}/acc"] = float(right.mean())
+            # What the number can be computed from again: classes and clean clusters of the samples that stayed.
+            table = np.zeros((self._n_classes, self.n_clusters), dtype=np.int64)
+            np.add.at(table, (labels[~moved], clean[~moved]), 1)
+            self.tables["confusion/class_kept"] = table
+            self._class_table(name, clusters)
 
     def examples(self, clean_views: Views, attacked: Views, clusters: IntArray) -> None:
         """Keeps pictures of at most 8 samples, flipped ones first."""
@@ -148,32 +140,18 @@ class ScoreCard:
             self.tables[f"examples/view_{v}_attacked"] = after[rows].cpu().numpy()
 
     def evaluation(self) -> Evaluation:
-        """What was collected so far; a warning if not one attack is clear of the noise, so that nothing was tested."""
-        values, warnings = dict(self.values), list(self.warnings)
-        weak = [name for name, clear in self.clear_of_noise.items() if not clear]
-        if self.clear_of_noise:
-            values["guard/weak_attacks"] = float(len(weak))
-        if weak and len(weak) == len(self.clear_of_noise):
-            warnings.append(
-                f"no attack flips {CLEAR_OF_NOISE:.0%} more than random noise of the same budget does "
-                f"({', '.join(weak)}): weak attacks are no sign of a robust model"
-            )
-        return Evaluation(values, dict(self.tables), tuple(warnings))
+        """What was collected so far."""
+        return Evaluation(dict(self.values), dict(self.tables), tuple(self.warnings))
 
-    def _worst_case(self, moved: NDArray[np.bool_]) -> None:
+    @property
+    def _n_classes(self) -> int:
         assert self.labels is not None
-        self.values["robust/acc"] = float(((self._map[self.clean] == self.labels) & ~moved).mean())
-        # What the number can be computed from again: classes and clean clusters of the samples that stayed.
-        n_classes = max(self.n_clusters, int(self.labels.max()) + 1)
-        table = np.zeros((n_classes, self.n_clusters), dtype=np.int64)
-        np.add.at(table, (self.labels[~moved], self.clean[~moved]), 1)
-        self.tables["confusion/class_kept"] = table
+        return max(self.n_clusters, int(self.labels.max()) + 1)
 
     def _class_table(self, name: str, clusters: IntArray) -> None:
         assert self.labels is not None
-        n_classes = max(self.n_clusters, int(self.labels.max()) + 1)
         self.tables[f"confusion/class_{name}"] = confusion(
-            self.labels[: len(clusters)], clusters, n_classes, self.n_clusters
+            self.labels[: len(clusters)], clusters, self._n_classes, self.n_clusters
         )
 
 

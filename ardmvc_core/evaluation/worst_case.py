@@ -1,10 +1,15 @@
-"""Scores of a run of the suite: the worst case per sample under the map fixed on clean data, and each attack."""
+"""Scores of a run of the suite: the worst case per sample under the map fixed on clean data, and each attack.
+
+The target is in inference mode and verified unchanged. `probe` is the cheap look after a round, `evaluate_suite` the
+number of a finished trial.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
+from ardmvc_core.attacks.attack import Attack
 from ardmvc_core.attacks.suite import Progress, SuiteResult, run_suite
 from ardmvc_core.attacks.target import assign, device_of, inference_target
 from ardmvc_core.data.dataset import MultiViewDataset
@@ -39,20 +44,19 @@ def evaluate_suite(
     surrogates: Sequence[nn.Module] = (),
     everyone: bool = False,
     progress: Progress | None = None,
+    attacks: Sequence[Attack] | None = None,
 ) -> SuiteEvaluation:
-    """Runs the budget's tier on a model in inference mode and scores it.
+    """Runs the budget's tier and further attacks on a model in inference mode and scores it.
 
     Args: model: left as it was found. data: the scored part; without labels only label-free metrics appear.
-        attacker_views: what generators are fitted on; None: they are skipped. budget: with a tier.
-        surrogates, everyone, progress: as in `run_suite`.
+        attacker_views: what generators are fitted on; None: they are skipped. surrogates, everyone, progress, attacks:
+        as in `run_suite`.
     Returns: `clean/{acc,nmi,ari}`, `guard/{clusters_used,min_share}`, `noise/flip`, `robust/{acc,nmi,ari,flip,kappa}`
         of the union, `robust/{nmi,ari}_clean` between clean and attacked clusters, per attack `<key>/new` (share of the
         samples that it flips first) and, where it ran on every sample, `<key>/{acc,nmi,ari,acc_refit,flip}`, and
         `cost/{forwards,backwards}` in passes of a sample.
-    Raises: EvaluationError if the target changes or cannot be judged; ValueError for a budget without a tier.
+    Raises: EvaluationError if the target changes or cannot be judged.
     """
-    if budget.tier is None:
-        raise ValueError("budget must have a tier")
     data = scored_samples(model, data, budget)
     device = data.views[0].device
     fitted_on = None if attacker_views is None else tuple(view.to(device) for view in attacker_views)
@@ -68,18 +72,41 @@ def evaluate_suite(
         attacker_views=fitted_on,
         surrogates=surrogates,
         everyone=everyone,
+        attacks=attacks,
+        further=budget.further_attacks,
         progress=progress,
     )
-    card.values["noise/flip"] = result.noise_flip
     for record in result.records:
         if record.skipped:
             continue
         clusters = record.clusters.cpu().numpy()
         if bool(record.tested.all()):
-            card.attack(record.key, clusters, result.noise_flip)
+            card.attack(record.key, clusters)
         card.values[f"{record.key}/new"] = record.new / len(data)
-    card.union(result.clusters.cpu().numpy(), result.flipped.cpu().numpy())
+    card.union(result.clusters.cpu().numpy(), result.flipped.cpu().numpy(), result.noise_flip)
     card.values["cost/forwards"] = float(sum(record.forwards for record in result.records))
     card.values["cost/backwards"] = float(sum(record.backwards for record in result.records))
     card.examples(data.views, result.views, result.clusters.cpu().numpy())
     return SuiteEvaluation(evaluation=card.evaluation(), result=result, data=data)
+
+
+def probe(model: nn.Module, data: MultiViewDataset, budget: ResolvedBudget) -> Evaluation:
+    """The cheap evaluation of a round: clean scores, and the tier `probe` on the first `probe_samples`.
+
+    Returns: `clean/…`, `guard/…`, `noise/flip`, and what `evaluate_suite` calls `robust/…` as `probe/…`; among the
+        arrays `clusters/clean` and, of the attacked samples, `probe/flipped`.
+    Raises: EvaluationError as `evaluate_suite`.
+    """
+    data = scored_samples(model, data, budget)
+    with inference_target(model):
+        card = ScoreCard(as_array(data.labels), assign(model, data.views, budget.batch_size), data.n_clusters)
+    result = run_suite(
+        model,
+        tuple(view[: budget.probe_samples] for view in data.views),
+        budget.attack_budget(),
+        tier="probe",
+        seed=budget.seed,
+        batch_size=budget.batch_size,
+    )
+    card.union(result.clusters.cpu().numpy(), result.flipped.cpu().numpy(), result.noise_flip, name="probe")
+    return card.evaluation()

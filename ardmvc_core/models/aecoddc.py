@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ardmvc_core.losses.contrastive import contrastive_terms
 from ardmvc_core.losses.reconstruction import mean_squared_error
 from ardmvc_core.models.comvc import ContrastConfig
-from ardmvc_core.models.simvc import FusedClustering, adam, clustering_terms
+from ardmvc_core.models.simvc import FusedClustering, adam, calibrate, clustering_terms, looks
 from ardmvc_core.networks.decoders import Decoder, build_decoder
 from ardmvc_core.networks.encoders import Encoder, build_encoders
 from ardmvc_core.ranges import ExtraEpochs, Weight
@@ -37,8 +37,10 @@ class AECoDDCConfig(ContrastConfig):
 class AutoencodedClustering(FusedClustering):
     """SiMVC's network and a decoder per view; a forward pass does not decode."""
 
-    def __init__(self, encoders: Sequence[Encoder], decoders: Sequence[Decoder], n_clusters: int) -> None:
-        super().__init__(encoders, n_clusters)
+    def __init__(
+        self, encoders: Sequence[Encoder], decoders: Sequence[Decoder], n_clusters: int, *, mute_dead_units: bool
+    ) -> None:
+        super().__init__(encoders, n_clusters, mute_dead_units=mute_dead_units)
         self.decoders = nn.ModuleList(decoders)
 
     def reconstruct(self, latents: tuple[Tensor, ...]) -> Views:
@@ -53,7 +55,7 @@ def build(config: AECoDDCConfig, view_shapes: ViewShapes, n_clusters: int) -> Au
     """
     encoders = build_encoders(config.encoder, view_shapes, config.dense_widths)
     decoders = [build_decoder(config.encoder, shape, config.dense_widths) for shape in view_shapes]
-    return AutoencodedClustering(encoders, decoders, n_clusters)
+    return AutoencodedClustering(encoders, decoders, n_clusters, mute_dead_units=config.mute_dead_units)
 
 
 def autoencoder_terms(
@@ -92,4 +94,4 @@ def stages(config: AECoDDCConfig, epochs: int) -> tuple[Stage, ...]:
     return (stage("pretrain", config.pretrain_epochs, pretrain), main) if config.pretrain_epochs else (main,)
 
 
-AECODDC = Method(config=AECoDDCConfig, build=build, stages=stages)
+AECODDC = Method(config=AECoDDCConfig, build=build, stages=stages, calibrate=calibrate, looks=looks)

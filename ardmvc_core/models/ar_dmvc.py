@@ -14,15 +14,12 @@ from torch.nn.functional import cross_entropy
 
 from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.searches.pgd import frozen, frozen_statistics, pgd, random_start
-from ardmvc_core.batching import in_batches
 from ardmvc_core.losses.contrastive import PairChoice, mean_contrast
 from ardmvc_core.losses.mitigator import KLDirection, mitigator_kl
 from ardmvc_core.models.comvc import ContrastConfig, aligned_clustering_terms
-from ardmvc_core.models.simvc import DDCOutput, FusedClustering, adam
-from ardmvc_core.networks.encoders import build_encoders
-from ardmvc_core.networks.kmeans import CALIBRATION_BATCH
+from ardmvc_core.models.simvc import DDCOutput, FusedClustering, adam, build, calibrate, looks
 from ardmvc_core.ranges import ExtraEpochs, Positive, PositiveShare, StepRatio, Steps, Weight
-from ardmvc_core.types import Method, Stage, StageObjective, StepContext, Views, ViewShapes
+from ardmvc_core.types import Method, Stage, StageObjective, StepContext, Views
 
 InnerObjective = Literal["contrastive", "assignment", "both"]
 
@@ -47,9 +44,9 @@ class AdversarialConfig(ContrastConfig):
     """View pairs of the contrastive objective; the published code takes the `first` one only."""
     inner_updates_statistics: bool = False
     """Whether the attack's forward passes update BatchNorm's running statistics (the published code: yes)."""
-    mute_dead_units: bool = False
-    """Whether hidden units of the head that are off on all training samples are held off in inference mode too, where
-    an attack could turn them on (`networks.ClusteringHead`); no source has it."""
+    mute_dead_units: bool = True
+    """As for every such network, here on by default: without it robust ACC depends on the seed more than on λ and γ.
+    The official protocol always leaves it out."""
 
     def budget(self) -> AttackBudget:
         """Threat model of the training attack."""
@@ -209,29 +206,19 @@ def stages(config: ARDMVCConfig | ARDMVCAMConfig, epochs: int) -> tuple[Stage, .
     return (Stage(name="train", epochs=epochs, objectives=(objective,)),)
 
 
-def build(config: AdversarialConfig, view_shapes: ViewShapes, n_clusters: int) -> FusedClustering:
-    """CoMVC's network for these views.
-
-    Raises: ValueError if an encoder does not fit a view, latent widths differ, or n_clusters < 2.
-    """
-    encoders = build_encoders(config.encoder, view_shapes, config.dense_widths)
-    return FusedClustering(encoders, n_clusters, mute_dead_units=config.mute_dead_units)
-
-
-@torch.no_grad()
-def calibrate(model: nn.Module, views: Views, seed: int) -> None:
-    """Finds the head's dead units on V × (N, *shape_v), where they are to be muted."""
-    assert isinstance(model, FusedClustering)
-    if model.head.alive is not None:
-        fused = [model.fusion(model.encode(batch)) for batch in in_batches(views, CALIBRATION_BATCH)]
-        model.head.find_dead_units(torch.cat(fused))
-
-
-AR_DMVC = Method(config=ARDMVCConfig, build=build, stages=stages, calibrate=calibrate, defence=("adversarial_weight",))
+AR_DMVC = Method(
+    config=ARDMVCConfig,
+    build=build,
+    stages=stages,
+    calibrate=calibrate,
+    looks=looks,
+    defence=("adversarial_weight",),
+)
 AR_DMVC_AM = Method(
     config=ARDMVCAMConfig,
     build=build,
     stages=stages,
     calibrate=calibrate,
+    looks=looks,
     defence=("adversarial_weight", "mitigator_weight"),
 )

@@ -10,13 +10,22 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ardmvc_core.losses.contrastive import contrastive_terms
-from ardmvc_core.models.simvc import DDCOutput, FusedClustering, NetworkConfig, adam, build, clustering_terms
+from ardmvc_core.models.simvc import (
+    DDCOutput,
+    FusedClustering,
+    HeadConfig,
+    adam,
+    build,
+    calibrate,
+    clustering_terms,
+    looks,
+)
 from ardmvc_core.ranges import Temperature, Weight
 from ardmvc_core.types import Method, Stage, StageObjective, StepContext, Views
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContrastConfig(NetworkConfig):
+class ContrastConfig(HeadConfig):
     """CoMVC's loss on top of SiMVC's network."""
 
     contrastive_weight: Weight = 0.1
@@ -58,4 +67,4 @@ def stages(config: CoMVCConfig, epochs: int) -> tuple[Stage, ...]:
     return (Stage(name="train", epochs=epochs, objectives=(objective,)),)
 
 
-COMVC = Method(config=CoMVCConfig, build=build, stages=stages)
+COMVC = Method(config=CoMVCConfig, build=build, stages=stages, calibrate=calibrate, looks=looks)

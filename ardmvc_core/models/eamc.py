@@ -17,7 +17,7 @@ from torch.optim import Adam, Optimizer
 from ardmvc_core.batching import in_batches
 from ardmvc_core.losses.alignment import attention_alignment, discriminator_loss, generator_loss
 from ardmvc_core.losses.ddc import cluster_orthogonality, gaussian_kernel, separation, simplex_corners
-from ardmvc_core.models.simvc import DDCOutput, NetworkConfig
+from ardmvc_core.models.simvc import DDCOutput, HeadConfig
 from ardmvc_core.networks.encoders import Encoder, build_encoders
 from ardmvc_core.networks.heads import ClusteringHead
 from ardmvc_core.networks.kmeans import CALIBRATION_BATCH
@@ -31,7 +31,7 @@ _DISCRIMINATOR_BETAS = (0.5, 0.999)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EAMCConfig(NetworkConfig):
+class EAMCConfig(HeadConfig):
     """EAMC."""
 
     name: Literal["eamc"] = "eamc"
@@ -109,14 +109,20 @@ class AttentiveClustering(nn.Module):
     """EAMC's network. Its discriminators take part in training only."""
 
     def __init__(
-        self, encoders: Sequence[Encoder], n_clusters: int, temperature: float, inference_attention: InferenceAttention
+        self,
+        encoders: Sequence[Encoder],
+        n_clusters: int,
+        temperature: float,
+        inference_attention: InferenceAttention,
+        *,
+        mute_dead_units: bool = False,
     ) -> None:
         super().__init__()
         n_views, features = len(encoders), encoders[0].out_features
         self.encoders = nn.ModuleList(encoders)
         self.attention = Attention(n_views, features, temperature)
         self.discriminators = nn.ModuleList(Discriminator(features) for _ in encoders[1:])
-        self.head = ClusteringHead(features, n_clusters)
+        self.head = ClusteringHead(features, n_clusters, mute_dead_units=mute_dead_units)
         self.inference_attention = inference_attention
         self.mean_attention: Tensor
         self.register_buffer("mean_attention", torch.full((n_views,), 1 / n_views))
@@ -136,6 +142,11 @@ class AttentiveClustering(nn.Module):
             return self.mean_attention
         return self.attention(latents).mean(dim=0)
 
+    def fuse(self, latents: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Weights (V,) and the mean of the latents under them: V × (B, D) → (B, D)."""
+        weights = self.view_weights(latents)
+        return weights, torch.stack([w * latent for w, latent in zip(weights, latents, strict=True)]).sum(dim=0)
+
     def discriminate(self, latents: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Logits of discriminator i for view 0 and for view i + 1: V × (B, D) → two of (V − 1, B)."""
         first = [discriminator(latents[0]) for discriminator in self.discriminators]
@@ -145,8 +156,7 @@ class AttentiveClustering(nn.Module):
     def forward(self, views: Views) -> EAMCOutput:
         """V × (B, *shape) → output."""
         latents = self.encode(views)
-        weights = self.view_weights(latents)
-        fused = torch.stack([weight * latent for weight, latent in zip(weights, latents, strict=True)]).sum(dim=0)
+        weights, fused = self.fuse(latents)
         hidden, logits = self.head(fused)
         return EAMCOutput(
             view_latents=latents,
@@ -164,7 +174,13 @@ def build(config: EAMCConfig, view_shapes: ViewShapes, n_clusters: int) -> Atten
     Raises: ValueError if an encoder does not fit a view, latent widths differ, or n_clusters < 2.
     """
     encoders = build_encoders(config.encoder, view_shapes, config.dense_widths)
-    return AttentiveClustering(encoders, n_clusters, config.attention_temperature, config.attention)
+    return AttentiveClustering(
+        encoders,
+        n_clusters,
+        config.attention_temperature,
+        config.attention,
+        mute_dead_units=config.mute_dead_units,
+    )
 
 
 def encoder_terms(config: EAMCConfig, model: AttentiveClustering, output: EAMCOutput) -> dict[str, Tensor]:
@@ -234,12 +250,22 @@ def stages(config: EAMCConfig, epochs: int) -> tuple[Stage, ...]:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, views: Views, seed: int) -> None:
-    """Sets the frozen attention to the mean over these samples, V × (N, *shape_v), in the model's present mode."""
+    """Sets the frozen attention to the mean over these samples, V × (N, *shape_v), in the model's present mode, and
+    finds the head's dead units, where they are to be muted."""
     assert isinstance(model, AttentiveClustering)
     total = torch.zeros_like(model.mean_attention, dtype=torch.float64)
     for batch in in_batches(views, CALIBRATION_BATCH):
         total += model.attention(model.encode(batch)).double().sum(dim=0)
     model.mean_attention.copy_(total / len(views[0]))
+    if model.head.alive is not None:
+        fused = [model.fuse(model.encode(batch))[1] for batch in in_batches(views, CALIBRATION_BATCH)]
+        model.head.find_dead_units(torch.cat(fused))
 
 
-EAMC = Method(config=EAMCConfig, build=build, stages=stages, calibrate=calibrate)
+EAMC = Method(
+    config=EAMCConfig,
+    build=build,
+    stages=stages,
+    calibrate=calibrate,
+    looks=lambda config: 1 + config.mute_dead_units,
+)

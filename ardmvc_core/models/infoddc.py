@@ -12,14 +12,14 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ardmvc_core.losses.mutual_information import InformationPairs, mutual_information_terms
-from ardmvc_core.models.simvc import FusedClustering, NetworkConfig, adam, clustering_terms
+from ardmvc_core.models.simvc import FusedClustering, HeadConfig, adam, calibrate, clustering_terms, looks
 from ardmvc_core.networks.encoders import build_encoders
 from ardmvc_core.ranges import ExtraEpochs, Weight
 from ardmvc_core.types import Method, Stage, StageObjective, StepContext, Terms, Views, ViewShapes
 
 
 @dataclass(frozen=True, kw_only=True)
-class InfoDDCConfig(NetworkConfig):
+class InfoDDCConfig(HeadConfig):
     """InfoDDC."""
 
     name: Literal["infoddc"] = "infoddc"
@@ -51,7 +51,8 @@ def build(config: InfoDDCConfig, view_shapes: ViewShapes, n_clusters: int) -> So
 
     Raises: ValueError if an encoder does not fit a view, latent widths differ, or n_clusters < 2.
     """
-    return SoftmaxClustering(build_encoders(config.encoder, view_shapes, config.dense_widths), n_clusters)
+    encoders = build_encoders(config.encoder, view_shapes, config.dense_widths)
+    return SoftmaxClustering(encoders, n_clusters, mute_dead_units=config.mute_dead_units)
 
 
 def stages(config: InfoDDCConfig, epochs: int) -> tuple[Stage, ...]:
@@ -80,4 +81,4 @@ def stages(config: InfoDDCConfig, epochs: int) -> tuple[Stage, ...]:
     return (stage("pretrain", config.pretrain_epochs, pretrain), main) if config.pretrain_epochs else (main,)
 
 
-INFODDC = Method(config=InfoDDCConfig, build=build, stages=stages)
+INFODDC = Method(config=InfoDDCConfig, build=build, stages=stages, calibrate=calibrate, looks=looks)

@@ -7,19 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from ardmvc_core.batching import in_batches
 from ardmvc_core.losses.ddc import ddc_terms
 from ardmvc_core.networks.encoders import Encoder, EncoderKind, build_encoders
 from ardmvc_core.networks.heads import ClusteringHead, WeightedMean
+from ardmvc_core.networks.kmeans import CALIBRATION_BATCH
 from ardmvc_core.ranges import LearningRate, Width, check_values
 from ardmvc_core.types import Method, ModelOutput, Stage, StageObjective, StepContext, Views, ViewShapes
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """What SiMVC's network and its optimizer need; CoMVC and AR-DMVC(-AM) add to it."""
+    """What a network and its optimizer need; models add to it."""
 
     encoder: EncoderKind = "auto"
     """Encoder of every view; `auto` goes by the view's shape."""
@@ -33,7 +36,16 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiMVCConfig(NetworkConfig):
+class HeadConfig(NetworkConfig):
+    """What a network with DDC's clustering head needs besides."""
+
+    mute_dead_units: bool = False
+    """Whether hidden units of the clustering head that are off on all training samples are held off in inference mode
+    too, where an attack could turn them on (`networks.ClusteringHead`); no source has it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiMVCConfig(HeadConfig):
     """SiMVC."""
 
     name: Literal["simvc"] = "simvc"
@@ -83,12 +95,27 @@ class FusedClustering(nn.Module):
         return self.cluster(self.encode(views))
 
 
-def build(config: NetworkConfig, view_shapes: ViewShapes, n_clusters: int) -> FusedClustering:
+def build(config: HeadConfig, view_shapes: ViewShapes, n_clusters: int) -> FusedClustering:
     """Network for these views.
 
     Raises: ValueError if an encoder does not fit a view, latent widths differ, or n_clusters < 2.
     """
-    return FusedClustering(build_encoders(config.encoder, view_shapes, config.dense_widths), n_clusters)
+    encoders = build_encoders(config.encoder, view_shapes, config.dense_widths)
+    return FusedClustering(encoders, n_clusters, mute_dead_units=config.mute_dead_units)
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, views: Views, seed: int) -> None:
+    """Finds the head's dead units on V × (N, *shape_v), where they are to be muted."""
+    assert isinstance(model, FusedClustering)
+    if model.head.alive is not None:
+        fused = [model.fusion(model.encode(batch)) for batch in in_batches(views, CALIBRATION_BATCH)]
+        model.head.find_dead_units(torch.cat(fused))
+
+
+def looks(config: HeadConfig) -> int:
+    """How often `calibrate` passes over the training views."""
+    return int(config.mute_dead_units)
 
 
 def adam(model: nn.Module, learning_rate: float) -> Optimizer:
@@ -111,4 +138,4 @@ def stages(config: SiMVCConfig, epochs: int) -> tuple[Stage, ...]:
     return (Stage(name="train", epochs=epochs, objectives=(objective,)),)
 
 
-SIMVC = Method(config=SiMVCConfig, build=build, stages=stages)
+SIMVC = Method(config=SiMVCConfig, build=build, stages=stages, calibrate=calibrate, looks=looks)

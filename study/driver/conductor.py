@@ -22,6 +22,7 @@ from study.planning.suggestions import Suggestions, as_point, next_overrides
 from study.ranking.ranking import since_improvement
 from study.records import Attempt, Observer, TrialRecord, WorkerAway
 from study.secrets import redact
+from study.spec.objectives import probe_of
 from study.spec.study_spec import StudySpec
 from trainables.checkpoints import KEPT
 from trainables.round_limit import LEAST_SECONDS, RoundLimit
@@ -103,7 +104,7 @@ def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
 
 def round_value(metric: str, metrics: Mapping[str, float]) -> float | None:
     """The objective as a round knows it: itself, or the cheap probe's number of the same name before the last round."""
-    value = metrics.get(metric, metrics.get(f"probe/{metric.rsplit('/', 1)[-1]}"))
+    value = metrics.get(metric, metrics.get(probe_of(metric)))
     return value if value is not None and math.isfinite(value) else None
 
 

@@ -129,13 +129,7 @@ SCALES: dict[str, Scale] = {
             "evaluate_every": 100,
             "precision": "bf16",
             "dataset": {"samples": 2000},
-            "evaluation": {
-                "attack_precision": "bf16",
-                "gan_eps": [],
-                "steps": 10,
-                "noise_draws": 2,
-                "gan": {"epochs": 10, "batch_size": 25},
-            },
+            "evaluation": {"attack_precision": "bf16"},
         },
         official_gan={"epochs": 8, "batch_size": 50},
         changes={

@@ -54,6 +54,7 @@ def confirmation(ledger: "Ledger", chosen: "Sequence[TrialRecord]", given: argpa
 
     Raises: SpecError for a study whose trials cannot be confirmed.
     """
+    from ardmvc_core.evaluation.budget import RETIRED
     from ardmvc_core.seeding import derive_seed
     from study.spec.study_spec import checked_spec
 
@@ -65,7 +66,8 @@ def confirmation(ledger: "Ledger", chosen: "Sequence[TrialRecord]", given: argpa
     lists = [dict(record.overrides) for record in chosen]
     seed = derive_seed(int(old.get("seed", 7)), "confirm") % 2**31
     trial = {key: value for key, value in old["trial"].items() if key not in ("selection", "seed", "repeats")}
-    evaluation = {**trial.get("evaluation", {}), "tier": given.tier}
+    kept = {name: value for name, value in trial.get("evaluation", {}).items() if name not in RETIRED}
+    evaluation = {**kept, "tier": given.tier}
     trial |= {"protocol": "strict", "evaluation": evaluation, "score_on": "score", "repeats": given.seeds, "seed": seed}
     facts = json.dumps([old["trial"], lists, given.seeds, given.tier], sort_keys=True, default=str)
     digest = hashlib.sha256(facts.encode()).hexdigest()[:8]

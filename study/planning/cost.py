@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 from ardmvc_core.attacks.generators.gan import GANConfig
 from ardmvc_core.attacks.tiers import Tier, noise_draws, plan
+from ardmvc_core.data import Protocol
 from ardmvc_core.evaluation.budget import ResolvedBudget
 from ardmvc_core.models import MODELS
 from ardmvc_core.networks.kmeans import CALIBRATION_BATCH
 from trainables.config import AttackTrialConfig, TrialConfig, protocols_of
 
 _NOISE_KINDS = 2
-_AMONG_SAMPLES = frozenset({"contrastive"})
-"""White-box objectives that compare the samples of a batch: no clean pass to refer to, and a single sample is left."""
 
 
 @dataclass(frozen=True)
@@ -47,32 +46,30 @@ class Cost:
 def trial_cost(
     config: TrialConfig | AttackTrialConfig, budget: ResolvedBudget, sizes: Mapping[str, int], n_clusters: int = 10
 ) -> Cost:
-    """Passes of one trial; of a tier of the suite, those of samples that no attack moves.
+    """Passes of one trial; of the suite, those of samples that no attack moves.
 
     Args: budget: the resolved evaluation. sizes: samples of each part, of both protocols where both run. n_clusters: K,
-        read by tiers only, which aim at no more than nine clusters.
+        tiers aim at no more than nine other clusters.
     """
     if isinstance(config, AttackTrialConfig):
         scored = _scored(budget, sizes["tune"])
-        per_round = _clean_and_noise(budget, scored, radii=1) + _assign(scored, budget.batch_size)
+        # Clean scores, the attack, and its confirmation.
+        per_round = _noise(budget.tier, budget, scored) + _assign(scored, budget.batch_size) * 3
         return Cost(_gan(config.attack, sizes["attacker"]), per_round * config.rounds)
     protocols = protocols_of(config.protocol)
     training = _training(config, sizes["train"]) * (config.repeats * len(protocols))
-    # The AR models have something to fit only where they mute units.
-    fitted = MODELS[config.model.name].calibrate is not None and getattr(config.model, "mute_dead_units", True)
-    calibration = _assign(sizes["train"], CALIBRATION_BATCH) if fitted else Passes()
-    evaluation = calibration * (config.rounds + (len(protocols) - 1))
+    evaluation = Passes()
+    for protocol in protocols:
+        looks = _looks(config, protocol) * (1 if protocol == "official" and "strict" in protocols else config.rounds)
+        evaluation += _assign(sizes["train"], CALIBRATION_BATCH) * looks
     if "official" in protocols:
         held_out = sizes["attack"]
         evaluation += _assign(held_out, budget.official.batch_size) * 2 + _gan(budget.official, held_out)
         if protocols == ("official",):
-            evaluation += _probe(budget, held_out) * (config.rounds - 1)
+            evaluation += _probe(budget, held_out, n_clusters) * (config.rounds - 1)
     if "strict" in protocols:
-        evaluation += _probe(budget, sizes["tune"]) * (config.rounds - 1)
-        if budget.tier is None:
-            evaluation += _strict(budget, sizes[config.score_on], sizes["attacker"])
-        else:
-            evaluation += _suite(budget.tier, budget, _scored(budget, sizes[config.score_on]), n_clusters)
+        evaluation += _probe(budget, sizes["tune"], n_clusters) * (config.rounds - 1)
+        evaluation += _strict(budget, sizes[config.score_on], n_clusters)
     return Cost(training, evaluation * config.repeats)
 
 
@@ -91,39 +88,35 @@ def _training(config: TrialConfig, size: int) -> Passes:
     return total
 
 
-def _probe(budget: ResolvedBudget, size: int) -> Passes:
+def _looks(config: TrialConfig, protocol: Protocol) -> int:
+    method = MODELS[config.model.name]
+    return 0 if method.calibrate is None else method.looks(config.model_under(protocol))
+
+
+def _probe(budget: ResolvedBudget, size: int, n_clusters: int) -> Passes:
     clean, attacked = _scored(budget, size), min(budget.probe_samples, _scored(budget, size))
-    attack = Passes(1 + budget.probe_steps, budget.probe_steps) * _split(attacked, budget.batch_size)
-    return _assign(clean, budget.batch_size) + attack + _assign(attacked, budget.batch_size)
+    return _assign(clean, budget.batch_size) + _tier("probe", budget, attacked, n_clusters)
 
 
-def _strict(budget: ResolvedBudget, size: int, attacker_size: int) -> Passes:
+def _strict(budget: ResolvedBudget, size: int, n_clusters: int) -> Passes:
+    """A clean pass for the scores, and the suite."""
     scored = _scored(budget, size)
-    radii = 1 + len(budget.gan_eps)
-    total = _clean_and_noise(budget, scored, radii)
-    for objective in budget.objectives:
-        among_samples = objective in _AMONG_SAMPLES
-        extra = 0 if among_samples else 1
-        if budget.restarts > 1:  # each restart is judged by its clusters and its loss
-            extra += 1 + 2 * budget.restarts
-        steps = budget.steps * budget.restarts
-        left = among_samples and scored % budget.batch_size == 1
-        total += Passes(steps + extra, steps) * (_split(scored, budget.batch_size) - left)
-    total += _gan(budget.gan, attacker_size) * radii
-    return total + _assign(scored, budget.batch_size) * (len(budget.objectives) + radii)
+    return _assign(scored, budget.batch_size) + _tier(budget.tier, budget, scored, n_clusters)
 
 
-def _suite(tier: Tier, budget: ResolvedBudget, scored: int, n_clusters: int) -> Passes:
-    """Fitting of generators is not counted."""
-    total = _assign(scored, budget.batch_size) * (1 + _NOISE_KINDS * noise_draws(tier))
-    for attack in plan(tier, n_clusters):
+def _tier(tier: Tier, budget: ResolvedBudget, scored: int, n_clusters: int) -> Passes:
+    """Of samples that no attack moves; fitting of generators is not counted."""
+    further = budget.further_attacks if tier == budget.tier else ()
+    total = _noise(tier, budget, scored)
+    for attack in plan(tier, n_clusters, further=further):
         size = getattr(attack, "batch_size", budget.batch_size)
         total += Passes(attack.forwards, attack.backwards) * _split(scored, size)
     return total
 
 
-def _clean_and_noise(budget: ResolvedBudget, scored: int, radii: int) -> Passes:
-    return _assign(scored, budget.batch_size) * (1 + _NOISE_KINDS * budget.noise_draws * radii)
+def _noise(tier: Tier, budget: ResolvedBudget, scored: int) -> Passes:
+    """The clean reference, and draws of noise."""
+    return _assign(scored, budget.batch_size) * (1 + _NOISE_KINDS * noise_draws(tier))
 
 
 def _gan(config: GANConfig, size: int) -> Passes:

@@ -87,7 +87,7 @@ def _score(checkpoint: str, number: int) -> dict[str, float]:
     device = pick_device("auto")
     parts = cached_parts(config.dataset, "strict")
     tune, score = parts["tune"].data.to(device), parts["score"].data.to(device)
-    budget = replace(config.evaluation, tier=TRUTH_TIER, attack_precision="fp32")
+    budget = replace(config.evaluation, tier=TRUTH_TIER, further_attacks=())
     budget = budget.resolve(config.dataset.name, len(score.views))
     rows = []
     for repeat in range(config.repeats):

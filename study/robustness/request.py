@@ -146,8 +146,7 @@ def _budgets(given: argparse.Namespace, config: "TrialConfig", n_views: int) -> 
     Raises: SpecError naming the flag.
     """
     own = config.evaluation
-    # A tier has neither white-box attacks in bfloat16 nor the GAN at further ε.
-    changes: dict[str, Any] = {"tier": given.tier, "attack_precision": "fp32"}
+    changes: dict[str, Any] = {"tier": given.tier, "further_attacks": ()}
     for flag, field in (("samples", "samples"), ("seed", "seed"), ("views", "attacked_views")):
         if getattr(given, flag) is not None:
             changes[field] = getattr(given, flag)
@@ -155,7 +154,6 @@ def _budgets(given: argparse.Namespace, config: "TrialConfig", n_views: int) -> 
     for eps in given.eps or (None,):
         if eps is not None:
             changes["eps"] = eps
-            changes["gan_eps"] = None if own.gan_eps is None else tuple(e for e in own.gan_eps if e != eps)
         try:
             found.append(replace(own, **changes).resolve(config.dataset.name, n_views))
         except ValueError as error:

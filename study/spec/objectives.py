@@ -1,7 +1,7 @@
 """Which metrics a trial's last round reports: with another objective every trial would fail at its end."""
 
 from ardmvc_core.attacks.tiers import plan
-from ardmvc_core.evaluation.metrics import ATTACK_SCORES, ROBUST_SCORES, SCORES, UNMAPPED_SCORES, eps_name
+from ardmvc_core.evaluation.metrics import ATTACK_SCORES, ROBUST_SCORES, SCORES, UNMAPPED_SCORES
 from ardmvc_core.selection.criteria import SELECT_SCORES
 from trainables.config import AttackTrialConfig, TrialConfig
 
@@ -19,21 +19,24 @@ def known_metrics(config: TrialConfig | AttackTrialConfig) -> list[str]:
     names = [*official] if config.protocol == "both" else []
     names += _group("select", SELECT_SCORES) if config.selection else []
     names += [*_group("robust", ROBUST_SCORES), *_group("clean", SCORES)]
-    if config.evaluation.tier is not None:
-        # Attacks after the first run on survivors only, so they have no score of their own.
-        names += [
-            *_group("robust", UNMAPPED_SCORES),
-            *_group(plan(config.evaluation.tier, 2)[0].key, ATTACK_SCORES),
-            "noise/flip",
-        ]
-        return [name for name in names if needs_no_labels(name)] if config.labels_locked else names
-    for objective in config.evaluation.objectives:
-        names += _group(f"pgd_{objective}", ATTACK_SCORES)
-    names += _group("gan", ATTACK_SCORES)
-    for eps in config.resolved_budget().gan_eps:
-        names += _group(f"gan_{eps_name(eps)}", ATTACK_SCORES)
-    names += ["noise/flip"] if config.evaluation.noise_draws else []
+    # Attacks after the first run on survivors only, so they have no score of their own.
+    first = plan(config.evaluation.tier, 2)[0].key
+    names += [*_group("robust", UNMAPPED_SCORES), *_group(first, ATTACK_SCORES), "noise/flip"]
     return [name for name in names if needs_no_labels(name)] if config.labels_locked else names
+
+
+def probe_of(metric: str) -> str:
+    """What the rounds before the last report in place of a score: itself, or the probe's score of the same name."""
+    return metric if metric.startswith(("clean/", "gan/", "noise/")) else f"probe/{metric.rsplit('/', 1)[-1]}"
+
+
+def without_probe(config: TrialConfig | AttackTrialConfig, metric: str) -> bool:
+    """Whether no round but the last knows anything of a score, so that no pruner could act on it."""
+    if isinstance(config, AttackTrialConfig):
+        return False
+    probed = {*_group("probe", (*ROBUST_SCORES, *UNMAPPED_SCORES)), *_group("clean", SCORES), "noise/flip"}
+    probed |= {*_group("probe", SELECT_SCORES)} if config.selection else set()
+    return probe_of(metric) not in probed
 
 
 def needs_no_labels(name: str) -> bool:
@@ -46,7 +49,7 @@ def objection(metric: str) -> str | None:
     """Why a metric that exists cannot be an objective."""
     group = metric.split("/")[0]
     if group == "probe":
-        return "is reported by the rounds before the last only; its counterpart at the end is pgd_assignment or robust"
+        return "is reported by the rounds before the last only; its counterpart at the end is robust, or select"
     if group == "official":
         return "is reported with `protocol: official` or `both` only"
     if group in {"loss", "time", "guard", "spread"}:

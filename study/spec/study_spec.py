@@ -11,7 +11,7 @@ from ardmvc_core.ranges import shown
 from study.records import Goal
 from study.spec.distributions import Distribution, as_yaml
 from study.spec.faults import Fault, every_fault, faults_of, raise_faults, shortened, suggestion
-from study.spec.objectives import known_metrics, objection
+from study.spec.objectives import known_metrics, objection, without_probe
 from study.spec.schema import (
     Limits,
     NoPruner,
@@ -144,6 +144,11 @@ class StudySpec(Section):
         faults = []
         if len(self.objectives) > 1 and self.pruner.name != "none":
             faults.append(Fault("pruner.name", f"must be none with two objectives, got {self.pruner.name}"))
+        if self.pruner.name != "none" and not faults:
+            (goal,) = self.objectives
+            if without_probe(TRIAL_CONFIGS[self.trainable].model_validate(self.trial), goal.metric):
+                text = f"must be none with {goal.metric}, which only a trial's last round knows, got {self.pruner.name}"
+                faults.append(Fault("pruner.name", text))
         if self.trial.get("device") == "cuda" and self.resources.gpu == 0:
             faults.append(Fault("trial.device", "must be auto or cpu while resources.gpu is 0, got cuda"))
         raise_faults("StudySpec", faults)

@@ -1,22 +1,14 @@
-"""What attacks raise: shifts of a model's representations, its contrastive loss, or its assignment error.
+"""How far an attack moves a model's representations from where they are on clean views; no labels."""
 
-All of them are label-free: the reference is the model's own output on the clean views.
-"""
-
-from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from ardmvc_core.losses.contrastive import mean_contrast
-from ardmvc_core.types import ModelOutput, Views
+from ardmvc_core.types import ModelOutput
 
 Distance = Literal["squared_mean", "norm_sum"]
 """How a shift is measured: mean squared L2 distance (slides), or half the L2 distances summed (published code)."""
-
-ObjectiveName = Literal["features", "contrastive", "assignment"]
 
 
 def shift(clean: Tensor, attacked: Tensor, distance: Distance) -> Tensor:
@@ -53,58 +45,3 @@ def spread(latents: Tensor) -> Tensor:
     # The mean over pairs i ≠ j is twice the unbiased variance, without the B × B matrix.
     distance = 2 * latents.var(dim=0).sum()
     return torch.where(distance > 0, distance, torch.ones_like(distance))
-
-
-def features_objective(model: nn.Module, clean_views: Views) -> Callable[[Views], Tensor]:
-    """Squared shift of every view latent and of the consensus, each in units of its `spread`.
-
-    Args: clean_views: V × (B, *shape_v), the reference.
-    Returns: function from attacked views to (B,) values ≥ 0.
-    """
-    with torch.no_grad():
-        clean = model(clean_views)
-        references = [(latents.flatten(1), spread(latents.flatten(1))) for latents in _latents(clean)]
-
-    def value(views: Views) -> Tensor:
-        attacked = _latents(model(views))
-        return torch.stack(
-            [
-                (latents.flatten(1) - reference).square().sum(1) / unit
-                for latents, (reference, unit) in zip(attacked, references, strict=True)
-            ]
-        ).sum(0)
-
-    return value
-
-
-def contrastive_objective(model: nn.Module, temperature: float) -> Callable[[Views], Tensor]:
-    """The contrastive loss between the latents of a sample, over all view pairs.
-
-    Samples of a batch are each other's negatives, so there is no value per sample.
-    Returns: function from attacked views to a scalar, the mean over pairs; needs at least two samples.
-    """
-
-    def value(views: Views) -> Tensor:
-        latents = model.encode(views)  # type: ignore[operator]
-        return mean_contrast(tuple(latent.flatten(1) for latent in latents), temperature)
-
-    return value
-
-
-def assignment_objective(model: nn.Module, clean_views: Views) -> Callable[[Views], Tensor]:
-    """Cross-entropy of the attacked logits to the model's own clean clusters.
-
-    Read from logits: a saturated softmax would hide the gradient.
-    Returns: function from attacked views to (B,) values ≥ 0.
-    """
-    with torch.no_grad():
-        clusters = model(clean_views).logits.argmax(1)
-
-    def value(views: Views) -> Tensor:
-        return F.cross_entropy(model(views).logits, clusters, reduction="none")
-
-    return value
-
-
-def _latents(output: ModelOutput) -> tuple[Tensor, ...]:
-    return (*output.view_latents, output.consensus)
