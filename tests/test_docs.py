@@ -117,7 +117,7 @@ def test_a_trial_of_the_example_runs_to_its_end(changed_tree: Path) -> None:
         "    'model': {'name': 'concat_ddc', 'learning_rate': 0.002},\n"
         "    'dataset': {'name': 'noisy_digits', 'classes': [0, 1, 2], 'samples': 60},\n"
         "    'epochs': 1, 'batch_size': 10,\n"
-        "    'evaluation': {'samples': 12, 'steps': 1, 'noise_draws': 1, 'gan_eps': [], 'gan': gan},\n"
+        "    'evaluation': {'samples': 12, 'tier': 'probe'},\n"
         "}\n"
         "report = Trial(trainables.config.TrialConfig.model_validate(config)).run_round()\n"
         "print(json.dumps([ardmvc_core.models.__file__, report]))\n"

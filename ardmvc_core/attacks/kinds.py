@@ -17,7 +17,7 @@ from ardmvc_core.attacks.objectives.per_sample import SampleObjective, ce, featu
 from ardmvc_core.attacks.searches.apgd import Ascent, apgd
 from ardmvc_core.attacks.searches.query_result import QueryResult
 from ardmvc_core.attacks.searches.soft_rectifiers import soft_rectifiers
-from ardmvc_core.attacks.target import inference_target
+from ardmvc_core.attacks.target import attacked_views, inference_target
 from ardmvc_core.batching import in_full_batches
 from ardmvc_core.seeding import generator
 from ardmvc_core.types import Perturb, Views
@@ -239,7 +239,7 @@ class Given:
     backwards: int = 0
 
     def run(self, scene: Scene, views: Views, clean: CleanReference, stream: torch.Generator) -> Attempt:
-        return Attempt(self.perturb(scene.model, views))
+        return Attempt(attacked_views(self.key, self.perturb, scene.model, views, scene.budget))
 
 
 def _flips(scene: Scene, points: Views, clean: CleanReference) -> torch.Tensor:

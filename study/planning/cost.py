@@ -53,8 +53,8 @@ def trial_cost(
     """
     if isinstance(config, AttackTrialConfig):
         scored = _scored(budget, sizes["tune"])
-        # Clean scores, the attack, and its confirmation.
-        per_round = _noise(budget.tier, budget, scored) + _assign(scored, budget.batch_size) * 3
+        # Clean scores, and a look at what the attack found.
+        per_round = _noise(budget.tier, budget, scored) + _assign(scored, budget.batch_size) * 2
         return Cost(_gan(config.attack, sizes["attacker"]), per_round * config.rounds)
     protocols = protocols_of(config.protocol)
     training = _training(config, sizes["train"]) * (config.repeats * len(protocols))
@@ -105,12 +105,13 @@ def _strict(budget: ResolvedBudget, size: int, n_clusters: int) -> Passes:
 
 
 def _tier(tier: Tier, budget: ResolvedBudget, scored: int, n_clusters: int) -> Passes:
-    """Of samples that no attack moves; fitting of generators is not counted."""
+    """Of samples that no attack moves; each attack has a pass more, which looks at what it found. Fitting of generators
+    is not counted."""
     further = budget.further_attacks if tier == budget.tier else ()
     total = _noise(tier, budget, scored)
     for attack in plan(tier, n_clusters, further=further):
         size = getattr(attack, "batch_size", budget.batch_size)
-        total += Passes(attack.forwards, attack.backwards) * _split(scored, size)
+        total += Passes(attack.forwards, attack.backwards) * _split(scored, size) + _assign(scored, budget.batch_size)
     return total
 
 

@@ -27,7 +27,7 @@ TRIAL = {
     "epochs": 1,
     "batch_size": 20,
     "evaluate_every": 10,
-    "evaluation": {"samples": 20, "steps": 1, "noise_draws": 1, "gan_eps": [], "gan": GAN, "official": GAN},
+    "evaluation": {"samples": 20, "tier": "probe", "official": GAN},
 }
 SCORES = ("robust/acc", "clean/acc", "official/pre/acc", "official/post/acc")
 

@@ -110,8 +110,8 @@ def test_numbers_beyond_any_range(study: dict[str, Any], refused: Refused, key: 
         (f"space.epochs={{int_uniform: [1, '{DIGITS[:4000]}']}}", "int_uniform needs numbers in"),
         (f"space.epochs={{choice: [{','.join(map(str, range(1, 102)))}]}}", "must hold at most 100 values, got 101"),
         (
-            f"trial.evaluation.gan_eps=[{'0.1,' * 101}]",
-            "trial.evaluation.gan_eps: must have at most 100 entries, got 101",
+            f"trial.evaluation.eps=[{'0.1,' * 101}]",
+            "trial.evaluation.eps: must have at most 100 entries, got 101",
         ),
     ],
     ids=lambda text: text[:40],

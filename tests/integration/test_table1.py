@@ -22,7 +22,7 @@ from study.tracking.tracker import default_uri
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "table1_smoke_1seed"
-TINY = ["samples=20", "probe_samples=20", "probe_steps=1", "steps=2", "noise_draws=1", "gan_eps=[]", "gan.epochs=1"]
+TINY = ["samples=20", "probe_samples=20", "tier=probe"]
 MINUTES = 4
 
 

@@ -23,14 +23,17 @@ from ardmvc_core.attacks.attack import Attack
 from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.generators.gan import GANConfig, fit_gan
 from ardmvc_core.attacks.kinds import Generate, Query
-from ardmvc_core.attacks.objectives.shifts import assignment_objective, contrastive_objective, features_objective
+from ardmvc_core.attacks.objectives.clean_reference import clean_reference
+from ardmvc_core.attacks.objectives.per_batch import contrast
+from ardmvc_core.attacks.objectives.per_sample import ce, features
+from ardmvc_core.attacks.searches.apgd import apgd
 from ardmvc_core.attacks.searches.pgd import random_start
-from ardmvc_core.attacks.searches.white_box import WhiteBoxConfig, prepare_white_box
 from ardmvc_core.attacks.suite import run_suite
 from ardmvc_core.attacks.tiers import plan
 from ardmvc_core.data.dataset import MultiViewDataset
 from ardmvc_core.evaluation.budget import EvalBudget
-from ardmvc_core.evaluation.protocols import evaluate_official, evaluate_strict, probe
+from ardmvc_core.evaluation.official import evaluate_official
+from ardmvc_core.evaluation.worst_case import evaluate_suite, probe
 from ardmvc_core.networks.kmeans import KMeansHead
 from ardmvc_core.seeding import generator, global_rng_state, seed_everything
 from ardmvc_core.training import Trainer, calibrate
@@ -306,33 +309,31 @@ def check_gradients_reach_the_views(method: Method, config: Any, case: Case) -> 
     """Every objective of an attack has a finite gradient in every view, and not 0."""
     model, views = trained(method, config, case).model, case.views()
     start = random_start(views, AttackBudget(eps=0.1), generator(SEED, "start"))
-    objectives = {
-        "assignment": assignment_objective(model, views),
-        "features": features_objective(model, views),
-        "contrastive": contrastive_objective(model, temperature=0.1),
-    }
+    objectives = {"assignment": ce, "features": features(), "contrastive": contrast}
     with untouched(model):
+        clean = clean_reference(model, views, case.samples)
         for name, objective in objectives.items():
             moved = tuple(view.clone().requires_grad_() for view in start)
-            gradients = torch.autograd.grad(objective(moved).sum(), moved, materialize_grads=True)
+            gradients = torch.autograd.grad(objective(model(moved), clean).sum(), moved, materialize_grads=True)
             for v, gradient in enumerate(gradients):
                 assert bool(gradient.isfinite().all()), f"{name}, view {v}"
                 assert gradient.abs().max() > 0, f"{name} does not see view {v}"
 
 
 def check_white_box(method: Method, config: Any, case: Case) -> None:
-    """PGD on assignments raises the cross-entropy to the clean clusters and leaves the model as it was."""
+    """APGD on assignments raises the cross-entropy to the clean clusters and leaves the model as it was."""
     model, views = trained(method, config, case).model, case.views()
-    attacked = _pgd(model, views)
-    objective = assignment_objective(model, views)
+    attacked = _apgd(model, views)
     with torch.no_grad():
-        assert objective(attacked).mean() > objective(views).mean(), "the attack did not raise its objective"
+        clean = clean_reference(model, views, len(views[0]))
+        before, after = (ce(model(seen), clean).mean() for seen in (views, attacked))
+    assert after > before, "the attack did not raise its objective"
 
 
 def check_flips(method: Method, config: Any, case: Case) -> None:
-    """Once a model has found clusters, PGD at a large ε moves most samples to another one. Needs planted clusters."""
+    """Once a model has found clusters, APGD at a large ε moves most samples to another one. Needs planted clusters."""
     model, views = trained(method, config, case, PLANTED_EPOCHS).model, case.views()
-    attacked = _pgd(model, views)
+    attacked = _apgd(model, views)
     with torch.no_grad():
         before, after = (model(seen).logits.argmax(dim=1) for seen in (views, attacked))
     assert len(before.unique()) > 1, "the model found one cluster only"
@@ -361,12 +362,12 @@ def check_suite(method: Method, config: Any, case: Case) -> None:
     assert best <= result.flip_rate <= sum(record.new for record in result.records) / len(result.flipped) + 1e-9
 
 
-def _pgd(model: nn.Module, views: Views) -> Views:
-    """The views under PGD on assignments."""
-    budget = AttackBudget(eps=LARGE_EPS)
+def _apgd(model: nn.Module, views: Views) -> Views:
+    """The views under APGD on assignments."""
+    budget, stream = AttackBudget(eps=LARGE_EPS), generator(SEED, "apgd")
     with untouched(model):
-        perturb = prepare_white_box(WhiteBoxConfig(steps=10), model, views, generator(SEED, "pgd"), budget=budget)
-        attacked = perturb(model, views)
+        clean = clean_reference(model, views, len(views[0]))
+        attacked = apgd(model, views, clean, ce, budget, steps=10, generator=stream).best_views
     check_within(views, attacked, LARGE_EPS)
     return attacked
 
@@ -410,15 +411,15 @@ def check_evaluation(method: Method, config: Any, case: Case) -> None:
     """The probe and both protocols give finite scores, fractions in [0, 1], and leave the model as it was."""
     model, data = trained(method, config, case).model, case.data()
     gan = GANConfig(epochs=1, batch_size=case.batch_size)
-    budget = EvalBudget(eps=0.1, probe_samples=6, probe_steps=1, steps=2, noise_draws=1, gan=gan, official=gan)
+    budget = EvalBudget(eps=0.1, probe_samples=6, official=gan)
     resolved = budget.resolve(data.name, len(data.views))
     with untouched(model):
         values = {
             **probe(model, data, resolved).values,
-            **evaluate_strict(model, data, data.views, resolved).values,
+            **evaluate_suite(model, data, data.views, resolved).evaluation.values,
             **evaluate_official(model, data, resolved).values,
         }
-    assert values.keys() >= {"probe/acc", "robust/acc", "gan/flip", "pgd_contrastive/acc", "official/post/acc"}
+    assert values.keys() >= {"probe/acc", "robust/acc", "apgd_ce/flip", "official/post/acc"}
     assert all(map(math.isfinite, values.values()))
     assert all(0 <= value <= 1 for name, value in values.items() if name.endswith(("/acc", "/nmi", "/flip")))
 

@@ -21,7 +21,7 @@ def study_dict(folder: Path, **changes: Any) -> dict[str, Any]:
             "epochs": 4,
             "batch_size": 25,
             "evaluate_every": 1,
-            "evaluation": {"samples": 20, "probe_samples": 20, "probe_steps": 1, "steps": 2},
+            "evaluation": {"samples": 20, "probe_samples": 20, "tier": "probe"},
         },
         "space": {"model.adversarial_weight": {"log_uniform": [0.01, 10]}, "model.train_eps": {"uniform": [0.02, 0.3]}},
         "baselines": [{"model.adversarial_weight": 0, "model.mitigator_weight": 0}],

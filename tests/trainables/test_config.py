@@ -45,7 +45,7 @@ def test_numbers_that_yaml_reads_as_text_become_numbers() -> None:
         {"model": {"name": "ar_dmvc_am", "temprature": 0.1}},
         {"model": {"name": "comvc", "mitigator_weight": 0.1}},
         {"dataset": {"name": "noisy_digits", "size": 3}},
-        {"evaluation": {"gan": {"eps": 0.1}}},
+        {"evaluation": {"official": {"eps": 0.1}}},
     ],
 )
 def test_unknown_keys_are_refused_at_every_level(changes: dict[str, Any]) -> None:
@@ -63,7 +63,7 @@ def test_unknown_keys_are_refused_at_every_level(changes: dict[str, Any]) -> Non
         ({"model": {"name": "ar_dmvc_am", "adversarial_weight": float("nan")}}, "finite"),
         ({"model": {"name": "ar_dmvc_am", "train_eps": 1.5}}, r"train_eps must be in \(0, 1\]"),
         ({"evaluation": {"eps": 8}}, r"eps must be in \(0, 1\]"),
-        ({"evaluation": {"eps": 0.1, "gan_eps": [0.1]}}, "evaluation.gan_eps must be distinct"),
+        ({"evaluation": {"further_attacks": ["square", "square"]}}, "further_attacks must be distinct"),
         ({"dataset": {"name": "npz"}}, "path must be the .npz file"),
         ({"device": "tpu"}, "'auto', 'cpu' or 'cuda'"),
     ],
@@ -75,7 +75,8 @@ def test_impossible_values_are_refused(changes: dict[str, Any], words: str) -> N
 
 def test_a_config_goes_through_json_unchanged() -> None:
     config = model_trial(
-        dataset={"name": "noisy_digits", "classes": [1, 2, 3]}, evaluation={"eps": [0.1, 0.2], "gan_eps": [0.3]}
+        dataset={"name": "noisy_digits", "classes": [1, 2, 3]},
+        evaluation={"eps": [0.1, 0.2], "further_attacks": ["square"]},
     )
     assert TrialConfig.model_validate(json.loads(json.dumps(config.model_dump(mode="json")))) == config
 

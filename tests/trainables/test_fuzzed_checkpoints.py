@@ -28,7 +28,7 @@ def config() -> TrialConfig:
             "model": {"name": "comvc", "encoder": "dense", "dense_widths": [8, 4]},
             "epochs": 2,
             "batch_size": 25,
-            "evaluation": {"samples": 6, "probe_samples": 6, "probe_steps": 1},
+            "evaluation": {"samples": 6, "probe_samples": 6, "tier": "probe"},
         }
     )
 

@@ -32,7 +32,7 @@ def config(**changes: Any) -> TrialConfig:
         "epochs": 3,
         "batch_size": 25,
         "evaluate_every": 1,
-        "evaluation": {"samples": 6, "probe_samples": 6, "probe_steps": 1, "steps": 1},
+        "evaluation": {"samples": 6, "probe_samples": 6, "tier": "probe"},
     }
     return TrialConfig.model_validate({**base, **changes})
 

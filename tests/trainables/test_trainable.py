@@ -33,7 +33,7 @@ CONFIG = TrialConfig.model_validate(
         "batch_size": 25,
         "evaluate_every": 1,
         "repeats": 2,
-        "evaluation": {"samples": 10, "probe_samples": 10, "probe_steps": 1, "steps": 1, "gan": {"epochs": 1}},
+        "evaluation": {"samples": 10, "probe_samples": 10, "tier": "probe"},
     }
 )
 

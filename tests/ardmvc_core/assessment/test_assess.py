@@ -10,7 +10,6 @@ from ardmvc_core.assessment.assess import CurvePoint, assess, erasability, half_
 from ardmvc_core.assessment.consistency import map_from_confusion, scores_from_confusion
 from ardmvc_core.data.dataset import MultiViewDataset
 from ardmvc_core.evaluation.budget import EvalBudget
-from ardmvc_core.evaluation.worst_case import evaluate_suite
 
 
 def dataset(labels=True):
@@ -21,7 +20,7 @@ def dataset(labels=True):
 
 
 def budget(eps, **changes):
-    return EvalBudget(eps=eps, gan_eps=(), tier="tune", **changes).resolve("npz", 2)
+    return EvalBudget(eps=eps, **changes).resolve("npz", 2)
 
 
 def test_the_curve_finds_the_exact_rates_of_a_linear_model():
@@ -109,19 +108,10 @@ def test_a_view_can_be_erased_where_the_ball_covers_its_signal():
     assert second == float("inf")
 
 
-def test_budgets_without_a_tier_keep_their_digest_and_others_get_their_own():
-    old = EvalBudget().resolve("noisy_digits", 2)
-    digests = {replaced.digest() for replaced in (old, budget(0.1), budget(0.1, attacked_views=(1,)), budget(0.2))}
-    assert len(digests) == 4
-    assert EvalBudget(tier=None, attacked_views=None).resolve("noisy_digits", 2).digest() == old.digest()
+def test_budgets_have_a_digest_of_their_own():
+    assert len({one.digest() for one in (budget(0.1), budget(0.1, attacked_views=(1,)), budget(0.2))}) == 3
 
 
 def test_views_out_of_range_are_refused():
     with pytest.raises(ValueError, match=r"attacked_views must be distinct, each in 0..1, got \(0, 2\)"):
         EvalBudget(attacked_views=(0, 2)).resolve("noisy_digits", 2)
-
-
-def test_a_suite_without_a_tier_is_refused():
-    model, data = dataset()
-    with pytest.raises(ValueError, match="budget must have a tier"):
-        evaluate_suite(model, data, None, EvalBudget(eps=0.1).resolve("npz", 2))

@@ -73,7 +73,7 @@ def tiny_config(folder: Path, **changes: Any) -> TrialConfig:
     """The trial of the tiny studies, as a plain model in one round."""
     trial = study_dict(folder)["trial"]
     own = {"model": {"name": "comvc"}, "epochs": 15, "evaluate_every": 15, "seed": 3}
-    trial["evaluation"] = {"tier": "probe", "samples": 10, "probe_samples": 10, "probe_steps": 1}
+    trial["evaluation"] = {"tier": "probe", "samples": 10, "probe_samples": 10}
     return TrialConfig.model_validate({**trial, **own, **changes})
 
 

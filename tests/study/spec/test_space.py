@@ -100,7 +100,7 @@ def test_overrides_replace_values_in_a_copy_and_make_what_is_missing() -> None:
     changed = apply_overrides(trial, {"model.temperature": 0.5, "evaluation.gan.epochs": 3, "epochs": 2})
     assert changed == {
         "model": {"name": "comvc", "temperature": 0.5},
-        "evaluation": {"gan": {"epochs": 3}},
+        "evaluation": {"official": {"epochs": 3}},
         "epochs": 2,
     }
     assert trial == {"model": {"name": "comvc"}, "evaluation": None}

@@ -125,7 +125,7 @@ def test_identity_does_not_follow_where_data_lie(tmp_path: Path) -> None:
         "name=other",
         "seed=4",
         "trial.epochs=5",
-        "trial.evaluation.steps=5",
+        "trial.evaluation.samples=5",
         "space.model.train_eps={uniform: [0.02, 0.2]}",
         "baselines=[]",
         "objective.metric=clean/acc",
@@ -369,8 +369,8 @@ def test_an_attacker_study(tmp_path: Path) -> None:
     assert "space.attack.eps: cannot be searched: the evaluation budget" in faults_in(file)[0]
     file = write(tmp_path, **{**attacker, "trial": {}})
     assert "trial.checkpoint: must be given" in faults_in(file)[0]
-    file = write(tmp_path, **{**attacker, "objective": {"metric": "pgd_assignment/flip", "mode": "max"}})
-    assert "unknown metric 'pgd_assignment/flip'" in faults_in(file)[0]
+    file = write(tmp_path, **{**attacker, "objective": {"metric": "apgd_ce/flip", "mode": "max"}})
+    assert "unknown metric 'apgd_ce/flip'" in faults_in(file)[0]
 
 
 def test_the_official_protocol_has_its_own_metrics(tmp_path: Path) -> None:

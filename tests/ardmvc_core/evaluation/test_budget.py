@@ -1,0 +1,70 @@
+"""Budgets: what is resolved, what is refused, and what a digest is of."""
+
+import dataclasses
+import math
+
+import pytest
+
+from ardmvc_core.attacks.budget import AttackBudget
+from ardmvc_core.attacks.generators.gan import official_gan
+from ardmvc_core.evaluation.budget import EvalBudget
+
+
+@pytest.mark.parametrize(
+    ("name", "eps"),
+    [
+        ("noisy_digits", 0.10),
+        ("noisy_mnist", 0.30),
+        ("patched_mnist", 0.30),
+        ("noisy_fashion", 0.15),
+        ("regdb", 8 / 255),
+        ("npz", 0.10),
+    ],
+)
+def test_budget_resolves_to_the_data_sets_eps(name, eps):
+    resolved = EvalBudget().resolve(name, 2)
+    assert resolved.eps == eps
+    assert resolved.resolve(name, 2) == resolved
+    assert EvalBudget(eps=0.05).resolve(name, 2).attack_budget() == AttackBudget(eps=0.05)
+
+
+def test_given_eps_wins_and_is_checked():
+    assert EvalBudget(eps=0.2).resolve("noisy_digits", 2).eps == 0.2
+    assert EvalBudget(eps=(0.1, 0.2)).resolve("other", 2).eps == (0.1, 0.2)
+    with pytest.raises(ValueError, match="eps must be given for data set 'other'"):
+        EvalBudget().resolve("other", 2)
+    with pytest.raises(ValueError, match=r"one per view \(3\)"):
+        EvalBudget(eps=(0.1, 0.2)).resolve("npz", 3)
+
+
+def test_digest_is_of_values():
+    resolved = EvalBudget().resolve("noisy_digits", 2)
+    assert len(resolved.digest()) == 16
+    assert int(resolved.digest(), 16) >= 0
+    assert EvalBudget(eps=0.1).resolve("npz", 2).digest() == resolved.digest()
+    one = dataclasses.replace(resolved, eps=1)
+    assert one.digest() == dataclasses.replace(one, eps=1.0).digest()
+    official = dataclasses.replace(official_gan(), mu_com=2.0)
+    for change in ({"tier": "plus"}, {"seed": 8}, {"eps": 0.11}, {"official": official}, {"probe_samples": 9}):
+        assert dataclasses.replace(resolved, **change).digest() != resolved.digest()
+    assert not hasattr(EvalBudget(), "digest")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"eps": 0.0},
+        {"eps": 8},
+        {"eps": math.nan},
+        {"eps": (0.1, 2.0)},
+        {"samples": 0},
+        {"probe_samples": 0},
+        {"batch_size": 1},
+        {"tier": "tuned"},
+        {"further_attacks": ("gan",)},
+        {"further_attacks": ("square", "square")},
+    ],
+)
+def test_impossible_budgets_are_refused(field):
+    with pytest.raises(ValueError, match=f"{next(iter(field))} must be"):
+        EvalBudget(**field)
