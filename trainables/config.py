@@ -65,8 +65,9 @@ class TrialConfig(BaseModel):
         "repeats": "trials averaged over different numbers of seeds cannot be compared",
         "device": _PLACE,
         "dataset.root": _PLACE,
+        "dataset": "it is what trials are measured on, and other samples are another ruler",
     }
-    """Dotted path (with all below it) that a search may not touch → why."""
+    """Dotted path (with all below it) that a search may not touch → why. A baseline may name a data set."""
 
     seed: int = Field(default=7, ge=0, lt=2**63)
     """Master seed; every random stream of the trial is derived from it and a name."""

@@ -47,8 +47,8 @@ class SavedFacts(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     config: TrialConfig
-    parts: dict[str, str] = {}
-    """Part of the data → digest of its rows."""
+    contents: dict[str, str] = {}
+    """Part of the data → digest of its content."""
     reference_entropy: float | None = Field(default=None, ge=0)
     """Evenness of the study's reference partition, where it has one."""
 

@@ -89,10 +89,12 @@ class Trial:
 
     @property
     def ruler(self) -> str:
-        """What trials must share to be compared: the budget's digest, and with it the reference and the part."""
-        marks = [self.budget.digest()]
+        """What trials must share to be compared: digests of the budget, the scored samples and the reference."""
+        decisive = protocols_of(self.config.protocol)[0]
+        part = "attack" if decisive == "official" else self.config.score_on
+        prefix = f"{decisive}/" if self.config.protocol == "both" else ""
+        marks = [self.budget.digest(), self.part_digests[f"{prefix}{part}"][:8]]
         marks += [self.reference.digest()[:8]] if self.reference else []
-        marks += ["score"] if self.config.score_on == "score" else []
         return "-".join(marks)
 
     def _trainer(self, protocol: Protocol, seed: int) -> Trainer:
@@ -218,7 +220,7 @@ class Trial:
         torch.save(state, folder / STATE_FILE)
         facts = {
             "config": self.config.model_dump(mode="json"),
-            "parts": self.part_digests,
+            "contents": self.part_digests,
             "budget": self.budget.digest(),
             "reference": self.reference.digest() if self.reference else None,
             "reference_entropy": self.reference.entropy if self.reference else None,

@@ -217,15 +217,17 @@ def half_flip_eps(curve: Mapping[float, CurvePoint]) -> float | None:
 
 
 def erasability(views: Views, eps_per_view: Sequence[float]) -> tuple[float, ...]:
-    """Per view 2 ε over the width of its signal, the 1–99 percentile range of the mean image; infinite for a constant.
+    """Per view 2 ε over what tells samples apart in it: the range of a feature over samples, from the 1st to the 99th
+    percentile, averaged over the features that differ at all. At 1 the ball covers it; infinite if samples are equal.
 
     Args: views: V × (N, *shape_v). eps_per_view: V numbers.
     """
     found = []
     for view, eps in zip(views, eps_per_view, strict=True):
-        mean = view.double().mean(0).flatten()
-        low, high = torch.quantile(mean, torch.tensor([0.01, 0.99], dtype=mean.dtype, device=mean.device)).tolist()
-        found.append(2 * eps / (high - low) if high > low else float("inf") if eps > 0 else 0.0)
+        features = view.double().flatten(1)
+        low, high = torch.quantile(features, features.new_tensor([0.01, 0.99]), dim=0)
+        ranges = (high - low)[high > low]
+        found.append(2 * eps / float(ranges.mean()) if len(ranges) else float("inf") if eps > 0 else 0.0)
     return tuple(found)
 
 

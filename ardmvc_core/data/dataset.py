@@ -82,7 +82,7 @@ class Part:
     indices: Tensor
     """(N,) int64: each sample's row in the source collection, after the choice of classes and before the shuffle."""
     digest: str
-    """SHA-256, in hex, of `indices` as little-endian int64."""
+    """SHA-256, in hex, of the content: views, labels and number of clusters, whatever file they came from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +157,17 @@ def make_part(
         labels=None if labels is None else torch.from_numpy(labels.astype(np.int64)),
         n_clusters=n_clusters,
     )
-    digest = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
-    return Part(data=data, indices=torch.from_numpy(rows.astype(np.int64)), digest=digest)
+    return Part(data=data, indices=torch.from_numpy(rows.astype(np.int64)), digest=content_digest(data))
+
+
+def content_digest(data: MultiViewDataset) -> str:
+    """SHA-256, in hex, of the number of clusters, and type, shape and little-endian bytes of each view and the labels."""
+    found = hashlib.sha256(f"{data.n_clusters}".encode())
+    for tensor in (*data.views, *(() if data.labels is None else (data.labels,))):
+        array = tensor.numpy()
+        found.update(f"|{array.dtype.name}{array.shape}|".encode())
+        found.update(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False)).data)
+    return found.hexdigest()
 
 
 def cut_parts(

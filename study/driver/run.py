@@ -260,12 +260,7 @@ def _tuner(spec: StudySpec, conductor: Conductor, runs: Any, scratch: str) -> An
 
 
 def _data(spec: StudySpec) -> dict[DataKey, Any]:
-    """The data sets of the study's trials, each read once and put into Ray's object store.
-
-    A study that searches over its data set leaves reading to the workers: what they will need is not known.
-    """
-    if any(path.startswith("dataset.") for path in spec.space):
-        return {}
+    """The data sets of the study's trials, each read once and put into Ray's object store."""
     keys: dict[DataKey, None] = {}
     if spec.trainable == "attacker":
         keys[saved_config(spec.trial["checkpoint"]).dataset, "strict"] = None

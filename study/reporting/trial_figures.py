@@ -34,7 +34,7 @@ def load_part_digests(checkpoint: str | None) -> dict[str, str]:
     raw = read_checkpoint(checkpoint, CONFIG_FILE)
     try:
         with parsing(checkpoint, CONFIG_FILE):
-            parts = json.loads(raw).get("parts", {}) if raw else {}
+            parts = json.loads(raw).get("contents", {}) if raw else {}
             return {str(name): str(digest) for name, digest in parts.items()}
     except DamagedCheckpoint:
         return {}

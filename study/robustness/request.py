@@ -120,7 +120,7 @@ def prepare(given: argparse.Namespace) -> Request:
     surrogates = COUNTS.get(given.tier, 0) if given.surrogates is None else given.surrogates
     if surrogates and len(parts["attacker"].data) < LEAST_SAMPLES:
         raise SpecError([f"--surrogates: the attacker part has {len(parts['attacker'].data)} samples, too few"])
-    _check_parts(target, parts, facts.parts)
+    _check_parts(target, parts, facts.contents)
     folders = _folders(given, target, budgets)
     device = pick_device("auto")
     locked = config.selection is not None and config.selection.lock_labels
@@ -175,7 +175,7 @@ def _check_parts(target: Target, parts: "dict[str, Part]", stored: Mapping[str, 
             raise SpecError(
                 [
                     f"{target.reference}: the part {name} of its data is not the one that is found here (digest "
-                    f"{known[:12]} in the checkpoint, {part.digest[:12]} here): another file, or other rows"
+                    f"{known[:12]} in the checkpoint, {part.digest[:12]} here): another file, or other samples"
                 ]
             )
 

@@ -74,12 +74,18 @@ def value_at(config: object, path: str) -> Any:
     return config
 
 
-def path_faults(paths: Iterable[str], config: TrialClass, trial: Mapping[str, Any], space: Space) -> list[Fault]:
-    """Faults of dotted paths as such: those that lead nowhere, and those that a search may not touch."""
+def path_faults(
+    paths: Iterable[str], config: TrialClass, trial: Mapping[str, Any], space: Space, *, may: tuple[str, ...] = ()
+) -> list[Fault]:
+    """Faults of dotted paths as such: those that lead nowhere, and those that a search may not touch.
+
+    Args: may: locks that do not hold here.
+    """
     valid = _paths(config, _model_names(trial, space))
     faults = []
     for path in paths:
-        reason = next((why for lock, why in config.not_searchable.items() if f"{path}.".startswith(f"{lock}.")), None)
+        locks = {lock: why for lock, why in config.not_searchable.items() if lock not in may}
+        reason = next((why for lock, why in locks.items() if f"{path}.".startswith(f"{lock}.")), None)
         if reason is not None:
             faults.append(Fault(path, f"cannot be searched: {reason}"))
         elif path not in valid:

@@ -110,7 +110,7 @@ class StudySpec(Section):
         faults: list[Fault] = []
         for number, entry in enumerate(entries):
             named = {"model.name": entry["model.name"]} if "model.name" in entry else {}
-            found = path_faults(map(str, entry), config, apply_overrides(trial, named), {})
+            found = path_faults(map(str, entry), config, apply_overrides(trial, named), {}, may=("dataset",))
             skip = bool(found) or "trial" not in info.data
             built, wrong = (None, []) if skip else build_trial(config, trial, entry)
             faults += [fault.under(f"[{number}]") for fault in found + wrong]

@@ -166,7 +166,7 @@ def test_a_study_is_confirmed_once_with_fresh_seeds_on_the_part_kept_back(tmp_pa
         assert (record.config["score_on"], record.config["repeats"]) == ("score", 2)
         assert record.config["seed"] != old[0].config["seed"]
         facts = json.loads(Path(str(record.checkpoint), "config.json").read_text())
-        assert "score" in facts["parts"]
+        assert "score" in facts["contents"]
     found = json.loads((tmp_path / "runs" / name / "confirm.json").read_text())
     assert [one["trial"] for one in found["finalists"]] == [1, 0]
     for one, record in zip(found["finalists"], records, strict=True):

@@ -218,13 +218,10 @@ def test_a_good_npz_file_is_accepted(study: str, runner: types.SimpleNamespace, 
     assert main([study, "--set", dataset, "--set", "trial.batch_size=10"]) == 0
 
 
-def test_data_that_only_the_space_names_are_checked_too(refused: Refused, tmp_path: Path) -> None:
-    choice = f"space.dataset.path={{choice: ['{tmp_path / 'absent.npz'}']}}"
-    np.savez(tmp_path / "mine.npz", **GOOD)
-    dataset = f"trial.dataset={{name: npz, path: {tmp_path / 'mine.npz'}}}"
-    message = refused("--set", dataset, "--set", "trial.batch_size=10", "--set", choice)
-    assert "space.dataset.path: " in message
-    assert "absent.npz: no such file" in message
+def test_a_search_over_what_is_measured_is_refused(refused: Refused) -> None:
+    for name, values in (("shuffle_seed", "[1, 2]"), ("samples", "[100, 200]"), ("noise", "[0.1, 0.2]")):
+        message = refused("--set", f"space.dataset.{name}={{choice: {values}}}")
+        assert f"space.dataset.{name}: cannot be searched: it is what trials are measured on" in message
 
 
 def test_batches_larger_than_the_training_part(refused: Refused) -> None:

@@ -465,7 +465,7 @@ def test_figures_and_data_digests_of_a_checkpoint(
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
     np.savez(checkpoint / "evaluation.npz", allow_pickle=False, **arrays)
-    (checkpoint / "config.json").write_text(json.dumps({"parts": {"train": "abc", "score": "def"}}))
+    (checkpoint / "config.json").write_text(json.dumps({"contents": {"train": "abc", "score": "def"}}))
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "evaluation.npz").write_bytes(b"PK\x03\x04 no zip file")

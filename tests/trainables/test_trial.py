@@ -104,7 +104,7 @@ def test_checkpoint_names_the_data_it_saw(tmp_path: Path) -> None:
     trial = Trial(config(repeats=1))
     trial.save(tmp_path)
     facts = json.loads((tmp_path / "config.json").read_text())
-    assert set(facts["parts"]) == {"train", "tune", "attacker", "score"}
+    assert set(facts["contents"]) == {"train", "tune", "attacker", "score"}
     assert facts["budget"] == trial.budget.digest()
 
 

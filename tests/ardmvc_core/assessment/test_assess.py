@@ -100,12 +100,24 @@ def test_half_flip_eps_is_interpolated(rates, want):
 
 
 def test_a_view_can_be_erased_where_the_ball_covers_its_signal():
-    ramp = torch.linspace(0.25, 0.75, 101).expand(4, 101)
-    constant = torch.full((4, 5), 0.3)
-    # 1–99 percentile range of the ramp is 0.49.
+    # Over 101 samples each feature goes from 0.25 to 0.75 (1st to 99th percentile: 0.49), whatever its offset.
+    ramp = torch.linspace(0, 0.5, 101)[:, None] + torch.tensor([0.25, 0.1, 0.4])
+    # The two features differ from each other by 0.8, which tells no sample from another.
+    constant = torch.tensor([0.1, 0.9]).expand(101, 2)
     first, second = erasability((ramp, constant), (0.245, 0.1))
     assert first == pytest.approx(1.0, abs=1e-4)
     assert second == float("inf")
+
+
+def test_erasability_is_right_where_the_mean_sample_misleads():
+    stream = torch.Generator().manual_seed(0)
+    # Uniform features: the 1st to 99th percentile is 0.98 wide, so ε 0.1 covers 0.2 / 0.98; the mean sample is flat.
+    uniform = torch.rand(20_000, 8, generator=stream)
+    # Constant offsets with a spread of 0.01 between samples: 2 · 2.326 · 0.01 wide, so ε 0.1 covers it 4.3 times.
+    offsets = torch.linspace(0.1, 0.9, 8) + 0.01 * torch.randn(20_000, 8, generator=stream)
+    first, second = erasability((uniform, offsets), (0.1, 0.1))
+    assert first == pytest.approx(0.2 / 0.98, rel=0.01)
+    assert second == pytest.approx(0.2 / 0.04653, rel=0.02)
 
 
 def test_budgets_have_a_digest_of_their_own():

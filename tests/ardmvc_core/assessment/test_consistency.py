@@ -95,7 +95,8 @@ def test_a_stored_evaluation_can_be_recomputed_and_is_consistent() -> None:
     for name, clusters in attacked.items():
         card.attack(name, clusters)
     card.attack("few", attacked["pgd"][:20])
-    card.robust(("pgd", "com"))
+    union = np.where(attacked["pgd"] != clean, attacked["pgd"], attacked["com"])
+    card.union(union, union != clean, noise_flip=0.0)
     found = card.evaluation()
     values, tables = found.metrics(), found.arrays()
     mapping = map_from_confusion(tables["confusion/class_clean"])

@@ -81,12 +81,21 @@ def test_too_few_rows_are_refused() -> None:
         part_rows(DatasetConfig(name="noisy_digits"), "loose", 20)
 
 
-def test_digest_is_that_of_the_row_numbers() -> None:
-    part = make_part("x", [np.zeros((2, 3), np.float32)], None, 2, np.array([258, 1]))
-    written_out = bytes([2, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0])
-    assert part.digest == hashlib.sha256(written_out).hexdigest()
+def test_digest_is_that_of_the_content() -> None:
+    view = np.array([[0.5], [1.0]], np.float32)
+    part = make_part("x", [view], np.array([1, 0]), 2, np.array([258, 1]))
+    # 0.5 and 1.0 are 3f000000 and 3f800000, the last byte first.
+    floats, labels = bytes([0, 0, 0, 0x3F, 0, 0, 0x80, 0x3F]), bytes([1, *[0] * 15])
+    assert part.digest == hashlib.sha256(b"2|float32(2, 1)|" + floats + b"|int64(2,)|" + labels).hexdigest()
+    elsewhere = make_part("y", [view], np.array([1, 0]), 2, np.array([7, 8]))
+    assert elsewhere.digest == part.digest
+    for other in (
+        make_part("x", [view], None, 2, np.array([258, 1])),
+        make_part("x", [view], np.array([1, 0]), 3, np.array([258, 1])),
+        make_part("x", [view[::-1].copy()], np.array([1, 0]), 2, np.array([258, 1])),
+    ):
+        assert other.digest != part.digest
     assert part.indices.tolist() == [258, 1]
-    assert part.data.labels is None
 
 
 def test_cut_parts_keeps_rows_together() -> None:

@@ -97,7 +97,7 @@ def test_parse_space_reports_every_entry_that_is_wrong() -> None:
 
 def test_overrides_replace_values_in_a_copy_and_make_what_is_missing() -> None:
     trial = {"model": {"name": "comvc"}, "evaluation": None}
-    changed = apply_overrides(trial, {"model.temperature": 0.5, "evaluation.gan.epochs": 3, "epochs": 2})
+    changed = apply_overrides(trial, {"model.temperature": 0.5, "evaluation.official.epochs": 3, "epochs": 2})
     assert changed == {
         "model": {"name": "comvc", "temperature": 0.5},
         "evaluation": {"official": {"epochs": 3}},
@@ -135,7 +135,10 @@ def test_build_trial_gives_the_config_or_the_faults() -> None:
         ("evaluation", "cannot be searched"),
         ("seed", "cannot be searched: a search over seeds selects luck"),
         ("repeats", "cannot be searched"),
-        ("dataset.root", "cannot be searched"),
+        ("dataset.root", "cannot be searched: it says where"),
+        ("dataset.shuffle_seed", "cannot be searched: it is what trials are measured on"),
+        ("dataset.noise", "cannot be searched: it is what trials are measured on"),
+        ("dataset", "cannot be searched"),
     ],
 )
 def test_paths_that_lead_nowhere_or_must_not_be_searched(path: str, words: str) -> None:
@@ -144,7 +147,7 @@ def test_paths_that_lead_nowhere_or_must_not_be_searched(path: str, words: str) 
 
 
 def test_paths_of_a_model_trial_that_may_be_searched() -> None:
-    paths = ["model.name", "model.train_eps", "epochs", "batch_size", "dataset.noise", "dataset.seed", "precision"]
+    paths = ["model.name", "model.train_eps", "epochs", "batch_size", "precision"]
     assert path_faults(paths, TrialConfig, TRIAL, {}) == []
 
 
