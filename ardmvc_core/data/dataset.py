@@ -161,7 +161,7 @@ def make_part(
 
 
 def content_digest(data: MultiViewDataset) -> str:
-    """SHA-256, in hex, of the number of clusters, and type, shape and little-endian bytes of each view and the labels."""
+    """SHA-256, in hex, of the number of clusters, and of type, shape and bytes of each view and the labels."""
     found = hashlib.sha256(f"{data.n_clusters}".encode())
     for tensor in (*data.views, *(() if data.labels is None else (data.labels,))):
         array = tensor.numpy()

@@ -101,8 +101,8 @@ def test_configs_that_are_none(folder: Path, content: bytes, why: str) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda facts: {**facts, "parts": "train"},
-        lambda facts: {**facts, "parts": {"train": 1}},
+        lambda facts: {**facts, "contents": "train"},
+        lambda facts: {**facts, "contents": {"train": 1}},
         lambda facts: {**facts, "reference_entropy": "high"},
         lambda facts: {**facts, "reference_entropy": float("nan")},
         lambda facts: {**facts, "config": {**facts["config"], "dataset": {"name": "noisy_digits", "samples": "many"}}},
@@ -119,7 +119,18 @@ def test_facts_of_other_kinds(folder: Path, change: Change) -> None:
 def test_facts_of_an_older_checkpoint(folder: Path) -> None:
     facts = json.loads((folder / CONFIG_FILE).read_text())
     (folder / CONFIG_FILE).write_text(json.dumps({"config": facts["config"]}))
-    assert (saved_facts(str(folder)).parts, saved_facts(str(folder)).reference_entropy) == ({}, None)
+    assert (saved_facts(str(folder)).contents, saved_facts(str(folder)).reference_entropy) == ({}, None)
+
+
+def test_a_checkpoint_from_when_evaluations_had_other_settings(folder: Path) -> None:
+    facts = json.loads((folder / CONFIG_FILE).read_text())
+    today = saved_facts(str(folder)).config
+    retired = {"gan_eps": [0.2], "steps": 20, "objectives": ["features"], "noise_draws": 5, "gan": {"epochs": 5}}
+    facts["config"]["evaluation"] |= {**retired, "probe_steps": 10, "step_ratio": 0.25, "restarts": 1, "tier": None}
+    (folder / CONFIG_FILE).write_text(json.dumps(facts))
+    read = saved_facts(str(folder)).config
+    assert read.evaluation.tier == "tune"
+    assert read.model == today.model
 
 
 class Code:
