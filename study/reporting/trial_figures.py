@@ -52,9 +52,9 @@ def trial_figures(record: TrialRecord, arrays: Arrays) -> dict[str, Figure]:
     """Every figure of one trial that its last evaluation allows, by file name without suffix."""
     title = f"Trial {record.number}"
     found = {
-        "confusion": confusion(arrays, title),
-        "pictures": pictures(arrays, title),
-        "eps_curve": eps_curve(eps_points(record), title),
+        "confusion": confusion_figure(arrays, title),
+        "pictures": example_pictures(arrays, title),
+        "eps_curve": accuracy_by_eps(eps_points(record), title),
     }
     return {name: figure for name, figure in found.items() if figure is not None}
 
@@ -73,7 +73,7 @@ def strongest_attack(arrays: Arrays) -> str | None:
     return max(full, key=lambda name: (full[name], name), default=None)
 
 
-def confusion(arrays: Arrays, title: str = "") -> Figure | None:
+def confusion_figure(arrays: Arrays, title: str = "") -> Figure | None:
     """Classes against clusters on clean views and under the strongest attack; clusters ordered by the clean map.
 
     Args: arrays: `confusion/class_clean`, `confusion/class_<attack>`: (classes, clusters) counts.
@@ -136,7 +136,7 @@ def eps_points(record: TrialRecord) -> dict[str, list[tuple[float, float]]]:
     return found
 
 
-def eps_curve(curves: Mapping[str, Sequence[tuple[float, float]]], title: str = "") -> Figure | None:
+def accuracy_by_eps(curves: Mapping[str, Sequence[tuple[float, float]]], title: str = "") -> Figure | None:
     """Accuracy by size of the attack, one line an attack.
 
     Args: curves: attack → [(ε, acc)], ε as L∞ radius for views in [0, 1].
@@ -156,7 +156,7 @@ def eps_curve(curves: Mapping[str, Sequence[tuple[float, float]]], title: str = 
     return figure
 
 
-def pictures(arrays: Arrays, title: str = "", limit: int = 6) -> Figure | None:
+def example_pictures(arrays: Arrays, title: str = "", limit: int = 6) -> Figure | None:
     """View, perturbation and attacked view of a few samples, and the cluster before and after.
 
     Args: arrays: `examples/view_<v>_clean`, `examples/view_<v>_attacked` (n, channels, height, width) in [0, 1],

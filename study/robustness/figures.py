@@ -23,15 +23,15 @@ SHOWN_PICTURES = 6
 LIGHT = "#D9D9D9"
 
 
-def all_figures(found: Assessment) -> dict[str, Figure]:
+def assessment_figures(found: Assessment) -> dict[str, Figure]:
     """Every figure that the assessment allows, by file name without suffix. A figure says itself if the number that it
     shows is not established."""
     drawn = {
-        "eps_curve": eps_curve(found),
-        "step_curve": step_curve(found),
+        "eps_curve": flips_by_eps(found),
+        "step_curve": flips_by_steps(found),
         "union_growth": union_growth(found),
         "attack_scores": attack_scores(found),
-        "pictures": pictures(found),
+        "pictures": moved_pictures(found),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
@@ -40,7 +40,7 @@ def _titled(found: Assessment, title: str) -> str:
     return title if found.established else f"{title}\n(not established: {why_withheld(found)})"
 
 
-def eps_curve(found: Assessment) -> Figure | None:
+def flips_by_eps(found: Assessment) -> Figure | None:
     """Flip rate, and with labels ACC, by ε; ε50, and the worst case of this report at its own ε."""
     if len(found.eps_curve) < 2:
         return None
@@ -73,7 +73,7 @@ def eps_curve(found: Assessment) -> Figure | None:
     return figure
 
 
-def step_curve(found: Assessment) -> Figure | None:
+def flips_by_steps(found: Assessment) -> Figure | None:
     """Flip rate by number of gradient steps: it must not fall, and should have settled."""
     curve = found.sanity.step_curve
     if not curve:
@@ -154,7 +154,7 @@ def attack_scores(found: Assessment) -> Figure | None:
     return figure
 
 
-def pictures(found: Assessment) -> Figure | None:
+def moved_pictures(found: Assessment) -> Figure | None:
     """View, magnified perturbation around grey and attacked view of some moved samples, cluster before and after.
 
     None if no sample was moved, or no view is an image.

@@ -39,8 +39,8 @@ def note_score_use(target: Target, digest: str, storage: str) -> None:
 
 
 def evaluate_all(request: Request, given: argparse.Namespace) -> int:
-    from study.robustness.files import as_json, write
-    from study.robustness.terminal import page
+    from study.robustness.files import report_json, write
+    from study.robustness.terminal import terminal_page
 
     attacker = request.parts["attacker"].data.to(request.device)
     surrogates: tuple[Surrogate, ...] = ()
@@ -60,9 +60,9 @@ def evaluate_all(request: Request, given: argparse.Namespace) -> int:
         except OSError as error:
             raise SpecError([f"the report cannot be written to {folder}: {error}"]) from error
         if given.json_output:
-            reports.append({**json.loads(as_json(found, facts)), "folder": str(folder.absolute())})
+            reports.append({**json.loads(report_json(found, facts)), "folder": str(folder.absolute())})
         else:
-            print(f"{page(found, facts)}\n\nwritten to {folder}/report.md", flush=True)
+            print(f"{terminal_page(found, facts)}\n\nwritten to {folder}/report.md", flush=True)
     if given.json_output:
         print(json.dumps(reports if len(reports) > 1 else reports[0], ensure_ascii=False))
     return 0
