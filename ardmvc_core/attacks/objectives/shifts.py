@@ -43,7 +43,7 @@ def consistency_shift(clean: ModelOutput, attacked: ModelOutput, distance: Dista
     return shift(clean.consensus, attacked.consensus, distance)
 
 
-def spread(latents: Tensor) -> Tensor:
+def latent_spread(latents: Tensor) -> Tensor:
     """Mean squared L2 distance between different samples, the natural unit of a squared shift.
 
     Args: latents: (B, D). Returns: scalar; 1 where it would be 0 (a single sample, or all equal).
@@ -56,14 +56,14 @@ def spread(latents: Tensor) -> Tensor:
 
 
 def features_objective(model: nn.Module, clean_views: Views) -> Callable[[Views], Tensor]:
-    """Squared shift of every view latent and of the consensus, each in units of its `spread`.
+    """Squared shift of every view latent and of the consensus, each in units of its `latent_spread`.
 
     Args: clean_views: V × (B, *shape_v), the reference.
     Returns: function from attacked views to (B,) values ≥ 0.
     """
     with torch.no_grad():
         clean = model(clean_views)
-        references = [(latents.flatten(1), spread(latents.flatten(1))) for latents in _latents(clean)]
+        references = [(latents.flatten(1), latent_spread(latents.flatten(1))) for latents in _latents(clean)]
 
     def value(views: Views) -> Tensor:
         attacked = _latents(model(views))

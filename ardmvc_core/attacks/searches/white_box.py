@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ardmvc_core.attacks.attack import choose, choose_views, draw_seed, joined, seeded_on
+from ardmvc_core.attacks.attack import choose, choose_views, draw_seed, joined_views, seeded_on
 from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.objectives.shifts import (
     ObjectiveName,
@@ -61,7 +61,7 @@ def prepare_white_box(
     def perturb(model: nn.Module, views: Views) -> Views:
         stream = seeded_on(views, seed)
         with frozen(model):
-            return joined(
+            return joined_views(
                 [_attack(config, model, batch, budget, stream) for batch in in_batches(views, config.batch_size)]
             )
 
