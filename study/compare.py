@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from study.cli import Parser, exit_code_of
-from study.robustness.comparison import check_comparable, markdown, read
+from study.robustness.comparison import check_comparable, comparison_page, read
 from study.spec.yaml_file import SpecError
 from trainables.files import write_whole
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(given: argparse.Namespace) -> int:
     reports = [read(name) for name in given.reports]
     check_comparable(reports)
-    text = markdown(reports)
+    text = comparison_page(reports)
     if given.output is not None:
         try:
             write_whole(given.output, text.encode())

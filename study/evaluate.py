@@ -27,6 +27,19 @@ def parser() -> argparse.ArgumentParser:
         help="a checkpoint's folder or URI; study:NAME (its best trial) or study:NAME/7; an MLflow run (runs:/ID or "
         "its id); a registered model (models:/NAME/VERSION)",
     )
+    _add_threat_flags(result)
+    result.add_argument("--out", metavar="FOLDER", help="default: evaluations/ in the storage folder")
+    _add_depth_flags(result)
+    result.add_argument(
+        "--storage", default="runs", metavar="DIR", help="the study's storage.path; default: %(default)s"
+    )
+    result.add_argument("--json", action="store_true", dest="json_output", help="the report as JSON on stdout")
+    result.add_argument("--debug", action="store_true", help="tracebacks and debug messages")
+    return result
+
+
+def _add_threat_flags(result: argparse.ArgumentParser) -> None:
+    """Which attacks the model faces, and on which samples."""
     result.add_argument("--tier", default="standard", help="probe, tune, standard or plus; default: %(default)s")
     result.add_argument(
         "--eps", metavar="E[,E2,…]", help="L∞ radii in (0, 1], a report for each; default: the trial's own"
@@ -42,7 +55,10 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--repeat", type=int, default=0, metavar="R", help="which of the trial's models, from 0; default: 0"
     )
-    result.add_argument("--out", metavar="FOLDER", help="default: evaluations/ in the storage folder")
+
+
+def _add_depth_flags(result: argparse.ArgumentParser) -> None:
+    """What is looked at besides."""
     result.add_argument(
         "--surrogates",
         type=int,
@@ -57,12 +73,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="SIGMA",
         help="also what smoothing with noise of that standard deviation guarantees, and votes of views",
     )
-    result.add_argument(
-        "--storage", default="runs", metavar="DIR", help="the study's storage.path; default: %(default)s"
-    )
-    result.add_argument("--json", action="store_true", dest="json_output", help="the report as JSON on stdout")
-    result.add_argument("--debug", action="store_true", help="tracebacks and debug messages")
-    return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -104,9 +104,9 @@ class Study:
         """One row a trial, best first: rank, number, state, …, `objective/<metric>`, `param/<path>`, every metric."""
         import pandas as pd
 
-        from study.reporting.tables import flat
+        from study.reporting.tables import leaderboard_rows
 
-        headings, rows = flat(rank(self.records, self.objectives), self.objectives)
+        headings, rows = leaderboard_rows(rank(self.records, self.objectives), self.objectives)
         return pd.DataFrame(rows, columns=headings)
 
     @property

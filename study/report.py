@@ -11,7 +11,15 @@ from study.cli import Parser, exit_code_of, refuse
 from study.ranking.objectives import goals
 from study.ranking.summary import summary
 from study.records import TrialRecord
-from study.reporting.tables import all_figures, as_csv, as_html, as_json, as_parquet, leaderboard, markdown
+from study.reporting.tables import (
+    leaderboard,
+    leaderboard_csv,
+    leaderboard_html,
+    leaderboard_json,
+    leaderboard_page,
+    leaderboard_parquet,
+    report_figures,
+)
 from study.secrets import first_line
 from trainables.files import write_whole
 
@@ -44,7 +52,7 @@ def _render(given: argparse.Namespace, name: str, records: Sequence[TrialRecord]
     objectives = goals(spec)
 
     def page() -> str:
-        return as_html(name, records, objectives, all_figures(records, objectives, spec.get("space", {})))
+        return leaderboard_html(name, records, objectives, report_figures(records, objectives, spec.get("space", {})))
 
     def table() -> str:
         width = os.get_terminal_size().columns if given.output is None and sys.stdout.isatty() else None
@@ -52,10 +60,10 @@ def _render(given: argparse.Namespace, name: str, records: Sequence[TrialRecord]
 
     writers: dict[str, Callable[[], str | bytes]] = {
         "table": table,
-        "md": lambda: markdown(records, objectives),
-        "csv": lambda: as_csv(records, objectives),
-        "parquet": lambda: as_parquet(records, objectives),
-        "json": lambda: as_json(name, records, objectives),
+        "md": lambda: leaderboard_page(records, objectives),
+        "csv": lambda: leaderboard_csv(records, objectives),
+        "parquet": lambda: leaderboard_parquet(records, objectives),
+        "json": lambda: leaderboard_json(name, records, objectives),
         "html": page,
     }
     content = writers[given.format]()
@@ -88,7 +96,7 @@ def _run(given: argparse.Namespace) -> int:
         if given.figures is not None:
             from study.reporting.style import png
 
-            for key, figure in all_figures(records, goals(spec), spec.get("space", {})).items():
+            for key, figure in report_figures(records, goals(spec), spec.get("space", {})).items():
                 write_whole(given.figures / f"{key}.png", png(figure))
         if given.output is not None:
             write_whole(given.output, content)

@@ -47,7 +47,7 @@ when the trial cannot go on."""
 
 
 @dataclass(frozen=True)
-class Run:
+class SeedRun:
     """One model of a trial: a seed, under one protocol."""
 
     protocol: Protocol
@@ -80,7 +80,7 @@ class Trial:
         self.method = MODELS[config.model.name]
         seed_everything(derive_seed(config.seed, "global"))
         self.runs = [
-            Run(protocol, seed, self._trainer(protocol, seed))
+            SeedRun(protocol, seed, self._trainer(protocol, seed))
             for protocol in self.parts
             for seed in (derive_seed(config.seed, "repeat", repeat) for repeat in range(config.repeats))
         ]
@@ -158,7 +158,7 @@ class Trial:
             losses = trainer.run_epoch()
         return {f"loss/{name}": value for name, value in losses.items()}
 
-    def _evaluate(self, run: Run) -> Evaluation:
+    def _evaluate(self, run: SeedRun) -> Evaluation:
         parts, model, last = self.parts[run.protocol], run.trainer.model, self.round >= self.rounds
         if run.protocol == "official" and "strict" in self.parts and not last:
             # The published protocol has no probe; beside the strict one, that one's is the one that counts.

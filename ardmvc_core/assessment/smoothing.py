@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ardmvc_core.attacks.attack import joined
+from ardmvc_core.attacks.attack import joined_views
 from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.target import EvaluationError, device_of, inference_target
 from ardmvc_core.batching import in_batches
@@ -275,7 +275,7 @@ def check_no_attack_breaks(
             torch.from_numpy(radius).to(device).split(per_pass),
             strict=True,
         )
-        moved = joined([attack.run(*part) for part in parts])
+        moved = joined_views([attack.run(*part) for part in parts])
         stream = generator(seed, "smoothing", "judge", device=device)
         counts = _counts(model, moved, sigmas, config.certify_draws, config.batch_size, stream)
         verify("the attack on the smoothed model")

@@ -29,7 +29,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Attempt:
+class AttackedPoints:
     """What an attack claims: one point per sample, before anything is checked."""
 
     views: Views
@@ -63,7 +63,7 @@ class Attack(Protocol):
     def backwards(self) -> int:
         """Of these, passes that are differentiated."""
 
-    def run(self, scene: Scene, views: Views, clean: CleanReference, stream: torch.Generator) -> Attempt:
+    def run(self, scene: Scene, views: Views, clean: CleanReference, stream: torch.Generator) -> AttackedPoints:
         """Attacks V × (B, *shape_v) clean views, B ≥ 1; `clean` is the reference of these samples, `stream` the
         attack's own. Raises: NotApplicable."""
 
@@ -88,6 +88,6 @@ def choose_views(rows: Tensor, new: Views, old: Views) -> Views:
     return tuple(choose(rows, a, b) for a, b in zip(new, old, strict=True))
 
 
-def joined(batches: list[Views]) -> Views:
+def joined_views(batches: list[Views]) -> Views:
     """Batches put together again, view by view."""
     return tuple(torch.cat(parts) for parts in zip(*batches, strict=True))

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from ardmvc_core.attacks.attack import Attempt, NotApplicable, Scene, choose_views, joined
+from ardmvc_core.attacks.attack import AttackedPoints, NotApplicable, Scene, choose_views, joined_views
 from ardmvc_core.attacks.generators.gan import FittedGAN, fit_gan, official_gan
 from ardmvc_core.attacks.generators.margin_generator import MarginGenerator, MarginGeneratorConfig, fit_margin_generator
 from ardmvc_core.attacks.objectives.clean_reference import CleanReference, clean_reference, logits_of
@@ -46,7 +46,7 @@ class Ascend:
     def backwards(self) -> int:
         return self.restarts * self.steps
 
-    def run(self, scene: Scene, views: Views, clean: CleanReference, stream: torch.Generator) -> Attempt:
+    def run(self, scene: Scene, views: Views, clean: CleanReference, stream: torch.Generator) -> AttackedPoints:
         first: Ascent | None = None
         flips_after = []
         for _ in range(self.restarts):
@@ -78,7 +78,7 @@ class Ascend:
             "never_rose": float((survivors & (first.best_loss <= first.start_loss)).double().mean()),
             "new_in_restarts": flips_after[-1] - flips_after[0],
         }
-        return Attempt(points, details, tuple(first.curve.tolist()))
+        return AttackedPoints(points, details, tuple(first.curve.tolist()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class AscendTogether:
     def backwards(self) -> int:
         return self.steps
 
-    def run(self, scene: Scene, views: Views, clean: CleanReference, stream: torch.Generator) -> Attempt:
+    def run(self, scene: Scene, views: Views, clean: CleanReference, stream: torch.Generator) -> AttackedPoints:
         if len(views[0]) < 2:
             raise NotApplicable("a single survivor has no batch")
         widths = {latent.shape[1] for latent in clean.view_latents}
@@ -122,7 +122,7 @@ class AscendTogether:
                 )
             )
         curve = torch.stack([run.curve for run in runs]).mean(0)
-        return Attempt(joined([run.views for run in runs]), {}, tuple(curve.tolist()))
+        return AttackedPoints(joined_views([run.views for run in runs]), {}, tuple(curve.tolist()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,7 @@ class Query:
     def backwards(self) -> int:
         return 0
 
-    def run(self, scene: Scene, views: Views, clean: CleanReference, stream: torch.Generator) -> Attempt:
+    def run(self, scene: Scene, views: Views, clean: CleanReference, stream: torch.Generator) -> AttackedPoints:
         result = self.search(
             scene.model,
             views,
@@ -153,7 +153,7 @@ class Query:
             generator=stream,
             batch_size=scene.batch_size,
         )
-        return Attempt(result.views, {"mean_queries": float(result.queries.double().mean())})
+        return AttackedPoints(result.views, {"mean_queries": float(result.queries.double().mean())})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +173,7 @@ class Transfer:
     def backwards(self) -> int:
         return 0
 
-    def run(self, scene: Scene, views: Views, clean: CleanReference, stream: torch.Generator) -> Attempt:
+    def run(self, scene: Scene, views: Views, clean: CleanReference, stream: torch.Generator) -> AttackedPoints:
         if not scene.surrogates:
             raise NotApplicable("no surrogate models were given")
         surrogates = scene.surrogates[: self.surrogates]
@@ -194,7 +194,7 @@ class Transfer:
                     )
                     points = choose_views(flipped, points, run.views)
                     flipped = _flips(scene, points, clean)
-        return Attempt(points, {"surrogates": float(len(surrogates))})
+        return AttackedPoints(points, {"surrogates": float(len(surrogates))})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +215,7 @@ class Generate:
     def backwards(self) -> int:
         return 0
 
-    def run(self, scene: Scene, views: Views, clean: CleanReference, stream: torch.Generator) -> Attempt:
+    def run(self, scene: Scene, views: Views, clean: CleanReference, stream: torch.Generator) -> AttackedPoints:
         if scene.attacker_views is None:
             raise NotApplicable("no attacker views were given to fit it on")
         points, flipped, saturation = views, torch.zeros_like(clean.clusters, dtype=torch.bool), 0.0
@@ -225,7 +225,7 @@ class Generate:
             points = choose_views(flipped, points, fitted(scene.model, views))
             flipped = _flips(scene, points, clean)
             saturation = max(saturation, fitted.saturation(views))
-        return Attempt(points, {"saturation": saturation})
+        return AttackedPoints(points, {"saturation": saturation})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,8 +238,8 @@ class Given:
     forwards: int = 1
     backwards: int = 0
 
-    def run(self, scene: Scene, views: Views, clean: CleanReference, stream: torch.Generator) -> Attempt:
-        return Attempt(attacked_views(self.key, self.perturb, scene.model, views, scene.budget))
+    def run(self, scene: Scene, views: Views, clean: CleanReference, stream: torch.Generator) -> AttackedPoints:
+        return AttackedPoints(attacked_views(self.key, self.perturb, scene.model, views, scene.budget))
 
 
 def _flips(scene: Scene, points: Views, clean: CleanReference) -> torch.Tensor:

@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from ardmvc_core.attacks.attack import Attack, Attempt, NotApplicable, Scene
+from ardmvc_core.attacks.attack import Attack, AttackedPoints, NotApplicable, Scene
 from ardmvc_core.attacks.budget import AttackBudget, project
 from ardmvc_core.attacks.noise import NOISE_KINDS, NoiseConfig, prepare_noise
 from ardmvc_core.attacks.objectives.clean_reference import CleanReference, clean_reference, logits_of
@@ -213,7 +213,7 @@ class _Suite:
         rows = (rows if everyone else rows[~self.flipped])[: attack.most_samples]
         began = time.perf_counter()
         views = tuple(view[rows] for view in self.views)
-        skipped, attempt = "", Attempt(views)
+        skipped, attempt = "", AttackedPoints(views)
         with counted_passes(self.model) as passes:
             if len(rows):
                 stream = generator(self.scene.seed, "suite", attack.key, device=views[0].device)
@@ -222,7 +222,7 @@ class _Suite:
                 except NotApplicable as error:
                     skipped, rows = str(error), rows[:0]
                     views = tuple(view[rows] for view in self.views)
-                    attempt = Attempt(views)
+                    attempt = AttackedPoints(views)
         seconds = time.perf_counter() - began
         tested, flips = torch.zeros_like(self.flipped), torch.zeros_like(self.flipped)
         clusters = self.reference.clusters.clone()

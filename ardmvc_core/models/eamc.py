@@ -88,7 +88,7 @@ class Attention(nn.Module):
         return (scores / self.temperature).softmax(dim=1)
 
 
-class Discriminator(nn.Module):
+class LatentDiscriminator(nn.Module):
     """Tells latents of the first view (score 1) from those of another view (score 0)."""
 
     def __init__(self, latent_features: int) -> None:
@@ -121,7 +121,7 @@ class AttentiveClustering(nn.Module):
         n_views, features = len(encoders), encoders[0].out_features
         self.encoders = nn.ModuleList(encoders)
         self.attention = Attention(n_views, features, temperature)
-        self.discriminators = nn.ModuleList(Discriminator(features) for _ in encoders[1:])
+        self.discriminators = nn.ModuleList(LatentDiscriminator(features) for _ in encoders[1:])
         self.head = ClusteringHead(features, n_clusters, mute_dead_units=mute_dead_units)
         self.inference_attention = inference_attention
         self.mean_attention: Tensor

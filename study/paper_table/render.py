@@ -1,11 +1,11 @@
 """The table for people and programs: terminal, Markdown, CSV, LaTeX."""
 
-import csv
-import io
 from collections.abc import Callable, Iterator, Sequence
 
 from study.paper_table.plan import Cell
 from study.paper_table.results import METRICS, PHASES, SUSPECT, Claim, Entry, Phase, Scored
+from study.ranking.summary import with_spread
+from study.reporting.text import csv_text, markdown_table, text_columns, with_bounds
 
 MODEL_NAMES = {
     "eamc": "EAMC",
@@ -64,8 +64,8 @@ class Table:
         if entry.ours is None:
             return "–"
         if self.ci and (interval := entry.interval()):
-            return f"{entry.ours:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
-        return f"{entry.ours:.3f}" + (f" ± {entry.spread:.3f}" if entry.spread is not None else "")
+            return with_bounds(entry.ours, *interval)
+        return with_spread(entry.ours, entry.spread)
 
     def empty_cells(self) -> Iterator[tuple[str, str]]:
         """What was not run, and why: a data set once if it is the same for every model."""
@@ -133,14 +133,7 @@ def _block(table: Table, protocol: Scored, column: str) -> list[str]:
         if any(entry.paper is not None for entry in found):
             published = [f"{e.paper:.2f}{'†' if is_suspect(e) else ''}" if e.paper is not None else "" for e in found]
             rows.append(["  paper", *published, f"#{found[3].paper_rank}"])
-    widths = [max(len(row[index]) for row in rows) for index in range(len(head))]
-    return [
-        "  ".join(
-            text.ljust(width) if index == 0 else text.rjust(width)
-            for index, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    return text_columns(rows)
 
 
 def _notes(table: Table, prefix: str) -> list[str]:
@@ -160,7 +153,7 @@ def claim_lines(claims: Sequence[Claim]) -> list[str]:
     ]
 
 
-def markdown(table: Table, claims: Sequence[Claim], facts: Sequence[str]) -> str:
+def table1_page(table: Table, claims: Sequence[Claim], facts: Sequence[str]) -> str:
     """The table in the paper's layout, a block for each protocol and phase, with claims and notes.
 
     Args: facts: lines on how it was made (command, commit, seeds).
@@ -175,13 +168,13 @@ def markdown(table: Table, claims: Sequence[Claim], facts: Sequence[str]) -> str
     for protocol in table.protocols:
         lines += ["", f"## {HEADINGS[protocol]}"]
         for phase in PHASES:
-            heads = [f"{DATASET_NAMES[column]} {metric.upper()}" for column, metric in keys]
-            lines += ["", f"### {PHASE_NAMES[protocol, phase]}", "", f"| model | {' | '.join(heads)} |"]
-            lines.append(f"|---|{'---:|' * len(keys)}")
+            heads = ["model", *(f"{DATASET_NAMES[column]} {metric.upper()}" for column, metric in keys)]
+            rows = []
             for row in table.rows:
                 found = [table.at(row, column, protocol, phase, metric) for column, metric in keys]
-                texts = [_markdown_cell(table, entry) for entry in found]
-                lines.append(f"| {MODEL_NAMES[row]} | {' | '.join(texts)} |")
+                rows.append([MODEL_NAMES[row], *(_markdown_cell(table, entry) for entry in found)])
+            numbers = markdown_table(heads, rows, ["---", *["---:"] * len(keys)])
+            lines += ["", f"### {PHASE_NAMES[protocol, phase]}", "", numbers]
     if claims:
         lines += ["", "## The paper's claims on these numbers", "", *(f"- {line}" for line in claim_lines(claims))]
     return "\n".join([*lines, *_notes(table, prefix="- ")]) + "\n"
@@ -215,15 +208,9 @@ FIELDS: dict[str, Callable[[Entry], object]] = {
 }
 
 
-def as_csv(table: Table) -> str:
+def table1_csv(table: Table) -> str:
     """One line per number, with a heading line; empty where there is none."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(FIELDS)
-    for entry in table.entries:
-        values = [field(entry) for field in FIELDS.values()]
-        writer.writerow(["" if value is None else value for value in values])
-    return buffer.getvalue()
+    return csv_text(FIELDS, ([field(entry) for field in FIELDS.values()] for entry in table.entries))
 
 
 def latex(table: Table) -> str:

@@ -32,7 +32,7 @@ class Shower:
 
     def __call__(self, records: "Sequence[TrialRecord]") -> None:
         from study.paper_table.figure import heat_map
-        from study.paper_table.render import Table, as_csv, claim_lines, latex, markdown, terminal
+        from study.paper_table.render import Table, claim_lines, latex, table1_csv, table1_page, terminal
         from study.paper_table.results import claims, entries, newest
         from study.reporting.style import png
 
@@ -47,8 +47,8 @@ class Shower:
         folder = given.output or Path(given.storage) / name
         facts = table_facts(given.scale, name, Path(given.storage), records, self._seeds)
         texts: dict[str, str] = {
-            "table1.md": markdown(table, checked, facts),
-            "table1.csv": as_csv(table),
+            "table1.md": table1_page(table, checked, facts),
+            "table1.csv": table1_csv(table),
             "table1.tex": latex(table),
         }
         try:

@@ -41,10 +41,12 @@ def show(number: object) -> str:
 def show_metric(record: TrialRecord, metric: str, own: float | None = None) -> str:
     """A metric with its spread over seeds, `0.523 ± 0.031`; empty where there is none."""
     found = value(record, metric) if own is None else own
-    if found is None:
-        return ""
-    deviation = spread(record, metric)
-    return f"{found:.3f}" + (f" ± {deviation:.3f}" if deviation is not None else "")
+    return "" if found is None else with_spread(found, spread(record, metric))
+
+
+def with_spread(mean: float, deviation: float | None) -> str:
+    """`0.523 ± 0.031`; the mean alone where the spread is not known."""
+    return f"{mean:.3f}" if deviation is None else f"{mean:.3f} ± {deviation:.3f}"
 
 
 def summary(records: Iterable[TrialRecord], objectives: Sequence[Goal]) -> str:

@@ -17,8 +17,9 @@ from ardmvc_core.evaluation.intervals import (
     probability_of_improvement,
     t_interval,
 )
-from study.ranking.summary import short_names
+from study.ranking.summary import short_names, show
 from study.records import TrialRecord
+from study.reporting.text import markdown_table, plain_json, three_decimals
 from study.reporting.trial_figures import load_arrays
 from study.spec.study_spec import StudySpec
 from trainables.saved_trial import ARRAYS_FILE, parsing
@@ -124,15 +125,15 @@ def show_confirmation(
     """The confirmation as Markdown; also written to `confirm.md` and `confirm.json` in the folder."""
     finalists = finalists_of(chosen, found)
     compared = comparisons(finalists)
-    text = markdown(study, spec, finalists, compared, uses=uses, searched_trials=searched_trials)
+    text = confirmation_page(study, spec, finalists, compared, uses=uses, searched_trials=searched_trials)
     facts = {"finalists": [asdict(one) for one in finalists], "comparisons": [asdict(one) for one in compared]}
     whole = {"study": study, "score_uses": uses, **facts}
     write_file(folder, "confirm.md", f"{text}\n".encode())
-    write_file(folder, "confirm.json", json.dumps(whole, indent=1).encode())
+    write_file(folder, "confirm.json", json.dumps(plain_json(whole), indent=1).encode())
     return text
 
 
-def markdown(
+def confirmation_page(
     study: str,
     spec: StudySpec,
     finalists: Sequence[Finalist],
@@ -150,7 +151,7 @@ def markdown(
         f"the score part of this study has been used {uses} time{'s' * (uses != 1)}. Mean and 95 % t-interval over "
         "seeds.",
         "",
-        *_table(finalists),
+        _table(finalists),
         "",
         *_differences(compared),
         *_shrinkage(finalists, searched_trials),
@@ -158,36 +159,36 @@ def markdown(
     return "\n".join(lines).rstrip()
 
 
-def _table(finalists: Sequence[Finalist]) -> list[str]:
+def _table(finalists: Sequence[Finalist]) -> str:
     names = short_names(sorted({path for one in finalists for path in one.overrides}))
     metrics = [name for name in METRICS if any(name in one.means for one in finalists)]
-    lines = [
-        f"| trial | {' | '.join(names.values())} | {' | '.join(metrics)} | {METRIC} in the search |",
-        "|" + " --- |" * (2 + len(names) + len(metrics)),
+    rows = [
+        [
+            f"{one.trial}{' (baseline)' * one.baseline}",
+            *(show(one.overrides.get(path)) for path in names),
+            *(f"{one.means[name]:.3f}" if name in one.means else "" for name in metrics),
+            three_decimals(one.searched),
+        ]
+        for one in finalists
     ]
-    for one in finalists:
-        settings = [_plain(one.overrides.get(path)) for path in names]
-        means = [f"{one.means[name]:.3f}" if name in one.means else "" for name in metrics]
-        searched = "" if one.searched is None else f"{one.searched:.3f}"
-        title = f"{one.trial}{' (baseline)' * one.baseline}"
-        lines.append(f"| {title} | {' | '.join(settings)} | {' | '.join(means)} | {searched} |")
-    return lines
+    return markdown_table(["trial", *names.values(), *metrics, f"{METRIC} in the search"], rows)
 
 
 def _differences(compared: Sequence[Comparison]) -> list[str]:
     if not compared:
         return []
-    lines = [
-        f"Paired differences of {METRIC} (same seeds, same samples), p values after Holm's correction:",
-        "",
-        "| trial | against | difference | p | better on |",
-        "| --- | --- | --- | --- | --- |",
+    rows = [
+        [
+            str(one.trial),
+            str(one.baseline),
+            f"{one.difference.difference:+.3f}",
+            f"{one.adjusted_p:.3f}" if one.adjusted_p >= LEAST_P else f"< {LEAST_P}",
+            f"{one.improves:.0%} of the seeds",
+        ]
+        for one in compared
     ]
-    for one in compared:
-        cells = [str(one.trial), str(one.baseline), f"{one.difference.difference:+.3f}"]
-        p = f"{one.adjusted_p:.3f}" if one.adjusted_p >= LEAST_P else f"< {LEAST_P}"
-        lines.append(f"| {' | '.join([*cells, p, f'{one.improves:.0%} of the seeds'])} |")
-    return [*lines, ""]
+    head = f"Paired differences of {METRIC} (same seeds, same samples), p values after Holm's correction:"
+    return [head, "", markdown_table(["trial", "against", "difference", "p", "better on"], rows), ""]
 
 
 def _shrinkage(finalists: Sequence[Finalist], searched_trials: int) -> list[str]:
@@ -203,7 +204,3 @@ def _shrinkage(finalists: Sequence[Finalist], searched_trials: int) -> list[str]
         f"{winner.searched - fresh:+.3f} of it was the search's luck, its samples and its attacks. The best of "
         f"{searched_trials} equally good trials looks better by about {luck:.1f} standard deviations of one trial."
     ]
-
-
-def _plain(value: Any) -> str:
-    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)

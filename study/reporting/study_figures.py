@@ -1,4 +1,4 @@
-"""Figures of a study, and the house style. Each function returns a matplotlib Figure and touches no global state.
+"""Figures of a study. Each function returns a matplotlib Figure and touches no global state.
 
 No pyplot: figures are drawn in the tracker's thread while the driver goes on; pyplot's registry is not made for that.
 """
@@ -20,6 +20,9 @@ from study.ranking.summary import override_paths, short_names, show
 from study.records import Goal, TrialRecord
 from study.reporting.style import BLUE, GREEN, GREY, INK, ORANGE, RED, add_legend, new_figure, style, with_unit
 
+GROUPS = (("searched", False, "o", BLUE), ("baseline", True, "D", ORANGE))
+"""Label, whether baselines, marker and colour of the points of trials."""
+
 
 def study_figures(
     records: Sequence[TrialRecord],
@@ -37,9 +40,6 @@ def study_figures(
         found[f"history_{name}"] = history(records, objective)
         found[f"slices_{name}"] = slices(records, objective, space)
     return {name: figure for name, figure in found.items() if figure is not None}
-
-
-# House style
 
 
 def _label_points(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
@@ -74,21 +74,16 @@ def _label_points(figure: Figure, axes: Axes, points: Sequence[tuple[float, floa
             label.remove()
 
 
-# The study
-
-
 def front(
     records: Iterable[TrialRecord],
     objectives: Sequence[Goal],
-    clean: str = "clean/acc",
-    robust: str = "robust/acc",
 ) -> Figure | None:
     """Clean against robust score of every comparable complete trial, and the trials that no other beats in both.
 
-    With two objectives these are the axes; otherwise `clean` and `robust`. None without a trial that has both.
+    With two objectives these are the axes; otherwise `clean/acc` and `robust/acc`. None without a trial that has both.
     """
-    if len(objectives) == 2:
-        clean, robust = objectives[0].metric, objectives[1].metric
+    metrics = [objective.metric for objective in objectives]
+    clean, robust = metrics if len(metrics) == 2 else ("clean/acc", "robust/acc")
     axes_of = [Goal(m, next((o.mode for o in objectives if o.metric == m), "max")) for m in (clean, robust)]
     shown = [row.record for row in rank(records, objectives) if row.rank is not None]
     points = {
@@ -110,8 +105,8 @@ def front(
         if any(errors):
             axes.errorbar(x, y, xerr=errors[0], yerr=errors[1], color=GREY, alpha=0.5, linewidth=1, zorder=1)
     axes.plot(*zip(*(points[n] for n in best), strict=True), color=GREEN, linewidth=1.4, zorder=2, label="best in both")
-    groups = (("searched", False, "o", BLUE, 36), ("baseline", True, "D", ORANGE, 46))
-    for label, baseline, marker, colour, size in groups:
+    for label, baseline, marker, colour in GROUPS:
+        size = 46 if baseline else 36
         chosen = [points[record.number] for record in shown if record.baseline is baseline]
         if chosen:
             x_all, y_all = zip(*chosen, strict=True)
@@ -139,7 +134,7 @@ def history(records: Iterable[TrialRecord], objective: Goal) -> Figure | None:
     numbers = [n for n, _, _ in points]
     last = rows[-1].record.number
     axes.step([*numbers, last], [*reached, reached[-1]], where="post", color=GREEN, linewidth=1.6, label="best so far")
-    for label, baseline, marker, colour in (("searched", False, "o", BLUE), ("baseline", True, "D", ORANGE)):
+    for label, baseline, marker, colour in GROUPS:
         chosen = [(n, v, spread(r, objective.metric) or 0.0) for n, v, r in points if r.baseline is baseline]
         if chosen:
             x, y, error = zip(*chosen, strict=True)
@@ -211,7 +206,7 @@ def _slice(axes: Axes, given: Sequence[tuple[Any, float, TrialRecord]], log: boo
     log = log and bool(positive)
     # λ = 0 has no place on a log axis: it stands apart at the left end, under its own tick.
     zero = min(positive) / 8 if log else 0.0
-    for label, baseline, marker, colour in (("searched", False, "o", BLUE), ("baseline", True, "D", ORANGE)):
+    for label, baseline, marker, colour in GROUPS:
         chosen = [(x, y) for x, y, record in given if record.baseline is baseline]
         xs = [(zero if log and x <= 0 else float(x)) if numeric else places[show(x)] for x, _ in chosen]
         axes.scatter(

@@ -44,8 +44,9 @@ def style(axes: Axes, x: str, y: str) -> None:
     axes.set_ylabel(y, fontsize=10, color=INK)
 
 
-def add_legend(figure: Figure, axes: Axes) -> None:
-    """One legend below the axes, where it covers no point."""
+def add_legend(figure: Figure, axes: Axes, columns: int = 5) -> None:
+    """One legend of at most so many columns below the axes, where it covers no point."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False, fontsize=9)
+        columns = min(columns, len(labels))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)

@@ -1,11 +1,9 @@
 """The leaderboard as text, Markdown, CSV, Parquet, JSON and HTML."""
 
 import base64
-import csv
 import html
 import io
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,6 +13,7 @@ from study.ranking.objectives import spread, value
 from study.ranking.ranking import Row, rank, scores
 from study.ranking.summary import override_paths, short_names, show, show_metric, summary
 from study.records import Goal, TrialRecord
+from study.reporting.text import csv_text, markdown_table, plain_json, three_decimals
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,15 +91,11 @@ def _table(ranked: Sequence[Row], objectives: Sequence[Goal], metrics: Sequence[
         texts = [str(row.rank), f"{record.number} {marks}"]
         texts += [show(record.overrides.get(path)) for path in paths]
         for metric in metrics:
-            texts.append(_three(value(record, metric)))
+            texts.append(three_decimals(value(record, metric)))
             if metric in wanted:
-                texts.append(_three(spread(record, metric)))
+                texts.append(three_decimals(spread(record, metric)))
         table.add_row(*texts, f"{record.seconds:.0f}")
     return table
-
-
-def _three(number: float | None) -> str:
-    return "" if number is None else f"{number:.3f}"
 
 
 def _others(rows: Sequence[Row], objectives: Sequence[Goal]) -> list[str]:
@@ -117,17 +112,13 @@ def _others(rows: Sequence[Row], objectives: Sequence[Goal]) -> list[str]:
     return ["not ranked:", *found] if found else []
 
 
-def markdown(records: Sequence[TrialRecord], objectives: Sequence[Goal]) -> str:
+def leaderboard_page(records: Sequence[TrialRecord], objectives: Sequence[Goal]) -> str:
     """The summary, and the leaderboard as a GitHub table."""
     headings, rows = cells(records, objectives)
-    lines = [headings, ["---"] * len(headings), *rows]
-    table = "\n".join(
-        f"| {' | '.join(one_line(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines
-    )
-    return f"```\n{summary(records, objectives)}\n```\n\n{table}\n"
+    return f"```\n{summary(records, objectives)}\n```\n\n{markdown_table(headings, rows)}\n"
 
 
-def flat(rows: Sequence[Row], objectives: Sequence[Goal]) -> tuple[list[str], list[list[Any]]]:
+def leaderboard_rows(rows: Sequence[Row], objectives: Sequence[Goal]) -> tuple[list[str], list[list[Any]]]:
     """Headings and values of the whole table, one column for every parameter and metric, best trial first."""
     records = [row.record for row in rows]
     paths = override_paths(sorted(records, key=lambda record: record.number))
@@ -157,22 +148,17 @@ def flat(rows: Sequence[Row], objectives: Sequence[Goal]) -> tuple[list[str], li
     return headings, table
 
 
-def as_csv(records: Sequence[TrialRecord], objectives: Sequence[Goal]) -> str:
+def leaderboard_csv(records: Sequence[TrialRecord], objectives: Sequence[Goal]) -> str:
     """The whole table as CSV with a heading line; empty where a trial has no value."""
-    headings, table = flat(rank(records, objectives), objectives)
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(headings)
-    writer.writerows([["" if cell is None else cell for cell in row] for row in table])
-    return buffer.getvalue()
+    return csv_text(*leaderboard_rows(rank(records, objectives), objectives))
 
 
-def as_parquet(records: Sequence[TrialRecord], objectives: Sequence[Goal]) -> bytes:
+def leaderboard_parquet(records: Sequence[TrialRecord], objectives: Sequence[Goal]) -> bytes:
     """The whole table as a Parquet file; a parameter whose values are of several types becomes text."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    headings, table = flat(rank(records, objectives), objectives)
+    headings, table = leaderboard_rows(rank(records, objectives), objectives)
     columns = {}
     for i, heading in enumerate(headings):
         column = [row[i] for row in table]
@@ -185,7 +171,7 @@ def as_parquet(records: Sequence[TrialRecord], objectives: Sequence[Goal]) -> by
     return bytes(sink.getvalue())
 
 
-def as_json(name: str, records: Sequence[TrialRecord], objectives: Sequence[Goal]) -> str:
+def leaderboard_json(name: str, records: Sequence[TrialRecord], objectives: Sequence[Goal]) -> str:
     """One JSON object: `study`, `objectives`, `counts`, `best`, `summary`, `trials` (best first).
 
     Numbers that are not finite become null, so that every reader takes it.
@@ -223,7 +209,7 @@ def as_json(name: str, records: Sequence[TrialRecord], objectives: Sequence[Goal
     return json.dumps(plain_json(whole), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def as_html(
+def leaderboard_html(
     name: str, records: Sequence[TrialRecord], objectives: Sequence[Goal], figures: Mapping[str, "Figure"]
 ) -> str:
     """One page that needs nothing beside it: summary, leaderboard, figures."""
@@ -254,7 +240,7 @@ img {{ max-width: 100%; margin: 1rem 1rem 0 0; vertical-align: top; }}
 """
 
 
-def all_figures(
+def report_figures(
     records: Sequence[TrialRecord], objectives: Sequence[Goal], space: Mapping[str, Any]
 ) -> dict[str, "Figure"]:
     """Figures of the study, and of its best trial and baselines where their checkpoints are still there."""
@@ -269,15 +255,3 @@ def all_figures(
             drawn = trial_figures(record, load_arrays(record.checkpoint))
         found |= {f"trial_{record.number:03d}_{key}": figure for key, figure in drawn.items()}
     return found
-
-
-def one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def plain_json(item: Any) -> Any:
-    if isinstance(item, float):
-        return item if math.isfinite(item) else None
-    if isinstance(item, Mapping):
-        return {key: plain_json(entry) for key, entry in item.items()}
-    return [plain_json(entry) for entry in item] if isinstance(item, list | tuple) else item

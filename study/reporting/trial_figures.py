@@ -13,7 +13,8 @@ from scipy.optimize import linear_sum_assignment
 
 from study.ranking.objectives import value
 from study.records import TrialRecord
-from study.reporting.style import BLUE, GREEN, GREY, INK, ORANGE, RED, add_legend, new_figure, style
+from study.reporting.drawing import EPS_AXIS, MOST_PICTURES, Cell, draw_curves, moved_text, picture_grid
+from study.reporting.style import INK, add_legend, new_figure
 from trainables.saved_trial import ARRAYS_FILE, CONFIG_FILE, LARGEST, DamagedCheckpoint, arrays_in, parsing
 from trainables.storage import read_file
 
@@ -52,9 +53,9 @@ def trial_figures(record: TrialRecord, arrays: Arrays) -> dict[str, Figure]:
     """Every figure of one trial that its last evaluation allows, by file name without suffix."""
     title = f"Trial {record.number}"
     found = {
-        "confusion": confusion(arrays, title),
-        "pictures": pictures(arrays, title),
-        "eps_curve": eps_curve(eps_points(record), title),
+        "confusion": confusion_figure(arrays, title),
+        "pictures": example_pictures(arrays, title),
+        "eps_curve": accuracy_by_eps(eps_points(record), title),
     }
     return {name: figure for name, figure in found.items() if figure is not None}
 
@@ -73,7 +74,7 @@ def strongest_attack(arrays: Arrays) -> str | None:
     return max(full, key=lambda name: (full[name], name), default=None)
 
 
-def confusion(arrays: Arrays, title: str = "") -> Figure | None:
+def confusion_figure(arrays: Arrays, title: str = "") -> Figure | None:
     """Classes against clusters on clean views and under the strongest attack; clusters ordered by the clean map.
 
     Args: arrays: `confusion/class_clean`, `confusion/class_<attack>`: (classes, clusters) counts.
@@ -136,7 +137,7 @@ def eps_points(record: TrialRecord) -> dict[str, list[tuple[float, float]]]:
     return found
 
 
-def eps_curve(curves: Mapping[str, Sequence[tuple[float, float]]], title: str = "") -> Figure | None:
+def accuracy_by_eps(curves: Mapping[str, Sequence[tuple[float, float]]], title: str = "") -> Figure | None:
     """Accuracy by size of the attack, one line an attack.
 
     Args: curves: attack → [(ε, acc)], ε as L∞ radius for views in [0, 1].
@@ -144,19 +145,14 @@ def eps_curve(curves: Mapping[str, Sequence[tuple[float, float]]], title: str = 
     drawn = {name: sorted(points) for name, points in curves.items() if len(points) > 1}
     if not drawn:
         return None
-    figure = new_figure(6.0, 4.2, f"{title}: accuracy by size of the attack".strip(": "))
-    axes = figure.subplots()
-    style(axes, "ε (L∞, views in [0, 1])", "acc (fraction)")
-    looks = zip((BLUE, ORANGE, GREEN, RED, INK, GREY), ("o-", "D--", "s-.", "^:", "v-", "P--"), strict=True)
-    for (name, points), (colour, look) in zip(drawn.items(), looks, strict=False):
-        axes.plot(*zip(*points, strict=True), look, color=colour, linewidth=1.6, markersize=5, label=name)
-    axes.set_ylim(0, 1.02)
+    title = f"{title}: accuracy by size of the attack".strip(": ")
+    figure, axes = draw_curves(title, drawn, EPS_AXIS, "acc (fraction)")
     axes.set_xlim(left=0)
     add_legend(figure, axes)
     return figure
 
 
-def pictures(arrays: Arrays, title: str = "", limit: int = 6) -> Figure | None:
+def example_pictures(arrays: Arrays, title: str = "") -> Figure | None:
     """View, perturbation and attacked view of a few samples, and the cluster before and after.
 
     Args: arrays: `examples/view_<v>_clean`, `examples/view_<v>_attacked` (n, channels, height, width) in [0, 1],
@@ -172,50 +168,13 @@ def pictures(arrays: Arrays, title: str = "", limit: int = 6) -> Figure | None:
     drawn = [(v, before, after) for v, (before, after) in enumerate(views) if before.ndim == 4 and len(before)]
     if not drawn:
         return None
-    count = min(limit, len(drawn[0][1]))
     size = max(float(np.abs(after - before).max()) for _, before, after in drawn) or 1.0
-    height, width = drawn[0][1].shape[2:]
-    cell = 0.95 * max(1.0, height / width * 0.75)
-    figure = new_figure(
-        2.0 + 0.95 * 3 * len(drawn), 1.1 + cell * count, f"{title}: what the attack changed".strip(": ")
-    )
-    grid = figure.subplots(count, 3 * len(drawn), squeeze=False)
-    for i in range(count):
-        for k, (v, before, after) in enumerate(drawn):
-            cells = (
-                (f"view {v}", before[i], False),
-                ("change", after[i] - before[i], True),
-                ("attacked", after[i], False),
-            )
-            for axes, (name, image, signed) in zip(grid[i, 3 * k : 3 * k + 3], cells, strict=True):
-                _picture(axes, image, size if signed else None)
-                if i == 0:
-                    axes.set_title(name, fontsize=9, color=INK)
-        grid[i, 0].set_ylabel(_moved(arrays, i), fontsize=8, color=INK, rotation=0, ha="right", va="center", labelpad=6)
-    figure.supxlabel(
-        f"change: blue darker, red brighter, full colour ±{size:.3g} (views are in [0, 1])", fontsize=8, color=INK
-    )
-    return figure
-
-
-def _moved(arrays: Arrays, i: int) -> str:
-    lines = []
-    if (labels := arrays.get("examples/labels")) is not None:
-        lines.append(f"class {int(labels[i])}")
-    before, after = arrays.get("examples/clusters_clean"), arrays.get("examples/clusters_attacked")
-    if before is not None and after is not None:
-        lines.append(f"cluster {int(before[i])} → {int(after[i])}")
-    return "\n".join(lines)
-
-
-def _picture(axes: Axes, image: NDArray[Any], size: float | None) -> None:
-    """One (channels, height, width) image; with `size` a signed change, its channels averaged."""
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_color("#CCCCCC")
-    if size is not None:
-        axes.imshow(image.mean(axis=0), cmap="RdBu_r", vmin=-size, vmax=size)
-    elif image.shape[0] == 3:
-        axes.imshow(np.clip(image.transpose(1, 2, 0), 0, 1))
-    else:
-        axes.imshow(image[0], cmap="gray", vmin=0, vmax=1)
+    rows: list[tuple[str, list[Cell]]] = []
+    for i in range(min(MOST_PICTURES, len(drawn[0][1]))):
+        cells: list[Cell] = []
+        for v, before, after in drawn:
+            cells += [(f"view {v}", before[i], None), ("change", after[i] - before[i], size)]
+            cells += [("attacked", after[i], None)]
+        rows.append((moved_text(arrays, i), cells))
+    footnote = f"change: blue darker, red brighter, full colour ±{size:.3g} (views are in [0, 1])"
+    return picture_grid(f"{title}: what the attack changed".strip(": "), rows, footnote)

@@ -22,6 +22,7 @@ from ardmvc_core.selection.validation import CriterionReport, validate_criterion
 from study.ranking.label_free import feasible
 from study.ranking.ranking import main_budget
 from study.records import TrialRecord
+from study.reporting.text import markdown_table
 from trainables.building import load_model, pick_device, saved_config
 from trainables.config import TrialConfig
 from trainables.data_parts import cached_parts
@@ -30,7 +31,14 @@ from trainables.storage import below, read_file, write_file
 TRUTH_FILE = "unblinded.json"
 TRUTH_TIER: Tier = "tune"
 LEAST_TRIALS = 4
+SEED = 7
+"""Of the bootstrap intervals."""
 DAMAGED = "is damaged (without it every trial is scored anew)"
+
+HEADINGS = (
+    *("criterion", "ρ with robust ACC", "τ", "ρ in the top half", "ρ with clean ACC", "picks trial"),
+    *("its robust ACC", "regret", "of best − median", "top-3 regret"),
+)
 
 Say = Callable[[str], None]
 
@@ -131,7 +139,7 @@ def criteria(records: Sequence[TrialRecord], found: Sequence[Truth]) -> dict[str
     return {name: values for name, values in rules.items() if np.isfinite(values).any()}
 
 
-def page(name: str, records: Sequence[TrialRecord], found: Sequence[Truth], *, seed: int = 7) -> str:
+def unblinding_page(name: str, records: Sequence[TrialRecord], found: Sequence[Truth]) -> str:
     """The validation as Markdown. Raises: ValueError for fewer than four scored trials."""
     if len(found) < LEAST_TRIALS:
         raise ValueError(f"a criterion is validated on at least {LEAST_TRIALS} complete trials, got {len(found)}")
@@ -147,35 +155,31 @@ def page(name: str, records: Sequence[TrialRecord], found: Sequence[Truth], *, s
         f"{robust.mean():.3f}. ρ is Spearman's, τ Kendall's τ_b, with 95 % BCa bootstrap intervals over trials; the "
         "top half is that by the criterion.",
         "",
-        "| criterion | ρ with robust ACC | τ | ρ in the top half | ρ with clean ACC | picks trial | its robust ACC | "
-        "regret | of best − median | top-3 regret |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    verdict = ""
+    rows, verdict = [], ""
     for rule, values in criteria(records, found).items():
         guarded = kept if rule.startswith(("PRA", "criterion B")) and kept.any() else None
-        report = validate_criterion(values, robust, feasible=guarded, seed=seed)
-        beside = validate_criterion(values, clean, seed=seed)
-        lines.append(_row(rule, report, beside, found, robust))
+        report = validate_criterion(values, robust, feasible=guarded, seed=SEED)
+        beside = validate_criterion(values, clean, seed=SEED)
+        rows.append(_row(rule, report, beside, found, robust))
         if rule.startswith("PRA"):
             verdict = _verdict(report)
     random_regret = float(robust.max() - robust.mean())
     for place, truth in enumerate(found):
         if by_number[truth.trial].baseline:
             own, regret = robust[place], robust.max() - robust[place]
-            lines.append(f"| baseline, trial {truth.trial} | | | | | {truth.trial} | {own:.3f} | {regret:.3f} | | |")
-    lines += [f"| a random trial (expected) | | | | | | {robust.mean():.3f} | {random_regret:.3f} | | |", ""]
+            name_of = f"baseline, trial {truth.trial}"
+            rows.append([name_of, *[""] * 4, str(truth.trial), f"{own:.3f}", f"{regret:.3f}", "", ""])
+    rows.append(["a random trial (expected)", *[""] * 5, f"{robust.mean():.3f}", f"{random_regret:.3f}", "", ""])
     oracle = found[int(robust.argmax())]
-    lines += [
-        f"Tuning with labels would have picked trial {oracle.trial} with {oracle.robust_acc:.3f}. {verdict}".strip()
-    ]
-    return "\n".join(lines) + "\n"
+    last = f"Tuning with labels would have picked trial {oracle.trial} with {oracle.robust_acc:.3f}. {verdict}".strip()
+    return "\n".join([*lines, markdown_table(HEADINGS, rows), "", last]) + "\n"
 
 
 def _row(
     rule: str, report: CriterionReport, beside: CriterionReport, found: Sequence[Truth], robust: np.ndarray
-) -> str:
-    cells = [
+) -> list[str]:
+    return [
         rule,
         f"{report.rho:+.2f}",
         f"{report.tau:+.2f}",
@@ -187,7 +191,6 @@ def _row(
         f"{report.normalised_regret:.2f}",
         f"{report.top3_regret:.3f}",
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 def _verdict(report: CriterionReport) -> str:
@@ -201,9 +204,9 @@ def _verdict(report: CriterionReport) -> str:
 
 
 def unblind(name: str, records: Sequence[TrialRecord], storage: str) -> str:
-    """Scores what is not scored yet, and gives the page. Raises: ValueError as `page`."""
+    """Scores what is not scored yet, and gives the page. Raises: ValueError as `unblinding_page`."""
     folder = below(storage, name)
     found = truths(records, folder)
-    text = page(name, records, found)
+    text = unblinding_page(name, records, found)
     write_file(folder, "unblinded.md", text.encode())
     return text

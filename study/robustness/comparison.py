@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from ardmvc_core.data.reading import MIB, file_fault, fitted, megabytes, one_line, reason_of, shown_path
+from study.reporting.text import markdown_table, three_decimals, with_bounds
 from study.spec.yaml_file import SpecError
 
 FILE = "report.json"
@@ -121,7 +122,7 @@ def _differences(ours: Any, theirs: Any, path: str = "") -> Iterator[tuple[str, 
         yield path, ours, theirs
 
 
-def markdown(reports: Sequence[Report]) -> str:
+def comparison_page(reports: Sequence[Report]) -> str:
     """The reports as a table, the smallest flip rate first, those without an established number last.
 
     Args: reports: at least one; all with one ruler.
@@ -130,15 +131,10 @@ def markdown(reports: Sequence[Report]) -> str:
     parts = "+".join(part for part in first.facts.parts if part != "attacker")
     rows = [_row(report) for report in sorted(reports, key=_order)]
     headings = ["model", "clean ACC", "ACC under attack", "flip", "κ", "noise", "ε50", "warnings", "report"]
-    lines = [
+    return (
         f"{first.n:,} samples of the part {parts}, tier {first.tier}, budget `{first.budget_hash}`; intervals "
-        "are over samples of one trained model each.",
-        "",
-        _line(headings),
-        _line(["---"] * len(headings)),
-        *map(_line, rows),
-    ]
-    return "\n".join(lines) + "\n"
+        f"are over samples of one trained model each.\n\n{markdown_table(headings, rows)}\n"
+    )
 
 
 def _order(report: Report) -> tuple[bool, float]:
@@ -155,12 +151,11 @@ def _row(report: Report) -> list[str]:
         checks = ", ".join(headline.failed) or "contradicting numbers"
         found = [f"not established ({checks})", "", ""]
     reached = f"> {max(content.eps_curve, default=0):g}" if content.eps50 is None else f"{content.eps50:.3g}"
-    noise = content.metrics.get("noise/flip")
     return [
         content.facts.model,
         _number(content, "clean/acc"),
         *found,
-        "" if noise is None else f"{noise:.3f}",
+        three_decimals(content.metrics.get("noise/flip")),
         reached if headline.established else "",
         ", ".join(headline.warned),
         f"`{report.given}`",
@@ -171,10 +166,4 @@ def _number(content: Content, name: str) -> str:
     value, interval = content.metrics.get(name), content.intervals.get(name)
     if value is None:
         return ""
-    if interval is None or interval.low is None or interval.high is None:
-        return f"{value:.3f}"
-    return f"{value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
-
-
-def _line(entries: Sequence[str]) -> str:
-    return f"| {' | '.join(entries)} |"
+    return with_bounds(value, interval.low if interval else None, interval.high if interval else None)

@@ -1,16 +1,14 @@
 """Figures of a robustness report."""
 
 import math
-from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
-from numpy.typing import NDArray
 
 from ardmvc_core.assessment.assess import ATTACK_SCORES, CURVE_TIER, Assessment
 from ardmvc_core.assessment.checks import STEP_GRID
+from study.reporting.drawing import EPS_AXIS, MOST_PICTURES, Cell, draw_curves, moved_text, picture_grid
 from study.reporting.style import BLUE, GREEN, GREY, INK, ORANGE, RED, add_legend, new_figure, style
 from study.robustness.facts import HEADINGS
 from study.robustness.headline import why_withheld
@@ -18,20 +16,18 @@ from study.robustness.headline import why_withheld
 FIGURES = ("eps_curve", "step_curve", "union_growth", "attack_scores", "pictures")
 """Every figure that a report may have, in its order."""
 
-SHOWN_PICTURES = 6
-
 LIGHT = "#D9D9D9"
 
 
-def all_figures(found: Assessment) -> dict[str, Figure]:
+def assessment_figures(found: Assessment) -> dict[str, Figure]:
     """Every figure that the assessment allows, by file name without suffix. A figure says itself if the number that it
     shows is not established."""
     drawn = {
-        "eps_curve": eps_curve(found),
-        "step_curve": step_curve(found),
+        "eps_curve": flips_by_eps(found),
+        "step_curve": flips_by_steps(found),
         "union_growth": union_growth(found),
         "attack_scores": attack_scores(found),
-        "pictures": pictures(found),
+        "pictures": moved_pictures(found),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
@@ -40,21 +36,18 @@ def _titled(found: Assessment, title: str) -> str:
     return title if found.established else f"{title}\n(not established: {why_withheld(found)})"
 
 
-def eps_curve(found: Assessment) -> Figure | None:
+def flips_by_eps(found: Assessment) -> Figure | None:
     """Flip rate, and with labels ACC, by ε; ε50, and the worst case of this report at its own ε."""
     if len(found.eps_curve) < 2:
         return None
     values = found.suite.evaluation.values
     grid = sorted(found.eps_curve)
-    figure = new_figure(6.4, 4.4, _titled(found, "Flips and accuracy by size of the attack"))
-    axes = figure.subplots()
-    style(axes, "ε (L∞, views in [0, 1])", "fraction of the samples")
-    flips = [0.0, *(found.eps_curve[eps].flip for eps in grid)]
-    axes.plot([0.0, *grid], flips, "o-", color=BLUE, linewidth=1.8, markersize=5, label=f"flipped ({CURVE_TIER})")
-    accs = [acc for eps in grid if (acc := found.eps_curve[eps].acc) is not None]
+    lines = {f"flipped ({CURVE_TIER})": [(0.0, 0.0), *((eps, found.eps_curve[eps].flip) for eps in grid)]}
+    accs = [(eps, acc) for eps in grid if (acc := found.eps_curve[eps].acc) is not None]
     if "clean/acc" in values and len(accs) == len(grid):
-        points = [values["clean/acc"], *accs]
-        axes.plot([0.0, *grid], points, "D--", color=ORANGE, linewidth=1.8, markersize=5, label=f"ACC ({CURVE_TIER})")
+        lines[f"ACC ({CURVE_TIER})"] = [(0.0, values["clean/acc"]), *accs]
+    title = _titled(found, "Flips and accuracy by size of the attack")
+    figure, axes = draw_curves(title, lines, EPS_AXIS, "fraction of the samples")
     own = found.budget.eps
     if isinstance(own, float):
         tier = found.suite.result.tier
@@ -67,29 +60,24 @@ def eps_curve(found: Assessment) -> Figure | None:
     if (half := found.eps50) is not None:
         axes.axvline(half, color=GREEN, linewidth=1.3, linestyle=":", label=f"ε50 = {half:.3g}")
     axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle=":")
-    axes.set_ylim(-0.02, 1.03)
     axes.set_xlim(left=0)
-    _legend(figure, axes, 2)
+    add_legend(figure, axes, 2)
     return figure
 
 
-def step_curve(found: Assessment) -> Figure | None:
+def flips_by_steps(found: Assessment) -> Figure | None:
     """Flip rate by number of gradient steps: it must not fall, and should have settled."""
     curve = found.sanity.step_curve
     if not curve:
         return None
-    figure = new_figure(6.0, 4.2, _titled(found, "Flips by number of steps"))
-    axes = figure.subplots()
-    style(axes, "steps of APGD, one start", "flip rate (fraction)")
-    looks = zip((BLUE, ORANGE, GREEN, RED), ("o-", "D--", "s-.", "^:"), strict=True)
-    for (name, rates), (colour, look) in zip(curve.items(), looks, strict=False):
-        axes.plot(STEP_GRID[: len(rates)], rates, look, color=colour, linewidth=1.8, markersize=5, label=name)
+    lines = {name: list(zip(STEP_GRID, rates, strict=False)) for name, rates in curve.items()}
+    title = _titled(found, "Flips by number of steps")
+    figure, axes = draw_curves(title, lines, "steps of APGD, one start", "flip rate (fraction)")
     axes.axhline(found.suite.result.noise_flip, color=GREY, linewidth=1.2, linestyle=":", label="random noise")
     axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(STEP_GRID, [str(steps) for steps in STEP_GRID])
-    axes.set_ylim(-0.02, 1.03)
-    _legend(figure, axes, 3)
+    add_legend(figure, axes, 3)
     return figure
 
 
@@ -117,7 +105,7 @@ def union_growth(found: Assessment) -> Figure | None:
     axes.set_ylim(len(records) - 0.4, -0.6)
     axes.set_xlim(0, max(0.05, 1.22 * max(behind / count, result.noise_flip)))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-    _legend(figure, axes, 3)
+    add_legend(figure, axes, 3)
     return figure
 
 
@@ -154,7 +142,7 @@ def attack_scores(found: Assessment) -> Figure | None:
     return figure
 
 
-def pictures(found: Assessment) -> Figure | None:
+def moved_pictures(found: Assessment) -> Figure | None:
     """View, magnified perturbation around grey and attacked view of some moved samples, cluster before and after.
 
     None if no sample was moved, or no view is an image.
@@ -163,7 +151,7 @@ def pictures(found: Assessment) -> Figure | None:
     if "examples/clusters_clean" not in arrays:
         return None
     before, after = arrays["examples/clusters_clean"], arrays["examples/clusters_attacked"]
-    rows = np.flatnonzero(before != after)[:SHOWN_PICTURES]
+    rows = np.flatnonzero(before != after)[:MOST_PICTURES]
     images = {}
     for v in range(len(found.suite.data.views)):
         pair = arrays[f"examples/view_{v}_clean"], arrays[f"examples/view_{v}_attacked"]
@@ -172,38 +160,15 @@ def pictures(found: Assessment) -> Figure | None:
     if not len(rows) or not images:
         return None
     eps = found.budget.attack_budget().eps_per_view(len(found.suite.data.views))
-    title = _titled(found, "What the attack changed")
-    figure = new_figure(1.6 + 0.95 * 3 * len(images), 1.2 + 0.95 * len(rows), title)
-    grid = figure.subplots(len(rows), 3 * len(images), squeeze=False)
-    for i, row in enumerate(rows):
-        for k, (v, (clean, attacked)) in enumerate(images.items()):
+    shown: list[tuple[str, list[Cell]]] = []
+    for row in rows:
+        cells: list[Cell] = []
+        for v, (clean, attacked) in images.items():
             change = attacked[row] - clean[row]
             # Grey is no change; ±ε fills the whole range, so that what is drawn does not depend on the sample.
             magnified = 0.5 + change / (2 * eps[v]) if eps[v] else np.full_like(change, 0.5)
-            cells = ((f"view {v}", clean[row]), ("change", magnified), ("attacked", attacked[row]))
-            for axes, (name, image) in zip(grid[i, 3 * k : 3 * k + 3], cells, strict=True):
-                _show(axes, image)
-                if i == 0:
-                    axes.set_title(name, fontsize=9, color=INK)
-        lines = [f"cluster {int(before[row])} → {int(after[row])}"]
-        if (labels := arrays.get("examples/labels")) is not None:
-            lines.insert(0, f"class {int(labels[row])}")
-        grid[i, 0].set_ylabel("\n".join(lines), fontsize=8, color=INK, rotation=0, ha="right", va="center", labelpad=6)
+            cells += [(f"view {v}", clean[row], None), ("change", magnified, None), ("attacked", attacked[row], None)]
+        shown.append((moved_text(arrays, row), cells))
     sizes = ", ".join(f"{eps[v]:g}" for v in images) if len({eps[v] for v in images}) > 1 else f"{eps[min(images)]:g}"
-    figure.supxlabel(f"change: grey none, black −ε, white +ε (ε {sizes}); views in [0, 1]", fontsize=8, color=INK)
-    return figure
-
-
-def _show(axes: Axes, image: NDArray[Any]) -> None:
-    """One (channels, height, width) image with values in [0, 1]."""
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_color("#CCCCCC")
-    shown = np.clip(image, 0, 1)
-    axes.imshow(shown.transpose(1, 2, 0) if len(shown) == 3 else shown[0], cmap="gray", vmin=0, vmax=1)
-
-
-def _legend(figure: Figure, axes: Axes, columns: int) -> None:
-    add_legend(figure, axes)
-    for legend in figure.legends:
-        legend.set_ncols(columns)
+    footnote = f"change: grey none, black −ε, white +ε (ε {sizes}); views in [0, 1]"
+    return picture_grid(_titled(found, "What the attack changed"), shown, footnote)

@@ -2,23 +2,21 @@
 
 import io
 import json
-import math
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ardmvc_core.assessment.assess import Assessment
 from study.reporting.style import png
+from study.reporting.text import plain_json
 from study.robustness.facts import Facts
-from study.robustness.figures import FIGURES, all_figures
-from study.robustness.page import markdown
+from study.robustness.figures import FIGURES, assessment_figures
+from study.robustness.page import robustness_page
 from trainables.storage import write_file
 
 
-def as_json(found: Assessment, facts: Facts) -> str:
+def report_json(found: Assessment, facts: Facts) -> str:
     """`Assessment.as_json` and, under `facts`, what was evaluated; numbers that are not finite become null."""
     whole = {"facts": asdict(facts), **found.as_json()}
     return json.dumps(plain_json(whole), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -31,7 +29,7 @@ def write(found: Assessment, facts: Facts, folder: Path) -> None:
 
     Raises: OSError if the folder cannot be written to.
     """
-    figures = all_figures(found)
+    figures = assessment_figures(found)
     drawn = folder / "figures"
     for name in FIGURES:
         if name in figures:
@@ -41,13 +39,5 @@ def write(found: Assessment, facts: Facts, folder: Path) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **found.suite.evaluation.arrays())
     write_file(str(folder), "evaluation.npz", buffer.getvalue())
-    write_file(str(folder), "report.json", as_json(found, facts).encode())
-    write_file(str(folder), "report.md", markdown(found, facts, tuple(figures)).encode())
-
-
-def plain_json(item: Any) -> Any:
-    if isinstance(item, float):
-        return item if math.isfinite(item) else None
-    if isinstance(item, Mapping):
-        return {key: plain_json(entry) for key, entry in item.items()}
-    return [plain_json(entry) for entry in item] if isinstance(item, list | tuple) else item
+    write_file(str(folder), "report.json", report_json(found, facts).encode())
+    write_file(str(folder), "report.md", robustness_page(found, facts, tuple(figures)).encode())

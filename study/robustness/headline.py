@@ -4,6 +4,7 @@ from ardmvc_core.assessment.assess import Assessment
 from ardmvc_core.assessment.case import CheckResult
 from ardmvc_core.attacks.suite import AttackRecord
 from ardmvc_core.evaluation.intervals import Interval
+from study.reporting.text import with_bounds
 
 
 def headline(found: Assessment) -> str:
@@ -59,12 +60,8 @@ def measured_value(check: CheckResult) -> str:
     return "" if check.value is None else f"{check.value:.4g}"
 
 
-def three_decimals(number: float | None) -> str:
-    return "" if number is None else f"{number:.3f}"
-
-
 def with_interval(number: float, interval: Interval | None) -> str:
-    return f"{number:.3f}" if interval is None else f"{number:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+    return with_bounds(number, interval.low if interval else None, interval.high if interval else None)
 
 
 def counts_of(record: AttackRecord) -> tuple[int, int, int]:

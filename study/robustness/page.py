@@ -1,4 +1,4 @@
-"""The report on one model's robustness: Markdown, JSON, a short page for a terminal, and figures.
+"""The report on one model's robustness as Markdown.
 
 Everything is read from an `Assessment`; nothing is computed here that changes a number.
 """
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from ardmvc_core.assessment.assess import CURVE_TIER, Assessment
 from ardmvc_core.assessment.certificates import section
 from ardmvc_core.attacks.tiers import plan
+from study.reporting.text import markdown_table, three_decimals
 from study.robustness.facts import Facts, SurrogateFacts
 from study.robustness.headline import (
     counts_of,
@@ -19,7 +20,6 @@ from study.robustness.headline import (
     level_text,
     measured_value,
     threat,
-    three_decimals,
     verdict_text,
     with_interval,
 )
@@ -35,10 +35,7 @@ _NAMES = {
 }
 
 
-# Markdown
-
-
-def markdown(found: Assessment, facts: Facts, figures: Sequence[str] = ()) -> str:
+def robustness_page(found: Assessment, facts: Facts, figures: Sequence[str] = ()) -> str:
     """The report as GitHub Markdown.
 
     Args: figures: names of those that lie in `figures/` beside it.
@@ -52,7 +49,7 @@ def markdown(found: Assessment, facts: Facts, figures: Sequence[str] = ()) -> st
         _attacks(found, facts, figures),
         _subsets(found),
         _checks(found, figures),
-        "" if facts.certificates is None else section(facts.certificates, as_table),
+        "" if facts.certificates is None else section(facts.certificates, markdown_table),
         _not_run(found, facts),
         _limits(found, facts),
         _provenance(found, facts),
@@ -86,7 +83,7 @@ def _clean_and_worst(found: Assessment) -> str:
             before = "" if clean is None else with_interval(clean, intervals.get(f"clean/{name}"))
             rows.append([text, before, with_interval(robust, intervals.get(f"robust/{name}"))])
     heading = "worst case" if found.established else "worst case (not established)"
-    return f"## Clean and worst case\n\n{as_table(['', 'clean', heading], rows)}"
+    return f"## Clean and worst case\n\n{markdown_table(['', 'clean', heading], rows)}"
 
 
 def _noise_floor(found: Assessment) -> str:
@@ -106,7 +103,7 @@ def _eps_section(found: Assessment, figures: Sequence[str]) -> str:
         [f"{eps:g}", f"{point.flip:.3f}", *([three_decimals(point.acc)] if labelled else [])]
         for eps, point in sorted(found.eps_curve.items())
     ]
-    table = as_table(["ε", "flip", *(["ACC (fixed map)"] if labelled else [])], rows)
+    table = markdown_table(["ε", "flip", *(["ACC (fixed map)"] if labelled else [])], rows)
     head = f"## ε50\n\n{eps50(found)}, by the tier `{CURVE_TIER}`."
     return "\n\n".join([head, table, *_picture_of("eps_curve", figures)])
 
@@ -121,7 +118,7 @@ def _erasability(found: Assessment) -> str:
             "## Erasability per view",
             "2 ε over the width of the view's signal (1–99 percentile range of the mean sample). From 1 on the "
             "attacker can paint the view out.",
-            as_table(["view", "2 ε / width", "can be erased"], rows),
+            markdown_table(["view", "2 ε / width", "can be erased"], rows),
         ]
     )
 
@@ -146,7 +143,7 @@ def _attacks(found: Assessment, facts: Facts, figures: Sequence[str]) -> str:
             " Scores of a single attack only where it ran on every sample. The refitted map is fitted to classes after "
             "the attack, as published tables have it: it is for comparison with those, and never below the fixed one."
         )
-    table = as_table([*headings, "forwards", "backwards", "seconds", "skipped because"], rows)
+    table = markdown_table([*headings, "forwards", "backwards", "seconds", "skipped because"], rows)
     pictures = [line for name in ("union_growth", "attack_scores", "pictures") for line in _picture_of(name, figures)]
     return "\n\n".join(["## Attacks", text, table, *pictures])
 
@@ -158,14 +155,17 @@ def _subsets(found: Assessment) -> str:
     rows += [[f"any {size}, chosen per sample", f"{rate:.3f}"] for size, rate in sorted(found.subset_unions.items())]
     views = range(len(found.suite.data.views)) if found.budget.attacked_views is None else found.budget.attacked_views
     rows.append(
-        [f"all: {', '.join(map(str, views))} (tier `{found.suite.result.tier}`)", three_decimals(flip_text(found))]
+        [
+            f"all: {', '.join(map(str, views))} (tier `{found.suite.result.tier}`)",
+            three_decimals(found.suite.evaluation.values["robust/flip"]),
+        ]
     )
-    return f"## Subsets of views\n\nBy the tier `{CURVE_TIER}`.\n\n{as_table(['attacked', 'flip'], rows)}"
+    return f"## Subsets of views\n\nBy the tier `{CURVE_TIER}`.\n\n{markdown_table(['attacked', 'flip'], rows)}"
 
 
 def _checks(found: Assessment, figures: Sequence[str]) -> str:
     rows = [[c.id, c.title, measured_value(c), verdict_text(c), c.detail] for c in found.sanity.checks]
-    parts = ["## Checks", as_table(["", "check", "value", "verdict", "detail"], rows)]
+    parts = ["## Checks", markdown_table(["", "check", "value", "verdict", "detail"], rows)]
     if found.inconsistencies:
         parts.append(
             "Numbers that contradict each other:\n\n" + "\n".join(f"- {line}" for line in found.inconsistencies)
@@ -238,7 +238,7 @@ def _provenance(found: Assessment, facts: Facts) -> str:
         ["time", f"{facts.seconds:.1f} s on {facts.device}"],
         ["passes of a sample", f"{facts.forwards:,} forward, {facts.backwards:,} of them with gradient"],
     ]
-    return f"## Provenance\n\n{as_table(['', ''], rows)}"
+    return f"## Provenance\n\n{markdown_table(['', ''], rows)}"
 
 
 def _surrogate(one: SurrogateFacts) -> str:
@@ -252,22 +252,3 @@ def _surrogate(one: SurrogateFacts) -> str:
 
 def _picture_of(name: str, figures: Sequence[str]) -> list[str]:
     return [f"![{name.replace('_', ' ')}](figures/{name}.png)"] if name in figures else []
-
-
-def as_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [list(headings), ["---"] * len(headings), *map(list, rows)]
-    return "\n".join(f"| {' | '.join(map(as_cell, line))} |" for line in lines)
-
-
-def as_cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
-
-
-def flip_text(found: Assessment) -> float:
-    return found.suite.evaluation.values["robust/flip"]
-
-
-# JSON and files
-
-
-# Figures

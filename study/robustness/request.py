@@ -85,9 +85,7 @@ def _numbers(text: str | None, kind: Callable[[str], Any]) -> tuple[Any, ...] | 
 
 def prepare(given: argparse.Namespace) -> Request:
     """Raises: SpecError or LedgerError for whatever keeps the request from being met."""
-    from ardmvc_core.data import DataError, check_dataset
     from trainables.building import pick_device
-    from trainables.data_parts import cached_parts
     from trainables.saved_trial import saved_facts
 
     target = find_target(given.model, given.storage)
@@ -105,21 +103,9 @@ def prepare(given: argparse.Namespace) -> Request:
         )
     if not given.repeat < config.repeats:
         raise SpecError([f"--repeat: must be in 0..{config.repeats - 1}, the trial's models, got {given.repeat}"])
-    if faults := check_dataset(config.dataset):
-        raise SpecError(faults)
-    try:
-        parts = dict(cached_parts(config.dataset, "strict"))
-    except DataError as error:
-        raise SpecError([str(error)]) from error
-    scored = parts[given.part].data
-    budgets = _budgets(given, config, len(scored.views))
-    if len(scored) < LEAST_SAMPLES:
-        raise SpecError([f"the part {given.part} has {len(scored)} sample; intervals need at least {LEAST_SAMPLES}"])
-    from trainables.surrogates import COUNTS
-
-    surrogates = COUNTS.get(given.tier, 0) if given.surrogates is None else given.surrogates
-    if surrogates and len(parts["attacker"].data) < LEAST_SAMPLES:
-        raise SpecError([f"--surrogates: the attacker part has {len(parts['attacker'].data)} samples, too few"])
+    parts = _parts(config)
+    budgets = _budgets(given, config, len(parts[given.part].data.views))
+    surrogates = _surrogates(given, parts)
     _check_parts(target, parts, facts.contents)
     folders = _folders(given, target, budgets)
     device = pick_device("auto")
@@ -138,6 +124,32 @@ def prepare(given: argparse.Namespace) -> Request:
         locked=locked,
         entropy_reference=facts.reference_entropy or 1.0,
     )
+
+
+def _parts(config: "TrialConfig") -> "dict[str, Part]":
+    """Parts of the strict protocol. Raises: SpecError if they cannot be read."""
+    from ardmvc_core.data import DataError, check_dataset
+    from trainables.data_parts import cached_parts
+
+    if faults := check_dataset(config.dataset):
+        raise SpecError(faults)
+    try:
+        return dict(cached_parts(config.dataset, "strict"))
+    except DataError as error:
+        raise SpecError([str(error)]) from error
+
+
+def _surrogates(given: argparse.Namespace, parts: "dict[str, Part]") -> int:
+    """How many are trained. Raises: SpecError if a part has too few samples, for them or for intervals."""
+    from trainables.surrogates import COUNTS
+
+    scored, attacker = parts[given.part].data, parts["attacker"].data
+    if len(scored) < LEAST_SAMPLES:
+        raise SpecError([f"the part {given.part} has {len(scored)} sample; intervals need at least {LEAST_SAMPLES}"])
+    count = COUNTS.get(given.tier, 0) if given.surrogates is None else given.surrogates
+    if count and len(attacker) < LEAST_SAMPLES:
+        raise SpecError([f"--surrogates: the attacker part has {len(attacker)} samples, too few"])
+    return int(count)
 
 
 def _budgets(given: argparse.Namespace, config: "TrialConfig", n_views: int) -> "tuple[ResolvedBudget, ...]":

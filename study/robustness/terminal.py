@@ -1,13 +1,12 @@
 """A robustness report as a short page for a terminal."""
 
-from collections.abc import Sequence
-
 from ardmvc_core.assessment.assess import CURVE_TIER, Assessment
+from study.reporting.text import text_columns, three_decimals
 from study.robustness.facts import Facts
-from study.robustness.headline import counts_of, eps50, headline, measured_value, threat, three_decimals
+from study.robustness.headline import counts_of, eps50, headline, measured_value, threat
 
 
-def page(found: Assessment, facts: Facts) -> str:
+def terminal_page(found: Assessment, facts: Facts) -> str:
     """The report on one page for a terminal: headline, a line for each attack, checks that did not pass."""
     result, values = found.suite.result, found.suite.evaluation.values
     scored = f"{facts.model} on {facts.dataset['name']}, {len(found.suite.data):,} samples of {facts.part}"
@@ -28,35 +27,12 @@ def page(found: Assessment, facts: Facts) -> str:
         acc = three_decimals(values.get(f"{record.key}/acc")) or "-"
         rows.append([record.key, *map(str, counts_of(record)), f"{union / len(found.suite.data):.3f}", acc])
         rows[-1].append(f"{record.seconds:.1f}")
-    lines += ["", *_columns(rows)]
+    lines += ["", *text_columns(rows)]
     marked = [check for check in found.sanity.checks if check.verdict in ("WARN", "FAIL")]
     counts = {verdict: sum(c.verdict == verdict for c in found.sanity.checks) for verdict in ("PASS", "INFO", "N/A")}
     told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
     lines += ["", f"checks: {told}" + ("; and" if marked else "")]
-    lines += _columns(
-        [[check.verdict, check.id, measured_value(check), f"{check.title}: {check.detail}"] for check in marked]
-    )
+    texts = [[check.verdict, check.id, measured_value(check), f"{check.title}: {check.detail}"] for check in marked]
+    lines += text_columns(texts, last_is_text=True)
     lines += list(found.inconsistencies)
     return "\n".join(line.rstrip() for line in lines)
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of one width, the first at the left; a last text that stands alone is not measured."""
-    if not rows:
-        return []
-    most = max(map(len, rows))
-    full = [row for row in rows if len(row) == most]
-    widths = [max(len(row[i]) for row in full) for i in range(most)]
-    widths[0] = max(len(row[0]) for row in rows)
-    words = all(len(row) == most for row in rows) and any(" " in row[-1] for row in rows)
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0])]
-        if len(row) < most:
-            cells += row[1:]
-        else:
-            cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-            if words:
-                cells[-1] = row[-1]
-        lines.append("  ".join(cells).rstrip())
-    return lines

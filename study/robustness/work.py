@@ -5,7 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from study.provenance import command, git_commit, versions
 from study.reporting.progress import Progress, shown_progress
@@ -15,6 +15,8 @@ from study.secrets import redact
 from study.spec.yaml_file import SpecError
 
 if TYPE_CHECKING:
+    from ardmvc_core.assessment.assess import Assessment
+    from ardmvc_core.assessment.certificates import Certificates
     from ardmvc_core.evaluation.budget import ResolvedBudget
     from study.robustness.facts import Facts, SurrogateFacts
     from trainables.surrogates import Surrogate
@@ -39,8 +41,8 @@ def note_score_use(target: Target, digest: str, storage: str) -> None:
 
 
 def evaluate_all(request: Request, given: argparse.Namespace) -> int:
-    from study.robustness.files import as_json, write
-    from study.robustness.terminal import page
+    from study.robustness.files import report_json, write
+    from study.robustness.terminal import terminal_page
 
     attacker = request.parts["attacker"].data.to(request.device)
     surrogates: tuple[Surrogate, ...] = ()
@@ -60,9 +62,9 @@ def evaluate_all(request: Request, given: argparse.Namespace) -> int:
         except OSError as error:
             raise SpecError([f"the report cannot be written to {folder}: {error}"]) from error
         if given.json_output:
-            reports.append({**json.loads(as_json(found, facts)), "folder": str(folder.absolute())})
+            reports.append({**json.loads(report_json(found, facts)), "folder": str(folder.absolute())})
         else:
-            print(f"{page(found, facts)}\n\nwritten to {folder}/report.md", flush=True)
+            print(f"{terminal_page(found, facts)}\n\nwritten to {folder}/report.md", flush=True)
     if given.json_output:
         print(json.dumps(reports if len(reports) > 1 else reports[0], ensure_ascii=False))
     return 0
@@ -74,9 +76,8 @@ def assess_one(
     budget: "ResolvedBudget",
     surrogates: "Sequence[Surrogate]",
     progress: Progress,
-) -> "tuple[Any, Facts]":
+) -> "tuple[Assessment, Facts]":
     from ardmvc_core.assessment.assess import assess
-    from ardmvc_core.assessment.certificates import certify
     from ardmvc_core.attacks.suite import counted_passes
     from study.robustness.facts import Facts
 
@@ -95,19 +96,8 @@ def assess_one(
             labels_locked=True if request.locked else None,
             progress=progress,
         )
-        certificates = None
-        if given.certify is not None:
-            progress("certificates", 1.0)
-            certificates = certify(
-                request.model,
-                found.suite.data,
-                attacker.data.to(request.device).views,
-                budget.attack_budget(),
-                sigma=given.certify,
-                seed=budget.seed,
-            )
+        certificates = _certificates(request, given, found, progress)
     seconds = time.monotonic() - begin
-    used = {given.part: scored.digest, "attacker": attacker.digest}
     facts = Facts(
         reference=request.target.reference,
         checkpoint=redact(request.target.checkpoint),
@@ -115,7 +105,7 @@ def assess_one(
         repeat=given.repeat,
         dataset=request.config.model_dump(mode="json")["dataset"],
         part=given.part,
-        parts=used,
+        parts={given.part: scored.digest, "attacker": attacker.digest},
         everyone=given.everyone,
         surrogates=tuple(_surrogate_facts(one, found) for one in surrogates),
         device=str(request.device),
@@ -130,7 +120,19 @@ def assess_one(
     return found, facts
 
 
-def _surrogate_facts(one: "Surrogate", found: Any) -> "SurrogateFacts":
+def _certificates(
+    request: Request, given: argparse.Namespace, found: "Assessment", progress: Progress
+) -> "Certificates | None":
+    if given.certify is None:
+        return None
+    from ardmvc_core.assessment.certificates import certify
+
+    progress("certificates", 1.0)
+    pool, budget = request.parts["attacker"].data.to(request.device).views, found.budget
+    return certify(request.model, found.suite.data, pool, budget.attack_budget(), sigma=given.certify, seed=budget.seed)
+
+
+def _surrogate_facts(one: "Surrogate", found: "Assessment") -> "SurrogateFacts":
     from ardmvc_core.attacks.target import assign
     from ardmvc_core.evaluation.metrics import clustering_scores
     from study.robustness.facts import SurrogateFacts

@@ -139,12 +139,12 @@ class MLflowRuns:
         records, objectives = self._records(), goals(self._spec)
         if records and objectives:
             from study.reporting.study_figures import study_figures
-            from study.reporting.tables import as_csv, markdown
+            from study.reporting.tables import leaderboard_csv, leaderboard_page
 
-            table = redact(markdown(records, objectives))
+            table = redact(leaderboard_page(records, objectives))
             self._log(self._parent, tags={"mlflow.note.content": whole_lines(table)})
             self._client.log_text(self._parent.id, table, "leaderboard.md")
-            self._client.log_text(self._parent.id, redact(as_csv(records, objectives)), "leaderboard.csv")
+            self._client.log_text(self._parent.id, redact(leaderboard_csv(records, objectives)), "leaderboard.csv")
             for name, figure in study_figures(records, objectives, self._spec.get("space", {})).items():
                 self._client.log_figure(self._parent.id, figure, f"figures/{name}.png")
         self._client.set_terminated(self._parent.id, status="FINISHED" if self._is_finished() else "KILLED")

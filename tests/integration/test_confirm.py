@@ -16,7 +16,7 @@ from study.database.engine import LedgerError
 from study.database.ledger import Ledger
 from study.planning.confirmation import finalists
 from study.records import TrialRecord
-from study.reporting.confirmation import Finalist, comparisons, finalists_of, markdown
+from study.reporting.confirmation import Finalist, comparisons, confirmation_page, finalists_of
 from study.spec.study_spec import checked_spec
 from trainables.saved_trial import DamagedCheckpoint
 
@@ -99,14 +99,14 @@ def test_the_table_has_the_interval_the_paired_difference_and_the_shrinkage(tmp_
     assert second.improves == pytest.approx((2 + 0.5) / 4)
     spec = checked_spec("test", {**study_dict(tmp_path), "space": {}, "baselines": [{}], "limits": {"trials": 1}})
     shown = spec.model_copy(update={"trial": {**spec.trial, "repeats": 4, "evaluation": {"tier": "standard"}}})
-    text = markdown("name", shown, result, [first, second], uses=2, searched_trials=16)
+    text = confirmation_page("name", shown, result, [first, second], uses=2, searched_trials=16)
     assert "used 2 times" in text
     assert "| 7 | 7 | 0.800 [0.670, 0.930]" in text
     assert "had 0.950 there and has 0.800 here: +0.150" in text
     assert "about 1.8 standard deviations" in text
     assert "| 0.010 | 100% of the seeds |" in text
     certain = replace(first, adjusted_p=2e-5)
-    text = markdown("name", shown, result, [certain], uses=2, searched_trials=16)
+    text = confirmation_page("name", shown, result, [certain], uses=2, searched_trials=16)
     assert "| < 0.001 | 100% of the seeds |" in text
 
 

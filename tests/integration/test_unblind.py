@@ -14,7 +14,7 @@ from study.database.ledger import Ledger
 from study.driver.run import run_study
 from study.records import TrialRecord
 from study.reporting import unblinding as unblind
-from study.reporting.unblinding import Truth, criteria, page, truths
+from study.reporting.unblinding import Truth, criteria, truths, unblinding_page
 from study.spec.study_spec import checked_spec
 from trainables import data_parts
 from trainables.config import TrialConfig
@@ -49,7 +49,7 @@ def rows(text: str) -> dict[str, list[str]]:
 
 
 def test_ranks_picks_and_regrets_are_those_of_the_numbers() -> None:
-    found = rows(page("name", RECORDS, TRUTHS))
+    found = rows(unblinding_page("name", RECORDS, TRUTHS))
     pra = found["PRA (select/pra)"]
     # Ranks of PRA 1 2 3 6 5 4, of the truth 1 3 2 6 4 5: d² = 0 + 1 + 1 + 0 + 1 + 1, ρ = 1 − 6 · 4 / 210.
     assert pra[0].startswith(f"{1 - 24 / 210:+.2f} [")
@@ -65,19 +65,19 @@ def test_ranks_picks_and_regrets_are_those_of_the_numbers() -> None:
 
 def test_what_is_not_feasible_is_not_picked() -> None:
     records = [replace(r, metrics={**r.metrics, "select/feasible": float(r.number != 3)}) for r in RECORDS]
-    assert rows(page("name", records, TRUTHS))["PRA (select/pra)"][4:6] == ["4", "0.600"]
+    assert rows(unblinding_page("name", records, TRUTHS))["PRA (select/pra)"][4:6] == ["4", "0.600"]
 
 
 def test_what_each_baseline_would_have_cost_stands_beside_the_rules() -> None:
     records = [replace(r, baseline=r.number == 1) for r in RECORDS]
-    found = rows(page("name", records, TRUTHS))
+    found = rows(unblinding_page("name", records, TRUTHS))
     assert found["baseline, trial 1"][4:7] == ["1", "0.400", "0.400"]
     assert "baseline, trial 0" not in found
 
 
 def test_a_criterion_that_ranks_badly_is_not_validated() -> None:
     records = [record(number, -pra) for number, pra in enumerate(PRA)]
-    assert "PRA is not validated on this data set" in page("name", records, TRUTHS)
+    assert "PRA is not validated on this data set" in unblinding_page("name", records, TRUTHS)
 
 
 def test_rules_without_numbers_are_left_out() -> None:
@@ -88,7 +88,7 @@ def test_rules_without_numbers_are_left_out() -> None:
 
 def test_too_few_trials_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 4 complete trials, got 3"):
-        page("name", RECORDS[:3], TRUTHS[:3])
+        unblinding_page("name", RECORDS[:3], TRUTHS[:3])
 
 
 def test_what_was_scored_is_not_scored_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam
 
-from ardmvc_core.attacks.attack import draw_seed, joined
+from ardmvc_core.attacks.attack import draw_seed, joined_views
 from ardmvc_core.attacks.budget import AttackBudget, project
 from ardmvc_core.attacks.generators.gan_networks import Discriminator, Generator, initialise_normal
 from ardmvc_core.attacks.objectives.shifts import Distance, complementarity_shift, consistency_shift
@@ -206,7 +206,7 @@ class FittedGAN:
                 added(batch, perturbations(self.generator(batch), self.config, self.budget), self.budget)
                 for batch in in_batches(views, self.config.batch_size)
             ]
-        return project(views, joined(moved), self.budget)
+        return project(views, joined_views(moved), self.budget)
 
     def saturation(self, views: Views) -> float:
         """Share of output values where the generator gets (almost) no gradient: beyond ±0.99, or cut off at ±ε."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ardmvc_core.attacks.objectives.shifts import spread
+from ardmvc_core.attacks.objectives.shifts import latent_spread
 from ardmvc_core.batching import in_full_batches
 from ardmvc_core.types import Views
 
@@ -62,8 +62,8 @@ def clean_reference(model: nn.Module, views: Views, batch_size: int) -> CleanRef
         logits=logits,
         view_latents=latents,
         consensus=consensus,
-        latent_units=tuple(spread(latent) for latent in latents),
-        consensus_unit=spread(consensus),
+        latent_units=tuple(latent_spread(latent) for latent in latents),
+        consensus_unit=latent_spread(consensus),
         centroids=_centroids(consensus, clusters, logits.shape[1]),
     )
 

@@ -35,7 +35,7 @@ def consistency_shift(clean: ModelOutput, attacked: ModelOutput, distance: Dista
     return shift(clean.consensus, attacked.consensus, distance)
 
 
-def spread(latents: Tensor) -> Tensor:
+def latent_spread(latents: Tensor) -> Tensor:
     """Mean squared L2 distance between different samples, the natural unit of a squared shift.
 
     Args: latents: (B, D). Returns: scalar; 1 where it would be 0 (a single sample, or all equal).

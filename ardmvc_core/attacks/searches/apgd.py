@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ardmvc_core.attacks.attack import choose_views, joined
+from ardmvc_core.attacks.attack import choose_views, joined_views
 from ardmvc_core.attacks.budget import AttackBudget, limits, project
 from ardmvc_core.attacks.objectives.clean_reference import CleanReference
 from ardmvc_core.attacks.objectives.per_sample import SampleObjective
@@ -85,8 +85,8 @@ def apgd(
         ]
     sizes = torch.tensor([len(run.flipped) for run in runs], dtype=runs[0].curve.dtype)
     return Ascent(
-        views=joined([run.views for run in runs]),
-        best_views=joined([run.best_views for run in runs]),
+        views=joined_views([run.views for run in runs]),
+        best_views=joined_views([run.best_views for run in runs]),
         **{
             name: torch.cat([getattr(run, name) for run in runs])
             for name in ("flipped", "best_loss", "start_loss", "steps_to_flip", "halvings")

@@ -8,7 +8,7 @@ import pytest
 
 from study.paper_table.figure import heat_map
 from study.paper_table.plan import ROWS, Cell
-from study.paper_table.render import FIELDS, Table, as_csv, claim_lines, latex, markdown, terminal
+from study.paper_table.render import FIELDS, Table, claim_lines, latex, table1_csv, table1_page, terminal
 from study.paper_table.results import Claim, entries
 from study.records import TrialRecord
 
@@ -54,7 +54,7 @@ def cells_of(text: str, heading: str) -> dict[str, list[str]]:
 
 
 def test_markdown_has_the_paper_s_layout(table: Table) -> None:
-    text = markdown(table, [], ["command: `python -m study.table1`"])
+    text = table1_page(table, [], ["command: `python -m study.table1`"])
     assert "- command: `python -m study.table1`" in text
     rows = cells_of(text, "### POST (GAN attack)")
     names = ["EAMC", "SiMVC", "CoMVC", "Multi-VAE", "AECoDDC", "InfoDDC", "SEM", "AR-DMVC", "AR-DMVC-AM"]
@@ -69,7 +69,7 @@ def test_markdown_has_the_paper_s_layout(table: Table) -> None:
 
 
 def test_strict_stands_beside_it_without_published_numbers(table: Table) -> None:
-    rows = cells_of(markdown(table, [], []), "### POST (worst case)")
+    rows = cells_of(table1_page(table, [], []), "### POST (worst case)")
     assert rows["CoMVC"][3:6] == ["**0.050 #1**", "**0.040 #1**", "**0.030 #1**"]
     assert rows["EAMC"] == ["–"] * 9
 
@@ -91,7 +91,7 @@ def test_where_all_are_equal_nobody_is_marked_as_best() -> None:
 
 
 def test_what_was_not_run_says_so_once(table: Table) -> None:
-    text = markdown(table, [], [])
+    text = table1_page(table, [], [])
     assert text.count("RegDB: not run: waits for its files: idx/train_visible_1.txt") == 1
     assert text.count("PatchedMNIST: not run") == 1
     assert "EAMC on NoisyMNIST: not run" in text
@@ -99,14 +99,14 @@ def test_what_was_not_run_says_so_once(table: Table) -> None:
 
 
 def test_intervals_take_the_place_of_spreads(table: Table) -> None:
-    text = markdown(Table(table.entries, ci=True), [], [])
+    text = table1_page(Table(table.entries, ci=True), [], [])
     # 12.706 · 0.0314 / √2 = 0.282
     assert "0.314 [0.032, 0.596]" in text
     assert "95 % confidence interval" in text
 
 
 def test_csv_holds_every_number(table: Table) -> None:
-    rows = list(csv.DictReader(io.StringIO(as_csv(table))))
+    rows = list(csv.DictReader(io.StringIO(table1_csv(table))))
     assert list(rows[0]) == list(FIELDS)
     assert len(rows) == 9 * 3 * 2 * 2 * 3
     key = {"model": "comvc", "dataset": "noisy_mnist", "protocol": "official", "phase": "post", "metric": "acc"}

@@ -13,14 +13,14 @@ from matplotlib.text import Text
 
 from study.records import Goal, TrialRecord
 from study.reporting.study_figures import front, history, importance, slices, study_figures
-from study.reporting.tables import all_figures
+from study.reporting.tables import report_figures
 from study.reporting.trial_figures import (
-    confusion,
-    eps_curve,
+    accuracy_by_eps,
+    confusion_figure,
     eps_points,
+    example_pictures,
     load_arrays,
     load_part_digests,
-    pictures,
     strongest_attack,
     trial_figures,
 )
@@ -147,7 +147,7 @@ def test_importance() -> None:
 
 
 def test_confusion_puts_what_is_right_on_the_diagonal() -> None:
-    figure = confusion(arrays(), "Trial 3")
+    figure = confusion_figure(arrays(), "Trial 3")
     assert figure is not None
     clean, attacked = figure.axes
     assert (clean.get_title(), attacked.get_title()) == ("clean, 100 samples", "under gan, 100 samples")
@@ -176,13 +176,13 @@ def test_eps_curve() -> None:
     }
     record = replace(trials()[0], metrics=metrics, config={"evaluation": {"eps": 0.1}})
     assert eps_points(record) == {"gan": [(0.0, 0.97), (0.1, 0.8), (0.2, 0.5)]}
-    figure = eps_curve(eps_points(record), "Trial 0")
+    figure = accuracy_by_eps(eps_points(record), "Trial 0")
     assert figure is not None
     assert_readable(figure)
 
 
 def test_pictures_show_view_change_and_cluster() -> None:
-    figure = pictures(arrays(), "Trial 3")
+    figure = example_pictures(arrays(), "Trial 3")
     assert figure is not None
     assert len(figure.axes) == 3 * 6
     assert {"view 0", "change", "attacked", "view 1", "class 0\ncluster 1 → 2"} <= set(texts(figure))
@@ -194,7 +194,7 @@ def test_colour_pictures_and_vector_views() -> None:
     found["examples/view_0_clean"] = np.zeros((3, 3, 16, 8), dtype=np.float32)
     found["examples/view_0_attacked"] = np.zeros((3, 3, 16, 8), dtype=np.float32)
     found["examples/view_1_clean"] = found["examples/view_1_attacked"] = np.zeros((3, 20), dtype=np.float32)
-    figure = pictures(found)
+    figure = example_pictures(found)
     assert figure is not None
     assert len(figure.axes) == 3 * 3
     assert_readable(figure)
@@ -246,4 +246,4 @@ def test_a_report_names_the_arrays_that_nothing_can_be_drawn_from(tmp_path: Path
         tmp_path / "evaluation.npz", allow_pickle=False, **{"clusters/clean": np.array(3), "clusters/pgd": np.ones(4)}
     )
     with pytest.raises(DamagedCheckpoint, match=f"^{tmp_path}/evaluation.npz: is damaged: "):
-        all_figures([record], ROBUST, SPACE)
+        report_figures([record], ROBUST, SPACE)

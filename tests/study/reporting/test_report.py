@@ -20,7 +20,15 @@ from study.planning.optuna_side import make_pruner
 from study.ranking.summary import summary
 from study.records import Goal, TrialRecord
 from study.report import main
-from study.reporting.tables import as_csv, as_html, as_json, as_parquet, cells, leaderboard, markdown
+from study.reporting.tables import (
+    cells,
+    leaderboard,
+    leaderboard_csv,
+    leaderboard_html,
+    leaderboard_json,
+    leaderboard_page,
+    leaderboard_parquet,
+)
 from study.spec.study_spec import StudySpec
 
 ROOT = Path(__file__).parents[3]
@@ -83,13 +91,13 @@ def test_cells_put_two_objectives_fronts_in_words() -> None:
 def test_reasons_to_doubt_a_trial_are_shown_everywhere() -> None:
     doubtful = [trial(0, 0.25), trial(1, 0.5, warnings=("only 3 of 5 clusters hold clean samples",))]
     assert "1  !" in leaderboard(doubtful, ROBUST)
-    for text in (summary(doubtful, ROBUST), markdown(doubtful, ROBUST), as_csv(doubtful, ROBUST)):
+    for text in (summary(doubtful, ROBUST), leaderboard_page(doubtful, ROBUST), leaderboard_csv(doubtful, ROBUST)):
         assert "only 3 of 5 clusters hold clean samples" in text
-    assert json.loads(as_json("demo", doubtful, ROBUST))["trials"][0]["warnings"] == list(doubtful[1].warnings)
+    assert json.loads(leaderboard_json("demo", doubtful, ROBUST))["trials"][0]["warnings"] == list(doubtful[1].warnings)
 
 
 def test_markdown_is_one_line_per_trial() -> None:
-    text = markdown(some_trials(), ROBUST)
+    text = leaderboard_page(some_trials(), ROBUST)
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len(table) == 2 + 4
     assert "| 1 | 1 | COMPLETE | 0.5 | cnn_small | 0.500 ± 0.013 |" in table[2]
@@ -98,7 +106,7 @@ def test_markdown_is_one_line_per_trial() -> None:
 
 
 def test_csv_and_parquet_hold_everything(tmp_path: Path) -> None:
-    rows = list(csv.DictReader(io.StringIO(as_csv(some_trials(), ROBUST))))
+    rows = list(csv.DictReader(io.StringIO(leaderboard_csv(some_trials(), ROBUST))))
     assert [row["number"] for row in rows] == ["1", "0", "3", "2"]
     assert rows[0]["objective/robust/acc"] == "0.5"
     assert rows[0]["param/model.adversarial_weight"] == "0.5"
@@ -106,7 +114,7 @@ def test_csv_and_parquet_hold_everything(tmp_path: Path) -> None:
     assert rows[0]["loss/x"] == ""
     assert rows[3]["failure"] == "loss | is\nnan"
 
-    (tmp_path / "t.parquet").write_bytes(as_parquet(some_trials(), ROBUST))
+    (tmp_path / "t.parquet").write_bytes(leaderboard_parquet(some_trials(), ROBUST))
     table = parquet.read_table(tmp_path / "t.parquet").to_pydict()
     assert table["number"] == [1, 0, 3, 2]
     assert table["rank"] == [1, 2, None, None]
@@ -116,13 +124,13 @@ def test_csv_and_parquet_hold_everything(tmp_path: Path) -> None:
 
 def test_parquet_bears_values_of_several_types() -> None:
     records = [trial(0, 0.1, overrides={"a": 1, "b": [1, 2]}), trial(1, 0.2, overrides={"a": "auto", "b": None})]
-    table = parquet.read_table(io.BytesIO(as_parquet(records, ROBUST))).to_pydict()
+    table = parquet.read_table(io.BytesIO(leaderboard_parquet(records, ROBUST))).to_pydict()
     assert table["param/a"] == ['"auto"', "1"]
     assert table["param/b"] == [None, [1, 2]]
 
 
 def test_json_is_one_object_that_every_reader_takes() -> None:
-    whole = json.loads(as_json("demo", some_trials(), ROBUST), parse_constant=pytest.fail)
+    whole = json.loads(leaderboard_json("demo", some_trials(), ROBUST), parse_constant=pytest.fail)
     assert whole["study"] == "demo"
     assert whole["objectives"] == [{"metric": "robust/acc", "mode": "max"}]
     assert whole["counts"] == {"COMPLETE": 2, "FAIL": 1, "PRUNED": 1}
@@ -136,7 +144,7 @@ def test_json_is_one_object_that_every_reader_takes() -> None:
 
 def test_html_escapes_what_trials_say() -> None:
     record = trial(0, 0.0, state="FAIL", values=(), failure="<script>alert(1)</script>")
-    page = as_html("a <b> study", [record], ROBUST, {})
+    page = leaderboard_html("a <b> study", [record], ROBUST, {})
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert "<title>a &lt;b&gt; study</title>" in page
