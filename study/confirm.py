@@ -63,16 +63,12 @@ def _run(given: argparse.Namespace) -> int:
     if faults:
         raise SpecError(faults)
 
-    from study.database.engine import LedgerError, study_url
     from study.database.ledger import Ledger
 
-    try:
-        ledger = Ledger.open_existing(given.study, study_url(given.storage))
-        records = ledger.records()
-        chosen = finalists(ledger.spec, records, given.top, wanted)
-        spec = confirmation(ledger, chosen, given)
-    except LedgerError as error:
-        raise SpecError([str(error)]) from error
+    ledger = Ledger.open_existing(given.study, storage_path=given.storage)
+    records = ledger.records()
+    chosen = finalists(ledger.spec, records, given.top, wanted)
+    spec = confirmation(ledger, chosen, given)
     uses = ledger.score_uses
     if given.once and [use for use in uses if use != spec.name]:
         raise SpecError(

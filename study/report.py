@@ -12,7 +12,7 @@ from study.ranking.objectives import goals
 from study.ranking.summary import summary
 from study.records import TrialRecord
 from study.reporting.tables import all_figures, as_csv, as_html, as_json, as_parquet, leaderboard, markdown
-from study.secrets import first_line
+from study.spec.yaml_file import SpecError
 from trainables.files import write_whole
 
 FORMATS = ("table", "md", "csv", "parquet", "json", "html")
@@ -68,12 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace) -> int:
-    from study.database.engine import LedgerError, is_outage
     from study.database.ledger import Ledger
 
+    if given.format == "parquet" and given.output is None:
+        raise SpecError(["--format parquet needs --output FILE"])
     try:
-        if given.format == "parquet" and given.output is None:
-            raise LedgerError("--format parquet needs --output FILE")
         ledger = Ledger.open_existing(given.name, storage_path=given.storage)
         records, spec = ledger.records(), ledger.spec
         if given.unblind:
@@ -94,12 +93,8 @@ def _run(given: argparse.Namespace) -> int:
             write_whole(given.output, content)
         else:
             sys.stdout.write(content.decode())
-    except (LedgerError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         return refuse(error, debug=given.debug)
-    except Exception as error:
-        if not is_outage(error):
-            raise
-        return refuse(LedgerError(f"the study database does not answer: {first_line(error)}"), debug=given.debug)
     return 0
 
 

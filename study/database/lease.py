@@ -19,6 +19,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import ORMExecuteState, Session, sessionmaker
 
+from study.database.engine import LedgerError
+
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 5.0
@@ -39,7 +41,7 @@ _TABLE = sa.Table(
 )
 
 
-class LeaseHeld(Exception):
+class LeaseHeld(LedgerError):
     """Another driver holds the study, or may; the message says who."""
 
 

@@ -26,10 +26,11 @@ from study.database.engine import (
     without_cache,
 )
 from study.database.identity import extends, identity_of, list_differences
-from study.database.lease import Lease, LeaseHeld, LeaseLost
+from study.database.lease import Lease, LeaseLost
 from study.provenance import git_commit
 from study.records import Attempt, TrialRecord
 from study.secrets import Address, first_line
+from trainables.retry import doubling, retry
 
 if TYPE_CHECKING:  # it brings torch, and commands that only look at a study are to answer at once
     from study.spec.study_spec import StudySpec
@@ -59,27 +60,25 @@ def _patient(method: Callable[P, R]) -> Callable[P, R]:
     def repeated(*args: P.args, **kwargs: P.kwargs) -> R:
         ledger = args[0]
         assert isinstance(ledger, Ledger)
-        begin, pause, warned = time.monotonic(), FIRST_PAUSE, False
-        while True:
-            try:
-                if ledger.lease is not None and not ledger.lease.check():
-                    raise LeaseLost(f"study {ledger.name!r} was taken over by another driver")
-                done = method(*args, **kwargs)
-            except Exception as error:
-                waited = time.monotonic() - begin
-                if not is_outage(error) or waited + pause > ledger.patience:
-                    raise
-                if not warned:
-                    warned = True
-                    fault, minutes = database_fault(error), ledger.patience / 60
-                    logger.warning("%s; it is waited for, up to %.0f min", fault, minutes)
-                ledger.engine.dispose()  # a connection that was opened to a read-only file stays read-only
-                time.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
-                continue
-            if warned:
-                logger.warning("the study database answers again, after %.0f s", time.monotonic() - begin)
-            return done
+        begin, warned = time.monotonic(), False
+
+        def attempt() -> R:
+            if ledger.lease is not None and not ledger.lease.check():
+                raise LeaseLost(f"study {ledger.name!r} was taken over by another driver")
+            return method(*args, **kwargs)
+
+        def waiting(error: Exception) -> None:
+            nonlocal warned
+            if not warned:
+                fault, minutes = database_fault(error), ledger.patience / 60
+                logger.warning("%s; it is waited for, up to %.0f min", fault, minutes)
+            warned = True
+            ledger.engine.dispose()  # a connection that was opened to a read-only file stays read-only
+
+        done = retry(attempt, is_outage, doubling(FIRST_PAUSE, LONGEST_PAUSE, begin + ledger.patience), waiting)
+        if warned:
+            logger.warning("the study database answers again, after %.0f s", time.monotonic() - begin)
+        return done
 
     return repeated
 
@@ -372,13 +371,10 @@ class Ledger:
     def acquire(self, *, takeover: bool = False) -> None:
         """Takes the study's lease and keeps it alive in a thread.
 
-        Raises: LedgerError naming the holder if another driver is alive, or may be.
+        Raises: LeaseHeld naming the holder if another driver is alive, or may be.
         """
         lease = self._lease()
-        try:
-            lease.acquire(takeover=takeover)
-        except LeaseHeld as error:
-            raise LedgerError(str(error)) from error
+        lease.acquire(takeover=takeover)
         lease.guard(without_cache(self._storage).scoped_session.session_factory)
         self.lease = lease
 

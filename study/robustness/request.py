@@ -84,8 +84,8 @@ def _numbers(text: str | None, kind: Callable[[str], Any]) -> tuple[Any, ...] | 
 
 
 def prepare(given: argparse.Namespace) -> Request:
-    """Raises: SpecError or LedgerError for whatever keeps the request from being met."""
-    from ardmvc_core.data import DataError, check_dataset
+    """Raises: UserError for whatever keeps the request from being met."""
+    from ardmvc_core.data import check_dataset
     from trainables.building import pick_device
     from trainables.data_parts import cached_parts
     from trainables.saved_trial import saved_facts
@@ -107,10 +107,7 @@ def prepare(given: argparse.Namespace) -> Request:
         raise SpecError([f"--repeat: must be in 0..{config.repeats - 1}, the trial's models, got {given.repeat}"])
     if faults := check_dataset(config.dataset):
         raise SpecError(faults)
-    try:
-        parts = dict(cached_parts(config.dataset, "strict"))
-    except DataError as error:
-        raise SpecError([str(error)]) from error
+    parts = dict(cached_parts(config.dataset, "strict"))
     scored = parts[given.part].data
     budgets = _budgets(given, config, len(scored.views))
     if len(scored) < LEAST_SAMPLES:

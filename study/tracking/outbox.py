@@ -12,6 +12,7 @@ from typing import Protocol
 
 from study.database.lease import LeaseLost
 from study.records import TrialRecord
+from trainables.retry import doubling
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +183,7 @@ class Courier:
         return self._outbox.numbers()
 
     def _loop(self) -> None:
-        pause = FIRST_PAUSE
+        pauses = doubling(FIRST_PAUSE, LONGEST_PAUSE)
         while not self._given_up.is_set():
             try:
                 # Read before sending: what is put after this moment comes before the end of the next round.
@@ -202,14 +203,13 @@ class Courier:
                 self._receiver.forget()
                 self._tell(error)
                 # The end of `close` cuts a pause short; while it waits there is an attempt every half second.
-                self._closing.wait(pause)
+                self._closing.wait(next(pauses))
                 if self._closing.is_set():
                     self._given_up.wait(FIRST_PAUSE)
-                pause = min(pause * 2, LONGEST_PAUSE)
                 continue
             if self._outage:
                 logger.warning("%s answers again", self._receiver.name)
-            self._outage, pause = False, FIRST_PAUSE
+            self._outage, pauses = False, doubling(FIRST_PAUSE, LONGEST_PAUSE)
             self._wake.wait()
             # News of the next second goes along: short rounds would cost a request each, and time the driver needs.
             self._closing.wait(GATHER_SECONDS)
