@@ -47,21 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace) -> int:
-    from ardmvc_core.attacks.tiers import TIERS
-
-    faults = []
-    if not 1 <= given.top <= MOST_FINALISTS:
-        faults.append(f"--top: must be in 1..{MOST_FINALISTS}, got {given.top}")
-    if not 2 <= given.seeds <= MOST_SEEDS:
-        faults.append(f"--seeds: must be in 2..{MOST_SEEDS}, for an interval over seeds, got {given.seeds}")
-    try:
-        wanted = None if given.baselines is None else [int(entry) for entry in given.baselines.split(",")]
-    except ValueError:
-        faults.append(f"--baselines: must be trial numbers such as 0,1, got {given.baselines!r}")
-    if given.tier not in TIERS:
-        faults.append(f"--tier: must be one of {', '.join(TIERS)}, got {given.tier!r}")
-    if faults:
-        raise SpecError(faults)
+    wanted = _checked_baselines(given)
 
     from study.database.ledger import Ledger
 
@@ -74,7 +60,6 @@ def _run(given: argparse.Namespace) -> int:
         raise SpecError(
             [f"--once: the score part of {given.study!r} has been used {len(uses)} times: {', '.join(uses)}"]
         )
-
     if only_planned(spec, given, "confirm"):
         return 0
 
@@ -82,26 +67,37 @@ def _run(given: argparse.Namespace) -> int:
     from trainables.storage import below
 
     ledger.note_score_use(spec.name)
-    uses = ledger.score_uses
-    state: dict[str, int] = {"failed": 0}
+    numbers = {
+        "uses": len(ledger.score_uses),
+        "searched_trials": sum(record.state == "COMPLETE" and not record.baseline for record in records),
+    }
+    failed: list[int] = []
 
     def show_results(found: "Sequence[TrialRecord]") -> None:
-        state["failed"] = sum(record.state == "FAIL" for record in found)
-        searched = sum(record.state == "COMPLETE" and not record.baseline for record in records)
-        print(
-            show_confirmation(
-                given.study,
-                spec,
-                chosen,
-                found,
-                uses=len(uses),
-                folder=below(given.storage, spec.name),
-                searched_trials=searched,
-            )
-        )
+        failed.extend(record.number for record in found if record.state == "FAIL")
+        print(show_confirmation(given.study, spec, chosen, found, folder=below(given.storage, spec.name), **numbers))
 
-    code = run_planned(spec, given, show_results=show_results)
-    return code or int(state["failed"] > 0)
+    return run_planned(spec, given, show_results=show_results) or int(bool(failed))
+
+
+def _checked_baselines(given: argparse.Namespace) -> list[int] | None:
+    """The numbers of --baselines, None for all. Raises: SpecError with what is wrong with the flags."""
+    from ardmvc_core.attacks.tiers import TIERS
+
+    faults, wanted = [], None
+    if not 1 <= given.top <= MOST_FINALISTS:
+        faults.append(f"--top: must be in 1..{MOST_FINALISTS}, got {given.top}")
+    if not 2 <= given.seeds <= MOST_SEEDS:
+        faults.append(f"--seeds: must be in 2..{MOST_SEEDS}, for an interval over seeds, got {given.seeds}")
+    try:
+        wanted = None if given.baselines is None else [int(entry) for entry in given.baselines.split(",")]
+    except ValueError:
+        faults.append(f"--baselines: must be trial numbers such as 0,1, got {given.baselines!r}")
+    if given.tier not in TIERS:
+        faults.append(f"--tier: must be one of {', '.join(TIERS)}, got {given.tier!r}")
+    if faults:
+        raise SpecError(faults)
+    return wanted
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import sqlite3
 from contextlib import closing
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import optuna
@@ -15,10 +15,6 @@ from ardmvc_core.errors import UserError
 from study.database.sqlite_files import damage, has_log, means_damage, passes
 from study.secrets import Address, first_line
 from trainables.retry import retry
-
-if TYPE_CHECKING:
-    from sqlalchemy.engine import URL
-
 
 SCHEMA_ATTEMPTS = 10
 
@@ -210,14 +206,12 @@ def database_error(error: BaseException | None) -> sqlalchemy.exc.DBAPIError | N
     return error
 
 
-def database_url(address: Address) -> "URL":
+def database_url(address: Address) -> sqlalchemy.engine.URL:
     """A database's address as SQLAlchemy reads it.
 
     Raises: ValueError if it is none, or can be read in two ways; the message goes on from the address's name, and
         repeats nothing of it.
     """
-    import sqlalchemy
-
     try:
         url = sqlalchemy.engine.make_url(address.reveal())
     except (sqlalchemy.exc.ArgumentError, ValueError):

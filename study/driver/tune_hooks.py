@@ -102,7 +102,7 @@ class OptunaPruning(FIFOScheduler):
         """While the study pauses or ends, trials that wait for a worker are taken back and none is started."""
         assert self._conductor is not None
         self._watch_workers(tune_controller)
-        if not self._conductor.halting:
+        if not self._conductor.steering.halting:
             chosen: RayTrial | None = super().choose_trial_to_run(tune_controller)
             return chosen
         for trial in list(tune_controller.get_live_trials()):

@@ -8,11 +8,14 @@ import logging
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from study.database.lease import LeaseLost
 from study.records import TrialRecord
 from trainables.retry import doubling
+
+if TYPE_CHECKING:
+    from study.tracking.mlflow_runs import MLflowRuns
 
 logger = logging.getLogger(__name__)
 
@@ -97,39 +100,10 @@ class Outbox:
             return sorted(self._parcels)
 
 
-class Receiver(Protocol):
-    """Where parcels go. Every method may raise anything, and LeaseLost to be called no more; all are called from one
-    thread."""
-
-    name: str
-    """For messages; holds no password."""
-
-    def prepare(self) -> None:
-        """What takes long and changes nothing that others see; called first, and again after it failed."""
-
-    def open(self) -> None:
-        """Makes ready to receive; called before every round of sending, and cheap when nothing was forgotten."""
-
-    def send(self, parcel: Parcel) -> None:
-        """Takes a parcel; must bear getting it twice."""
-
-    def forget(self) -> None:
-        """Something failed: what is known of the other side may be wrong."""
-
-    def finish(self) -> None:
-        """Everything was sent, nothing will follow."""
-
-    def refused(self, error: Exception) -> str | None:
-        """The reason if the parcel itself is at fault, None if sending it later may work."""
-
-    def reason(self, error: Exception) -> str:
-        """An error in a line without passwords."""
-
-
 class Courier:
     """Sends parcels from a background thread, again and again until they arrive. Nothing it does raises or waits."""
 
-    def __init__(self, receiver: Receiver) -> None:
+    def __init__(self, receiver: "MLflowRuns") -> None:
         """Prepares the receiver; it is opened by `start` or the first parcel."""
         self._receiver = receiver
         self._outbox = Outbox()
