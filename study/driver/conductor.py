@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 from study.database.lease import LeaseLost
@@ -124,8 +125,7 @@ class Conductor:
         folder: str,
         workers: "RayWatch",
     ) -> None:
-        """Args: folder: of the study's checkpoints as workers see it, an absolute path or a URI. workers: tells whether
-        they are alive."""
+        """Args: folder: of the study's checkpoints as workers see it, an absolute path or a URI."""
         self._spec, self._ledger, self._suggestions = spec, ledger, suggestions
         self._observers, self._workers, self._folder = observers, workers, folder
         self._listener = Listener(workers, observers, spec.limits.round_minutes)
@@ -147,7 +147,7 @@ class Conductor:
         ended = [self._end(record.number) for record in done]
         self.limits = StudyLimits(spec, [*records, *ended], ledger.seconds)
         waiting = [record for record in unfinished if record not in done]
-        self._supply = Supply(spec, ledger, suggestions, waiting, made=len(records))
+        self._supply = Supply(spec, ledger, suggestions, waiting, len(records))
 
     # Whether the study goes on
 
@@ -193,7 +193,7 @@ class Conductor:
             "resume": places[:KEPT],
             "threads": max(1, int(self._spec.resources.cpu)),
             "patience": 60 * self._spec.limits.outage_minutes,
-            "limit": self._limit.as_dict(),
+            "limit": asdict(self._limit),
             "rounds_left": rounds_left,
             "beat": trial.key,
         }
@@ -219,7 +219,8 @@ class Conductor:
     @_kept
     def reported(self, number: int, result: Mapping[str, Any]) -> None:
         """A round ended and its checkpoint is stored: round, metrics and place are written together, then shown."""
-        trial = self._open[number]
+        if (trial := self._open.get(number)) is None:
+            return
         trial.heard = time.monotonic()
         for note in json.loads(result.get("notes", "[]")):
             logger.warning("trial %d: %s", number, redact(note))
@@ -244,7 +245,8 @@ class Conductor:
 
     def should_stop(self, number: int) -> bool:
         """Whether an open trial ends after this round: because the study does, or because Optuna's pruner says so."""
-        trial = self._open[number]
+        if (trial := self._open.get(number)) is None:
+            return True
         if self.steering.halting or self.error:
             trial.parked = True
             return True
@@ -262,11 +264,12 @@ class Conductor:
 
     def failing(self, number: int, reason: str, *, lost: bool) -> None:
         """Remembers why a trial's worker ended, and whether because a machine or a storage was lost."""
-        self._open[number].worker_ends(reason, lost=lost, round_minutes=self._spec.limits.round_minutes)
+        if trial := self._open.get(number):
+            trial.worker_ends(reason, lost=lost, round_minutes=self._spec.limits.round_minutes)
 
     def silenced(self, number: int) -> bool:
         """Whether a trial's worker is to be ended because it was silent for too long."""
-        return self._open[number].silent > 0
+        return number in self._open and self._open[number].silent > 0
 
     @_kept
     def ended(self, trial_id: str, *, error: bool) -> None:

@@ -47,8 +47,7 @@ class Supply:
         overrides, baseline = next_overrides(self._spec, self._suggestions, self._made)
         built = self._spec.trial_config(overrides)
         config = built.model_dump(mode="json")
-        distributions = self._suggestions.distributions
-        inside = as_point(overrides, distributions) is not None
+        inside = as_point(overrides, self._suggestions.distributions) is not None
         self._made += 1
         number = self._ledger.add(
             overrides=overrides,
@@ -56,6 +55,6 @@ class Supply:
             rounds=built.rounds,
             baseline=baseline,
             params=overrides if inside else {},
-            distributions=distributions if inside else {},
+            distributions=self._suggestions.distributions if inside else {},
         )
         return number, json.dumps(config)
