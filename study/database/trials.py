@@ -28,7 +28,6 @@ class Trials:
         self.remembers = False
         """Whether this driver holds the lease."""
         self.ids: dict[int, int] = {}
-        self._reported: dict[int, set[int]] = {}
         self._open: dict[int, FrozenTrial] = {}
         """Unfinished trials as this driver has read and written them."""
         self._done: dict[int, FrozenTrial] = {}
@@ -54,9 +53,7 @@ class Trials:
         return self.ids[number]
 
     def _learn_ids(self) -> None:
-        for trial in self.all():
-            self.ids[trial.number] = trial._trial_id
-            self._reported[trial.number] = set(trial.intermediate_values)
+        self.ids |= {trial.number: trial._trial_id for trial in self.all()}
 
     def add(self, trial: FrozenTrial, known: int | None) -> int:
         """Args: known: trials that there were when the trial may have been added before, by an attempt whose commit was
@@ -69,7 +66,6 @@ class Trials:
         if found is None:
             found = self._storage.get_trial(self._storage.create_new_trial(self._study._study_id, trial))
         self.ids[found.number] = found._trial_id
-        self._reported[found.number] = set()
         if self.remembers:
             self._open[found.number] = found
         return int(found.number)
@@ -85,13 +81,10 @@ class Trials:
 
     def report(self, number: int, round_: int, value: float) -> None:
         """The objective after a round; one that was reported stays as it was."""
-        trial_id = self.id_of(number)
-        if round_ not in self._reported[number]:
-            self._storage.set_trial_intermediate_value(trial_id, round_, value)
-            self._reported[number].add(round_)
-            if number in self._open:
-                values = {**self._open[number].intermediate_values, round_: value}
-                self._note(number, intermediate_values=dict(sorted(values.items())))
+        told = self.get(number).intermediate_values
+        if round_ not in told:
+            self._storage.set_trial_intermediate_value(self.id_of(number), round_, value)
+            self._note(number, intermediate_values=dict(sorted({**told, round_: value}.items())))
 
     def finish(self, number: int, state: TrialState, values: Sequence[float], failure: str | None) -> None:
         frozen = self.get(number)

@@ -1,8 +1,8 @@
 """Ray Tune's side of a study: a Searcher, a scheduler and a callback that all hand over to one Conductor.
 
-Ray pickles searchers, schedulers and callbacks into its own snapshots; the three classes here put nothing into them, so
-no database address and no password leaves the driver, and what is unpickled cannot be used. Ray neither checkpoints nor recovers a trial: one that loses its
-worker is, for Ray, over, and the Conductor gives it out again as after a restart of the driver.
+Ray pickles searchers, schedulers and callbacks into its own snapshots, which nobody reads; the three classes here put
+nothing into them, so no database address and no password leaves the driver. Ray neither checkpoints nor recovers a
+trial: one that loses its worker is, for Ray, over, and the Conductor gives it out again as after a new start.
 """
 
 import re
