@@ -38,6 +38,7 @@ from study.database.engine import study_url  # noqa: E402
 from study.database.ledger import Ledger  # noqa: E402
 from study.driver.conductor import Conductor  # noqa: E402
 from study.driver.live_table import LiveTable  # noqa: E402
+from study.driver.ray_watch import RayWatch  # noqa: E402
 from study.driver.run import run_study  # noqa: E402
 from study.planning.optuna_side import make_pruner  # noqa: E402
 from study.planning.suggestions import Suggestions  # noqa: E402
@@ -194,7 +195,8 @@ def open_study(
         tracker.reconcile(records)
     table = LiveTable(spec.objectives, spec.limits.trials, records, stream=stream)
     observers: list[Any] = [table, *([tracker] if tracker else []), windows]
-    conductor = Conductor(spec, ledger, Suggestions(spec), observers, folder=str(Path(spec.storage.path) / spec.name))
+    folder, workers = str(Path(spec.storage.path) / spec.name), RayWatch(ledger.uid, print)
+    conductor = Conductor(spec, ledger, Suggestions(spec), observers, folder, workers)
     windows.tracker = tracker
     windows.count(ledger._storage._backend.engine)
     return ledger, conductor, tracker, table

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ardmvc_core.errors import UserError
 from study.secrets import guard_output, redact, remember_arguments
 from study.spec.faults import listing, shortened
 from study.spec.yaml_file import SpecError
@@ -51,7 +52,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
 def exit_code_of(run: Callable[[argparse.Namespace], int], given: argparse.Namespace) -> int:
     """Runs a command, and hides what is secret in all that it prints of errors.
 
-    Returns: its exit code; 2 for a SpecError, whose message is printed, 130 for Ctrl-C.
+    Returns: its exit code; 2 for a UserError or a database that is away or damaged, which is printed, 130 for Ctrl-C.
     """
     level = logging.DEBUG if given.debug else logging.WARNING
     guard_output()
@@ -59,11 +60,17 @@ def exit_code_of(run: Callable[[argparse.Namespace], int], given: argparse.Names
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
     try:
         return run(given)
-    except SpecError as error:
+    except UserError as error:
         return refuse(error, debug=given.debug)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return 130
+    except Exception as error:
+        from study.database.engine import database_fault
+
+        if not (fault := database_fault(error)):
+            raise
+        return refuse(UserError(fault), debug=given.debug)
 
 
 def only_planned(spec: "StudySpec", given: argparse.Namespace, label: str, *, as_json: bool = False) -> bool:
@@ -88,16 +95,13 @@ def run_planned(spec: "StudySpec", given: argparse.Namespace, **how: Any) -> int
     """Runs the study by the flags of `add_run_flags`. Args: how: further ones of `run_study`.
 
     Returns: its exit code; 1 if the driver could not go on, which is said.
-    Raises: SpecError if nothing was started, or a checkpoint that the results need is damaged.
+    Raises: StudyRefused if nothing was started; DamagedCheckpoint of one that the results need.
     """
-    from study.driver import StudyBroken, StudyRefused
+    from study.driver import StudyBroken
     from study.driver.run import run_study
-    from trainables.saved_trial import DamagedCheckpoint
 
     try:
         return run_study(spec, address=given.address, takeover=given.takeover, **how)
-    except (StudyRefused, DamagedCheckpoint) as error:
-        raise SpecError([str(error)]) from error
     except StudyBroken as error:
         refuse(error, debug=given.debug)
         print("the same command goes on once that is mended", file=sys.stderr)

@@ -47,9 +47,44 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace) -> int:
+    wanted = _checked_baselines(given)
+
+    from study.database.ledger import Ledger
+
+    ledger = Ledger.open_existing(given.study, storage_path=given.storage)
+    records = ledger.records()
+    chosen = finalists(ledger.spec, records, given.top, wanted)
+    spec = confirmation(ledger, chosen, given)
+    uses = ledger.score_uses
+    if given.once and [use for use in uses if use != spec.name]:
+        raise SpecError(
+            [f"--once: the score part of {given.study!r} has been used {len(uses)} times: {', '.join(uses)}"]
+        )
+    if only_planned(spec, given, "confirm"):
+        return 0
+
+    from study.reporting.confirmation import show_confirmation
+    from trainables.storage import below
+
+    ledger.note_score_use(spec.name)
+    numbers = {
+        "uses": len(ledger.score_uses),
+        "searched_trials": sum(record.state == "COMPLETE" and not record.baseline for record in records),
+    }
+    failed: list[int] = []
+
+    def show_results(found: "Sequence[TrialRecord]") -> None:
+        failed.extend(record.number for record in found if record.state == "FAIL")
+        print(show_confirmation(given.study, spec, chosen, found, folder=below(given.storage, spec.name), **numbers))
+
+    return run_planned(spec, given, show_results=show_results) or int(bool(failed))
+
+
+def _checked_baselines(given: argparse.Namespace) -> list[int] | None:
+    """The numbers of --baselines, None for all. Raises: SpecError with what is wrong with the flags."""
     from ardmvc_core.attacks.tiers import TIERS
 
-    faults = []
+    faults, wanted = [], None
     if not 1 <= given.top <= MOST_FINALISTS:
         faults.append(f"--top: must be in 1..{MOST_FINALISTS}, got {given.top}")
     if not 2 <= given.seeds <= MOST_SEEDS:
@@ -62,50 +97,7 @@ def _run(given: argparse.Namespace) -> int:
         faults.append(f"--tier: must be one of {', '.join(TIERS)}, got {given.tier!r}")
     if faults:
         raise SpecError(faults)
-
-    from study.database.engine import LedgerError, study_url
-    from study.database.ledger import Ledger
-
-    try:
-        ledger = Ledger.open_existing(given.study, study_url(given.storage))
-        records = ledger.records()
-        chosen = finalists(ledger.spec, records, given.top, wanted)
-        spec = confirmation(ledger, chosen, given)
-    except LedgerError as error:
-        raise SpecError([str(error)]) from error
-    uses = ledger.score_uses
-    if given.once and [use for use in uses if use != spec.name]:
-        raise SpecError(
-            [f"--once: the score part of {given.study!r} has been used {len(uses)} times: {', '.join(uses)}"]
-        )
-
-    if only_planned(spec, given, "confirm"):
-        return 0
-
-    from study.reporting.confirmation import show_confirmation
-    from trainables.storage import below
-
-    ledger.note_score_use(spec.name)
-    uses = ledger.score_uses
-    state: dict[str, int] = {"failed": 0}
-
-    def show_results(found: "Sequence[TrialRecord]") -> None:
-        state["failed"] = sum(record.state == "FAIL" for record in found)
-        searched = sum(record.state == "COMPLETE" and not record.baseline for record in records)
-        print(
-            show_confirmation(
-                given.study,
-                spec,
-                chosen,
-                found,
-                uses=len(uses),
-                folder=below(given.storage, spec.name),
-                searched_trials=searched,
-            )
-        )
-
-    code = run_planned(spec, given, show_results=show_results)
-    return code or int(state["failed"] > 0)
+    return wanted
 
 
 if __name__ == "__main__":

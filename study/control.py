@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from study.cli import Parser, exit_code_of, refuse
+from study.cli import Parser, exit_code_of
 from study.database.status import Driver, State, Status, status_of
 from study.spec.yaml_file import SpecError
 
@@ -173,26 +173,18 @@ def _run(given: argparse.Namespace) -> int:
         raise SpecError([f"{given.action} takes no file, got {str(given.file)!r}"])
 
     from study.database.backup import back_up, restore
-    from study.database.engine import LedgerError, database_fault
     from study.database.ledger import Ledger
 
-    try:
-        message = restore(given.file, given.name, given.storage) if given.action == "restore" else ""
-        ledger = Ledger.open_existing(given.name, storage_path=given.storage)
-        if given.action == "backup":
-            message = back_up(ledger, given.file)
-        elif given.action in WISHES:
-            message = act(ledger, given.action)
-        if given.json_output:
-            print(json.dumps({**asdict(status_of(ledger)), "message": message}))
-        else:
-            print(message or page(status_of(ledger)))
-    except LedgerError as error:
-        return refuse(error, debug=given.debug)
-    except Exception as error:
-        if not (fault := database_fault(error)):
-            raise
-        return refuse(LedgerError(fault), debug=given.debug)
+    message = restore(given.file, given.name, given.storage) if given.action == "restore" else ""
+    ledger = Ledger.open_existing(given.name, storage_path=given.storage)
+    if given.action == "backup":
+        message = back_up(ledger, given.file)
+    elif given.action in WISHES:
+        message = act(ledger, given.action)
+    if given.json_output:
+        print(json.dumps({**asdict(status_of(ledger)), "message": message}))
+    else:
+        print(message or page(status_of(ledger)))
     return 0
 
 

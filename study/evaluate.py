@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from study.cli import Parser, exit_code_of, refuse
+from study.cli import Parser, exit_code_of
 from study.robustness.request import check_flags, prepare
 from study.robustness.work import evaluate_all, note_score_use
 
@@ -84,24 +84,17 @@ def _run(given: argparse.Namespace) -> int:
     check_flags(given)
 
     from ardmvc_core.attacks.target import EvaluationError
-    from study.database.engine import LedgerError, database_fault
 
     try:
         request = prepare(given)
         if given.part == "score":
             note_score_use(request.target, request.parts["score"].digest, given.storage)
         return evaluate_all(request, given)
-    except LedgerError as error:
-        return refuse(error, debug=given.debug)
     except EvaluationError as error:
-        return refuse(EvaluationError(f"{given.model} cannot be judged: {error}"), debug=given.debug)
+        raise EvaluationError(f"{given.model} cannot be judged: {error}") from error
     except KeyboardInterrupt:
         print("interrupted: the report that was at work is not written", file=sys.stderr)
         return 130
-    except Exception as error:
-        if not (fault := database_fault(error)):
-            raise
-        return refuse(LedgerError(fault), debug=given.debug)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from study.reporting.tables import (
     leaderboard_parquet,
     report_figures,
 )
-from study.secrets import first_line
+from study.spec.yaml_file import SpecError
 from trainables.files import write_whole
 
 FORMATS = ("table", "md", "csv", "parquet", "json", "html")
@@ -76,12 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace) -> int:
-    from study.database.engine import LedgerError, is_outage
     from study.database.ledger import Ledger
 
+    if given.format == "parquet" and given.output is None:
+        raise SpecError(["--format parquet needs --output FILE"])
     try:
-        if given.format == "parquet" and given.output is None:
-            raise LedgerError("--format parquet needs --output FILE")
         ledger = Ledger.open_existing(given.name, storage_path=given.storage)
         records, spec = ledger.records(), ledger.spec
         if given.unblind:
@@ -102,12 +101,8 @@ def _run(given: argparse.Namespace) -> int:
             write_whole(given.output, content)
         else:
             sys.stdout.write(content.decode())
-    except (LedgerError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         return refuse(error, debug=given.debug)
-    except Exception as error:
-        if not is_outage(error):
-            raise
-        return refuse(LedgerError(f"the study database does not answer: {first_line(error)}"), debug=given.debug)
     return 0
 
 

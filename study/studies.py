@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from study.cli import Parser, exit_code_of, refuse
+from study.cli import Parser, exit_code_of
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,18 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace) -> int:
-    from study.database.engine import LedgerError, database_fault, study_url
+    from study.database.engine import study_url
     from study.database.ledger import Ledger
     from study.database.status import status_of
 
-    try:
-        found = [status_of(ledger) for ledger in Ledger.open_all(study_url(given.storage))]
-    except LedgerError as error:
-        return refuse(error, debug=given.debug)
-    except Exception as error:
-        if not (fault := database_fault(error)):
-            raise
-        return refuse(LedgerError(fault), debug=given.debug)
+    found = [status_of(ledger) for ledger in Ledger.open_all(study_url(given.storage))]
     if given.json_output:
         print(json.dumps([asdict(status) for status in found]))
         return 0

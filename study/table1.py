@@ -68,14 +68,7 @@ def _run(given: argparse.Namespace) -> int:
     if given.show:
         return _show(given, seeds)
     absent = absent_columns(given)
-
-    from study.database.engine import LedgerError
-
-    try:
-        spec, asked = table_spec(given, seeds, absent)
-    except LedgerError as error:
-        raise SpecError([str(error)]) from error
-
+    spec, asked = table_spec(given, seeds, absent)
     if only_planned(spec, given, "table1"):
         return 0
     show = Shower(given, seeds, absent, asked)
@@ -105,12 +98,7 @@ def _faults(given: argparse.Namespace) -> list[str]:
 
 def _show(given: argparse.Namespace, seeds: int) -> int:
     """Prints the table of what has been run. Returns: the exit code."""
-    from study.database.engine import LedgerError
-
-    try:
-        records = known_trials(given, seeds)
-    except LedgerError as error:
-        raise SpecError([str(error)]) from error
+    records = known_trials(given, seeds)
     if not records:
         print(f"nothing has been run of {study_name(given.scale, given.protocol, seeds)}", file=sys.stderr)
         return 0

@@ -36,14 +36,14 @@ ONLY_IN = {
     "mlflow": {"study/tracking/mlflow_client.py", "study/tracking/mlflow_runs.py"},
     "optuna": {
         "study/database/engine.py",
-        "study/database/ledger.py",
+        *("study/database/ledger.py", "study/database/trials.py"),
         "study/planning/optuna_side.py",
         "study/planning/suggestions.py",
-        "study/driver/conductor.py",
+        "study/driver/limits.py",
     },
     "ray": {
         *("study/driver/run.py", "study/driver/ray_cluster.py", "study/driver/ray_watch.py"),
-        *("study/driver/tune_hooks.py", "study/driver/conductor.py"),
+        "study/driver/tune_hooks.py",
         *("trainables/trainable.py", "trainables/heartbeat.py"),
     },
     "pooch": {"ardmvc_core/data/files.py"},

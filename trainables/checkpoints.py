@@ -19,6 +19,7 @@ import re
 import shutil
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from typing import Annotated
 from pyarrow import fs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from trainables.retry import doubling, retry
 from trainables.scratch import Scratch
 from trainables.storage import (
     BLOCK,
@@ -198,29 +200,25 @@ class Checkpoints:
 
     def _download(self, place: str, target: Path) -> None:
         read = partial(download, place, target, self._files)
-        self._patiently(read, f"cannot read {place}", lambda error: not is_damage(error))
+        self._patiently(read, f"cannot read {place}", lambda error: isinstance(error, OSError) and not is_damage(error))
 
     def _patiently(
-        self, action: Callable[[], None], what: str, passes: Callable[[OSError], bool] = lambda error: True
+        self,
+        action: Callable[[], None],
+        what: str,
+        passes: Callable[[Exception], bool] = lambda error: isinstance(error, OSError),
     ) -> None:
         """Args: passes: whether an error may be over when the action is tried again."""
-        begin, pause, reason = time.monotonic(), FIRST_PAUSE, ""
-        while True:
-            try:
-                action()
-            except OSError as error:
-                if not passes(error):
-                    raise
-                left = begin + self._patience - time.monotonic()
-                reason = f"{what}: {error}"
-                if left <= 0:
-                    raise StorageAway(f"{reason} (tried for {self._patience:g} s)") from error
-                time.sleep(min(pause, left))
-                pause = min(2 * pause, LONGEST_PAUSE)
-                continue
-            if reason:
-                self.waited.append(f"waited {time.monotonic() - begin:.0f} s for its storage: {reason}")
-            return
+        begin, last = time.monotonic(), deque[Exception](maxlen=1)
+        pauses = doubling(FIRST_PAUSE, LONGEST_PAUSE, begin + self._patience, cut=True)
+        try:
+            retry(action, passes, pauses, last.append)
+        except OSError as error:
+            if not passes(error):
+                raise
+            raise StorageAway(f"{what}: {error} (tried for {self._patience:g} s)") from error
+        if last:
+            self.waited.append(f"waited {time.monotonic() - begin:.0f} s for its storage: {what}: {last[0]}")
 
 
 def round_of(place: str) -> int:

@@ -42,10 +42,6 @@ class RoundLimit:
         else:
             self.ordinary = max(self.ordinary or 0.0, seconds)
 
-    def as_dict(self) -> dict[str, float | None]:
-        """The constructor's arguments."""
-        return {"fixed": self.fixed, "ordinary": self.ordinary, "last": self.last}
-
 
 def is_last(report: Mapping[str, float]) -> bool:
     """Whether the round after the reported one is its trial's last."""

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ardmvc_core.data.reading import megabytes, one_line, read_archive, reading, reason_of, shown_path
+from ardmvc_core.errors import UserError
 from ardmvc_core.evaluation.budget import RETIRED
 from trainables.config import TrialConfig
 from trainables.storage import StorageAway, below, read_file
@@ -37,7 +38,7 @@ _SHOWN = 3
 """Tensors that a message names."""
 
 
-class DamagedCheckpoint(ValueError):
+class DamagedCheckpoint(UserError, ValueError):
     """A checkpoint that cannot be used; one short line that names the file and what is wrong with it."""
 
 

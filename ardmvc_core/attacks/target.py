@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from ardmvc_core.attacks.budget import AttackBudget, project
 from ardmvc_core.batching import in_full_batches
+from ardmvc_core.errors import UserError
 from ardmvc_core.types import Perturb, Views
 
 
-class EvaluationError(RuntimeError):
+class EvaluationError(UserError, RuntimeError):
     """A number that would not mean what it says; the message names the model's part or the attack at fault."""
 
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ardmvc_core.errors import UserError
 from ardmvc_core.types import Views, ViewShapes
 
 if TYPE_CHECKING:  # a config knows the sources, and these how they are read
@@ -30,7 +31,7 @@ STRICT_CUTS = {"train": 50, "tune": 60, "attacker": 80, "score": 100}
 """Per part, where it ends, in per cent of the shuffle."""
 
 
-class DataError(ValueError):
+class DataError(UserError, ValueError):
     """Data that cannot be used; the message names the file or array, what was found and what is allowed."""
 
 

@@ -2,21 +2,19 @@
 
 import os
 import sqlite3
-import time
 from contextlib import closing
+from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import optuna
 import sqlalchemy
 
+from ardmvc_core.errors import UserError
 from study.database.sqlite_files import damage, has_log, means_damage, passes
 from study.secrets import Address, first_line
-
-if TYPE_CHECKING:
-    from sqlalchemy.engine import URL
-
+from trainables.retry import retry
 
 SCHEMA_ATTEMPTS = 10
 
@@ -37,7 +35,7 @@ MENDING = (
 """What to do about a damaged file."""
 
 
-class LedgerError(Exception):
+class LedgerError(UserError):
     """The database cannot be used as asked; the message says why and what to do, and holds no password."""
 
 
@@ -91,21 +89,20 @@ def open_storage(url: str | Address, *, create: bool) -> optuna.storages.BaseSto
 
 def _make_storage(address: Address, parsed: sqlalchemy.engine.URL) -> optuna.storages.RDBStorage:
     """Opens the database; of several processes that make its tables at once, all but one have to try again."""
-    for left in range(SCHEMA_ATTEMPTS - 1, -1, -1):
-        try:
-            if parsed.get_backend_name() == "sqlite":
-                with closing(sqlite3.connect(str(parsed.database), timeout=30)) as database:
-                    database.execute("PRAGMA journal_mode=WAL")  # kept in the file; makes the tables sooner
-            # A connection that a restarted server has dropped is replaced before it is used.
-            options = {"connect_args": _connect_args(parsed), "pool_pre_ping": True}
-            template = address.reveal().replace("{", "{{").replace("}", "}}")  # Optuna would put its version there
-            return optuna.storages.RDBStorage(template, engine_kwargs=options)
-        except Exception as error:
-            text = f"{error} {error.__cause__}".lower()
-            if not left or not any(words in text for words in SCHEMA_RACES):
-                raise
-            time.sleep(0.5)
-    raise AssertionError("unreachable")
+
+    def make() -> optuna.storages.RDBStorage:
+        if parsed.get_backend_name() == "sqlite":
+            with closing(sqlite3.connect(str(parsed.database), timeout=30)) as database:
+                database.execute("PRAGMA journal_mode=WAL")  # kept in the file; makes the tables sooner
+        # A connection that a restarted server has dropped is replaced before it is used.
+        options = {"connect_args": _connect_args(parsed), "pool_pre_ping": True}
+        template = address.reveal().replace("{", "{{").replace("}", "}}")  # Optuna would put its version there
+        return optuna.storages.RDBStorage(template, engine_kwargs=options)
+
+    def lost_a_race(error: Exception) -> bool:
+        return any(words in f"{error} {error.__cause__}".lower() for words in SCHEMA_RACES)
+
+    return retry(make, lost_a_race, repeat(0.5, SCHEMA_ATTEMPTS - 1))
 
 
 def engine_of(storage: optuna.storages.BaseStorage) -> sqlalchemy.engine.Engine:
@@ -209,14 +206,12 @@ def database_error(error: BaseException | None) -> sqlalchemy.exc.DBAPIError | N
     return error
 
 
-def database_url(address: Address) -> "URL":
+def database_url(address: Address) -> sqlalchemy.engine.URL:
     """A database's address as SQLAlchemy reads it.
 
     Raises: ValueError if it is none, or can be read in two ways; the message goes on from the address's name, and
         repeats nothing of it.
     """
-    import sqlalchemy
-
     try:
         url = sqlalchemy.engine.make_url(address.reveal())
     except (sqlalchemy.exc.ArgumentError, ValueError):

@@ -19,6 +19,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import ORMExecuteState, Session, sessionmaker
 
+from study.database.engine import LedgerError
+
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 5.0
@@ -39,7 +41,7 @@ _TABLE = sa.Table(
 )
 
 
-class LeaseHeld(Exception):
+class LeaseHeld(LedgerError):
     """Another driver holds the study, or may; the message says who."""
 
 
@@ -85,14 +87,9 @@ class Lease:
         mine = json.dumps(holder)
         while True:
             row = self._row()
-            if row is None:
-                taken = self._insert(mine)
-            elif not row["holder"] or _is_dead(json.loads(row["holder"])):
-                taken = self._swap(row, mine)
-            else:
+            if row is not None and row["holder"] and not _is_dead(json.loads(row["holder"])):
                 self._judge(row, takeover, stale_seconds)
-                taken = self._swap(row, mine)
-            if taken:
+            if self._insert(mine) if row is None else self._swap(row, mine):
                 break
         self._beat_known = 0 if row is None else row["beat"] + 1
         self._holder = mine
@@ -230,18 +227,17 @@ class Lease:
         """Raises: LeaseHeld unless the holder may be replaced."""
         holder = json.loads(row["holder"])
         who = f"process {holder['pid']} on {holder['host']}"
-        if _place() and holder.get("place") == _place():  # not dead, so it is seen to live
-            raise LeaseHeld(f"study {self._name!r} is being run by {who}; wait for it or stop it first")
+        here = _place() and holder.get("place") == _place()  # not dead, so it is seen to live
         age = time.time() - row["heartbeat"]
+        if here or (not takeover and 0 <= age < stale_seconds):
+            raise LeaseHeld(f"study {self._name!r} is being run by {who}; wait for it or stop it first")
         if not takeover:
-            if 0 <= age < stale_seconds:
-                raise LeaseHeld(f"study {self._name!r} is being run by {who}; wait for it or stop it first")
             when = f"{age:.0f} s ago" if age >= 0 else "at a time that is still to come on this machine's clock"
             raise LeaseHeld(
                 f"study {self._name!r} was run by {who}, last heard of {when}; if it is gone, add --takeover"
             )
         logger.warning("watching for %.0f s whether %s is still at work", stale_seconds, who)
-        if _moves(lambda: self._row(), row, stale_seconds):
+        if _moves(self._row, row, stale_seconds):
             raise LeaseHeld(f"study {self._name!r} is being run by {who}, which is alive; stop it first")
 
 

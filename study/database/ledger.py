@@ -1,12 +1,11 @@
 """The study in its database (Optuna's tables), the only source of truth: trials, states, budget, the driver's lease."""
 
-import copy
 import functools
 import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -26,20 +25,18 @@ from study.database.engine import (
     without_cache,
 )
 from study.database.identity import extends, identity_of, list_differences
-from study.database.lease import Lease, LeaseHeld, LeaseLost
+from study.database.lease import Lease, LeaseLost
+from study.database.trials import ATTEMPT, ROUND, Trials, next_order, record_of
 from study.provenance import git_commit
 from study.records import Attempt, TrialRecord
 from study.secrets import Address, first_line
+from trainables.retry import doubling, retry
 
 if TYPE_CHECKING:  # it brings torch, and commands that only look at a study are to answer at once
     from study.spec.study_spec import StudySpec
 
 logger = logging.getLogger(__name__)
 
-ROUND = "round:"
-"""Prefix of the attributes that hold a trial's rounds; the number follows."""
-ATTEMPT = "attempt:"
-"""Prefix of the attributes that hold a trial's failed attempts; the index follows."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
 """Seconds between attempts while the database does not answer; doubled each time."""
 
@@ -59,27 +56,25 @@ def _patient(method: Callable[P, R]) -> Callable[P, R]:
     def repeated(*args: P.args, **kwargs: P.kwargs) -> R:
         ledger = args[0]
         assert isinstance(ledger, Ledger)
-        begin, pause, warned = time.monotonic(), FIRST_PAUSE, False
-        while True:
-            try:
-                if ledger.lease is not None and not ledger.lease.check():
-                    raise LeaseLost(f"study {ledger.name!r} was taken over by another driver")
-                done = method(*args, **kwargs)
-            except Exception as error:
-                waited = time.monotonic() - begin
-                if not is_outage(error) or waited + pause > ledger.patience:
-                    raise
-                if not warned:
-                    warned = True
-                    fault, minutes = database_fault(error), ledger.patience / 60
-                    logger.warning("%s; it is waited for, up to %.0f min", fault, minutes)
-                ledger.engine.dispose()  # a connection that was opened to a read-only file stays read-only
-                time.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
-                continue
-            if warned:
-                logger.warning("the study database answers again, after %.0f s", time.monotonic() - begin)
-            return done
+        begin, warned = time.monotonic(), False
+
+        def attempt() -> R:
+            if ledger.lease is not None and not ledger.lease.check():
+                raise LeaseLost(f"study {ledger.name!r} was taken over by another driver")
+            return method(*args, **kwargs)
+
+        def waiting(error: Exception) -> None:
+            nonlocal warned
+            if not warned:
+                fault, minutes = database_fault(error), ledger.patience / 60
+                logger.warning("%s; it is waited for, up to %.0f min", fault, minutes)
+            warned = True
+            ledger.engine.dispose()  # a connection that was opened to a read-only file stays read-only
+
+        done = retry(attempt, is_outage, doubling(FIRST_PAUSE, LONGEST_PAUSE, begin + ledger.patience), waiting)
+        if warned:
+            logger.warning("the study database answers again, after %.0f s", time.monotonic() - begin)
+        return done
 
     return repeated
 
@@ -89,20 +84,12 @@ class Ledger:
     away for a while."""
 
     def __init__(self, study: optuna.Study, storage: optuna.storages.BaseStorage) -> None:
-        self._study = study
-        self._storage = storage
+        self._study, self._storage, self.name = study, storage, study.study_name
+        self._trials = Trials(study, storage)
         self.patience = 0.0
         """Seconds that a database which does not answer is waited for."""
         self.lease: Lease | None = None
         """Ours, once `acquire` has taken it."""
-        # What never changes about a trial is read once: a list of all trials costs more with every trial there is.
-        self._ids: dict[int, int] = {}
-        self._reported: dict[int, set[int]] = {}
-        self._open: dict[int, FrozenTrial] = {}
-        """Unfinished trials as this driver has read and written them; nobody else does while it has the lease."""
-        self._done: dict[int, FrozenTrial] = {}
-        """Finished trials, which nobody changes."""
-        self.name = study.study_name
 
     @classmethod
     def open_existing(cls, name: str, url: str | Address | None = None, storage_path: str = "runs") -> "Ledger":
@@ -144,8 +131,7 @@ class Ledger:
             ledger.adopt(spec)
             ledger._empty_log()
         elif not extends(old := as_of_today(stored), identity, len(ledger.frozen_trials())):
-            differences = list_differences(old, identity)
-            shown = "\n".join(f"  {line}" for line in differences)
+            shown = "\n".join(f"  {line}" for line in list_differences(old, identity))
             raise LedgerError(
                 f"study {spec.name!r} exists with other settings, and trials of both would not compare:\n{shown}\n"
                 f"Give the new study another name (--set name=…), "
@@ -182,52 +168,16 @@ class Ledger:
     @_patient
     def frozen_trials(self) -> list[FrozenTrial]:
         """Optuna's view of all trials, in order of number."""
-        return self._study.get_trials(deepcopy=False)
+        return self._trials.all()
 
     @_patient
     def records(self) -> list[TrialRecord]:
         """All trials, in order of number."""
-        return [_record(trial) for trial in self.frozen_trials()]
+        return [record_of(trial) for trial in self._trials.all()]
 
     @_patient
     def record(self, number: int) -> TrialRecord:
-        return _record(self._frozen(number))
-
-    def _frozen(self, number: int) -> FrozenTrial:
-        if self.lease is None:
-            return self._storage.get_trial(self._id(number))
-        known = self._open.get(number) or self._done.get(number)
-        if known is None:
-            known = self._storage.get_trial(self._id(number))
-            (self._done if known.state.is_finished() else self._open)[number] = known
-        return known
-
-    def _set_attribute(self, number: int, name: str, value: Any) -> None:
-        """Writes to the database, and then to what is known of an open trial, as it would be read back."""
-        self._storage.set_trial_user_attr(self._id(number), name, value)
-        if number in self._open:
-            self._note(number, user_attrs={**self._open[number].user_attrs, name: json.loads(json.dumps(value))})
-
-    def _set_state(self, number: int, state: TrialState) -> None:
-        self._storage.set_trial_state_values(self._id(number), state)
-        if number in self._open:
-            self._note(number, state=state)
-
-    def _note(self, number: int, **changes: Any) -> None:
-        changed = copy.copy(self._open[number])
-        for name, value in changes.items():
-            setattr(changed, name, value)
-        self._open[number] = changed
-
-    def _id(self, number: int) -> int:
-        if number not in self._ids:
-            self._learn_ids()
-        return self._ids[number]
-
-    def _learn_ids(self) -> None:
-        for trial in self.frozen_trials():
-            self._ids[trial.number] = trial._trial_id
-            self._reported[trial.number] = set(trial.intermediate_values)
+        return record_of(self._trials.get(number))
 
     def add(
         self,
@@ -248,78 +198,41 @@ class Ledger:
             # Tells whether a trial whose commit was not answered is there all the same.
             user_attrs={**attributes, "token": uuid.uuid4().hex},
         )
-        number = self._add(trial, len(self._ids), [])
-        self._reported[number] = set()
-        return number
+        return self._add(trial, len(self._trials.ids), [])
 
     @_patient
     def _add(self, trial: FrozenTrial, known: int, tried: list[bool]) -> int:
         """`tried` is empty at the first attempt: only a later one has to look whether the trial is there already."""
-        if not self._ids:
-            self._learn_ids()
-        for found in self.frozen_trials()[known:] if tried else ():
-            if found.user_attrs.get("token") == trial.user_attrs["token"]:
-                break
-        else:
-            tried.append(True)
-            found = self._storage.get_trial(self._storage.create_new_trial(self._study._study_id, trial))
-        self._ids[found.number] = found._trial_id
-        if self.lease is not None:
-            self._open[found.number] = found
-        return int(found.number)
+        tried.append(True)
+        return self._trials.add(trial, known if len(tried) > 1 else None)
 
     @_patient
     def report(self, number: int, round_: int, value: float) -> None:
         """The objective after a round. Single-objective studies only; a round that was reported stays as it was."""
-        trial_id = self._id(number)
-        if round_ not in self._reported[number]:
-            self._storage.set_trial_intermediate_value(trial_id, round_, value)
-            self._reported[number].add(round_)
-            if number in self._open:
-                values = {**self._open[number].intermediate_values, round_: value}
-                self._note(number, intermediate_values=dict(sorted(values.items())))
+        self._trials.report(number, round_, value)
 
     @_patient
     def should_prune(self, number: int) -> bool:
-        if self.lease is None:
-            return bool(optuna.trial.Trial(self._study, self._id(number)).should_prune())
-        # Optuna would read all open trials anew, after every round of each.
-        study = copy.copy(self._study)
-        study._storage = _Known(self)
-        return bool(study.pruner.prune(study, self._frozen(number)))
+        """Whether Optuna's pruner gives the trial up."""
+        return self._trials.should_prune(number)
 
     @_patient
     def progress(self, number: int, progress: Mapping[str, Any]) -> None:
         """A round with its checkpoint, in one write: {"round", "time", "metrics", "checkpoint", "seconds", …}."""
-        rounds = _rounds(self._frozen(number).user_attrs)
-        # A trial that had to start anew writes its rounds over the old ones: the newest is not the highest.
-        order = 1 + max((_order(one) for one in rounds), default=0)
-        self._set_attribute(number, f"{ROUND}{progress['round']:06d}", {**progress, "order": order})
+        order = next_order(self._trials.get(number))
+        self._trials.set_attribute(number, f"{ROUND}{progress['round']:06d}", {**progress, "order": order})
 
     @_patient
     def attempt_failed(self, number: int, index: int, attempt: Attempt) -> None:
         """Remembers a failed attempt; `index` counts those before it."""
-        self._set_attribute(number, f"{ATTEMPT}{index:04d}", asdict(attempt))
+        self._trials.set_attribute(number, f"{ATTEMPT}{index:04d}", asdict(attempt))
 
     @_patient
     def finish(self, number: int, state: TrialState, values: Sequence[float] = (), failure: str | None = None) -> None:
         """Final state of a trial; does nothing if it has one."""
-        frozen = self._frozen(number)
-        if frozen.state.is_finished():
-            return
-        told = list(values) if state == TrialState.COMPLETE else None
-        if state == TrialState.PRUNED and len(self._study.directions) == 1 and frozen.last_step is not None:
-            told = [frozen.intermediate_values[frozen.last_step]]  # as Optuna's `tell` does it
-        try:
-            if failure:
-                self._storage.set_trial_user_attr(frozen._trial_id, "failure", failure[:2000])
-            if frozen.state == TrialState.WAITING:
-                self._storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING)
-            self._storage.set_trial_state_values(frozen._trial_id, state, told)
-        except optuna.exceptions.UpdateFinishedTrialError:
-            pass  # an earlier attempt came through, and its answer was lost
-        self._open.pop(number, None)
-        self._empty_log()
+        if not self._trials.get(number).state.is_finished():
+            self._trials.finish(number, state, values, failure)
+            self._empty_log()
 
     def _empty_log(self) -> None:
         """Moves sqlite's write-ahead log into the database, so that a copy of that file alone knows the study.
@@ -336,14 +249,14 @@ class Ledger:
     @_patient
     def interrupt(self, number: int) -> None:
         """The driver ends in order while the trial is unfinished: it waits for the next driver."""
-        if self._frozen(number).state == TrialState.RUNNING:
-            self._set_state(number, TrialState.WAITING)
+        if self._trials.get(number).state == TrialState.RUNNING:
+            self._trials.set_state(number, TrialState.WAITING)
 
     @_patient
     def resume(self, number: int) -> None:
         """A waiting trial runs again."""
-        if self._frozen(number).state == TrialState.WAITING:
-            self._set_state(number, TrialState.RUNNING)
+        if self._trials.get(number).state == TrialState.WAITING:
+            self._trials.set_state(number, TrialState.RUNNING)
 
     # Steering from outside
 
@@ -372,21 +285,18 @@ class Ledger:
     def acquire(self, *, takeover: bool = False) -> None:
         """Takes the study's lease and keeps it alive in a thread.
 
-        Raises: LedgerError naming the holder if another driver is alive, or may be.
+        Raises: LeaseHeld naming the holder if another driver is alive, or may be.
         """
         lease = self._lease()
-        try:
-            lease.acquire(takeover=takeover)
-        except LeaseHeld as error:
-            raise LedgerError(str(error)) from error
+        lease.acquire(takeover=takeover)
         lease.guard(without_cache(self._storage).scoped_session.session_factory)
-        self.lease = lease
+        self.lease, self._trials.remembers = lease, True
 
     def release(self) -> None:
         """Gives the lease back, if it is still ours."""
         if self.lease:
             self.lease.release()
-        self.lease = None
+        self.lease, self._trials.remembers = None, False
 
     @property
     def lost(self) -> bool:
@@ -409,72 +319,3 @@ class Ledger:
     def engine(self) -> sqlalchemy.engine.Engine:
         """Of the database that the study is in."""
         return engine_of(self._storage)
-
-
-class _Known:
-    """The storage as a pruner uses it, with the trials that the holder of the lease knows without reading them."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._ledger._storage, name)
-
-    def get_all_trials(
-        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
-    ) -> list[FrozenTrial]:
-        trials = [self._ledger._frozen(number) for number in sorted(self._ledger._ids)]
-        found = [trial for trial in trials if states is None or trial.state in states]
-        return copy.deepcopy(found) if deepcopy else found
-
-    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """Where successive halving notes the rungs that a trial has reached."""
-        self._ledger._storage.set_trial_system_attr(trial_id, key, value)
-        for number, trial in self._ledger._open.items():
-            if trial._trial_id == trial_id:
-                self._ledger._note(number, system_attrs={**trial.system_attrs, key: value})
-                break
-
-
-def _rounds(attrs: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A trial's rounds, in order; those of a run before it started anew are left out where it has not come so far."""
-    rounds = [attrs[name] for name in sorted(attrs) if name.startswith(ROUND)]
-    newest = max(rounds, key=_order, default=None)
-    return [one for one in rounds if newest is not None and one["round"] <= newest["round"]]
-
-
-def _durations(rounds: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
-    """Seconds of each round; what is stored counts from the trial's begin."""
-    spent = [float(one.get("seconds", 0.0)) for one in rounds]
-    return tuple(max(0.0, after - before) for before, after in zip([0.0, *spent], spent, strict=False))
-
-
-def _order(progress: Mapping[str, Any]) -> int:
-    return int(progress.get("order", progress["round"]))
-
-
-def _record(trial: FrozenTrial) -> TrialRecord:
-    attrs = trial.user_attrs
-    rounds = _rounds(attrs)
-    progress = rounds[-1] if rounds else {}
-    return TrialRecord(
-        number=trial.number,
-        state=trial.state.name,
-        values=tuple(trial.values or ()),
-        overrides=attrs.get("overrides", {}),
-        baseline=bool(attrs.get("baseline", False)),
-        config=attrs.get("config", {}),
-        round=int(progress.get("round", 0)),
-        rounds=int(attrs.get("rounds", 0)),
-        metrics=progress.get("metrics", {}),
-        history=tuple((int(one["round"]), int(one.get("time", 0)), one["metrics"]) for one in rounds),
-        durations=_durations(rounds),
-        budget=progress.get("budget", ""),
-        warnings=tuple(progress.get("warnings", ())),
-        failure=attrs.get("failure"),
-        checkpoint=progress.get("checkpoint"),
-        fallbacks=tuple(one["checkpoint"] for one in reversed(rounds[:-1]) if one.get("checkpoint")),
-        attempts=tuple(Attempt(**attrs[name]) for name in sorted(attrs) if name.startswith(ATTEMPT)),
-        ended=round(1000 * trial.datetime_complete.timestamp()) if trial.datetime_complete else 0,
-        seconds=float(progress.get("seconds", 0.0)),
-    )

@@ -41,7 +41,8 @@ class RayWatch:
         the driver does not end by itself in a while; it is to end the process.
         """
         self._prefix, self._give_up = prefix, give_up
-        self._fault = ""
+        self.fault = ""
+        """What happened to Ray; empty while it is there."""
         self._seen: dict[str, tuple[bytes | None, float]] = {}
         """Key → the last beat of that worker, None before the first, and for how long there was no newer one."""
         self._unanswered = 0.0
@@ -51,11 +52,6 @@ class RayWatch:
         self._thread: threading.Thread | None = None
 
     # As the conductor knows it
-
-    @property
-    def fault(self) -> str:
-        """What happened to Ray; empty while it is there."""
-        return self._fault
 
     def key(self, name: str) -> str:
         """What heartbeats are told under."""
@@ -90,24 +86,24 @@ class RayWatch:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-            if not self._fault:
+            if not self.fault:
                 self._sweep()
 
     def _run(self) -> None:
         last = time.monotonic()
-        while not self._fault and not self._stop.wait(LOOK_SECONDS):
+        while not self.fault and not self._stop.wait(LOOK_SECONDS):
             now = time.monotonic()
             # A driver that was itself stopped has not looked meanwhile.
             self._look(min(now - last, LOOK_SECONDS + 2 * ANSWER_SECONDS))
             last = now
-        if self._fault and not self._stop.wait(END_SECONDS):
-            self._give_up(self._fault)
+        if self.fault and not self._stop.wait(END_SECONDS):
+            self._give_up(self.fault)
 
     def _look(self, passed: float) -> None:
         """One look. Args: passed: seconds since the one before."""
         self._family = {pid for pid in self._family | _own_processes() if _exists(pid)}
         if fault := _ended_process():
-            self._fault = fault
+            self.fault = fault
             return
         try:
             beats, alive = _ask(list(self._seen))
@@ -115,11 +111,11 @@ class RayWatch:
             self._unanswered += passed
             logger.debug("Ray's head does not answer: %s", error)
             if self._unanswered >= _patience():
-                self._fault = f"Ray's head at {_address()} has not answered for {self._unanswered:.0f} s"
+                self.fault = f"Ray's head at {_address()} has not answered for {self._unanswered:.0f} s"
             return
         self._unanswered = 0.0
         if not alive:
-            self._fault = "Ray's node on this machine is dead to its head"
+            self.fault = "Ray's node on this machine is dead to its head"
         for key, (beat, silence) in list(self._seen.items()):
             new = beats.get(key.encode())
             if key in self._seen:

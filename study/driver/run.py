@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray import tune
 
 from study.database.engine import LedgerError, database_fault, study_url
 from study.database.lease import LeaseLost
 from study.database.ledger import Ledger
 from study.driver import StudyBroken, StudyRefused
-from study.driver.conductor import SILENCE_SECONDS, Conductor, StopNow, WorkersGone
+from study.driver.conductor import Conductor, StopNow, WorkersGone, round_limit
+from study.driver.live_table import LiveTable
+from study.driver.open_trials import SILENCE_SECONDS
 from study.driver.ray_cluster import connect, give_up, keep_keys_here, keep_ray_logs, say, stop_ray
 from study.driver.ray_watch import RayWatch
 from study.driver.tune_hooks import OptunaPruning, OptunaSearcher, Relay
@@ -27,17 +30,21 @@ from study.planning.optuna_side import make_pruner
 from study.planning.saved_models import with_checkpoint
 from study.planning.suggestions import Suggestions
 from study.ranking.label_free import by_pra
-from study.records import TrialRecord
+from study.ranking.summary import summary
+from study.records import Observer, TrialRecord
+from study.reporting.tables import leaderboard
 from study.secrets import Address, redact
 from study.spec.study_spec import StudySpec
+from study.tracking.mlflow_client import check_reachable
+from study.tracking.tracker import MLflowTracker, tracking_uri
 from trainables.building import saved_config
 from trainables.config import TrialConfig, protocols_of
 from trainables.data_parts import DataKey, cached_parts, forget_parts, without_labels
 from trainables.heartbeat import beat_as
 from trainables.reference import REFERENCE_FILE, reference_file, reference_from
-from trainables.round_limit import RoundLimit
 from trainables.scratch import Scratch
 from trainables.storage import below, read_file, storage_fault, write_file
+from trainables.trainable import TRAINABLES, time_limit
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +72,6 @@ def run_study(
     Returns: 0 done, 1 more failures than `limits.failures`, 130 interrupted.
     Raises: StudyRefused before any trial starts; StudyBroken when the driver itself fails.
     """
-    from study.driver.live_table import LiveTable
-    from study.tracking.mlflow_client import check_reachable
-    from study.tracking.tracker import MLflowTracker, tracking_uri
-
     storage = spec.storage.path if spec.storage.remote else str(Path(spec.storage.path).resolve())
     uri = tracking_uri(storage)
     if fault := check_reachable(uri) or storage_fault(storage):
@@ -76,72 +79,97 @@ def run_study(
     if address:
         connect(address, spec)
     spec, ledger, old = _open(spec, storage, takeover=takeover, warm_start=warm_start)
-    conductor: Conductor | None = None
-    tracker = display = None
-    watch = RayWatch(ledger.uid, lambda fault: give_up(fault, ledger, watch))
+    run = _Run(spec, ledger, storage, uri)
     try:
+        run.work(old, address, trainable)
+        return run.end(show_results, json_output)
+    except LeaseLost as error:
+        say(f"{error}; this one has stopped")
+        return 130
+    except BaseException as error:
+        run.leave()
+        if fault := database_fault(error):
+            raise StudyBroken(fault) from error
+        raise
+    finally:
+        run.close()
+
+
+class _Run:
+    """What one driver opens for a study, and closes at its end."""
+
+    def __init__(self, spec: StudySpec, ledger: Ledger, storage: str, uri: Address) -> None:
+        self._spec, self._ledger, self._storage, self._uri = spec, ledger, storage, uri
+        self._conductor: Conductor | None = None
+        self._display: LiveTable | None = None
+        self._tracker: MLflowTracker | None = None
+        self._watch = RayWatch(ledger.uid, lambda fault: give_up(fault, ledger, self._watch))
+
+    def work(self, old: Sequence[Any], address: str | None, trainable: type | None) -> None:
+        """Tells MLflow of the trials that there are, and runs those that are missing."""
+        spec, ledger = self._spec, self._ledger
         records = ledger.records()
         ledger.adopt(spec)
-        artifacts = None if spec.storage.remote else below(storage, "mlartifacts")
-        tracker = MLflowTracker(
+        self._tracker = MLflowTracker(
             ledger.spec,
-            uri=uri,
+            uri=self._uri,
             study_name=spec.name,
-            artifact_root=artifacts,
+            artifact_root=None if spec.storage.remote else below(self._storage, "mlartifacts"),
             identity=ledger.uid,
             held=ledger.lease.check if ledger.lease else None,
         )
-        tracker.reconcile(records)  # what an outage has kept from MLflow
-        if len(records) < spec.limits.trials or not all(record.finished for record in records):
-            display = LiveTable(spec.objectives, spec.limits.trials, records, stream=sys.stderr)
-            if not address:
-                connect(None, spec)
-            watch.start()
-            folder = below(storage, spec.name)
-            suggestions = Suggestions(spec, old)
-            conductor = Conductor(spec, ledger, suggestions, [display, tracker], folder=folder, workers=watch)
-            _fit(spec, conductor, watch, trainable, folder)
-        lost = ledger.lost
-        waiting = conductor.interrupt() if conductor and not lost else []
-        if display:
-            display.close()
-        if not lost:
-            tracker.begin_close()
-        code, note = _verdict(spec, conductor, waiting, lost)
-        if conductor and conductor.lost_workers:
+        self._tracker.reconcile(records)  # what an outage has kept from MLflow
+        if len(records) >= spec.limits.trials and all(record.finished for record in records):
+            return
+        self._display = LiveTable(spec.objectives, spec.limits.trials, records, stream=sys.stderr)
+        if not address:
+            connect(None, spec)
+        self._watch.start()
+        folder, suggestions = below(self._storage, spec.name), Suggestions(spec, old)
+        observers: list[Observer] = [self._display, self._tracker]
+        self._conductor = Conductor(spec, ledger, suggestions, observers, folder, self._watch)
+        _fit(spec, self._conductor, self._watch, trainable, folder)
+
+    def end(self, show_results: Callable[[Sequence[TrialRecord]], None] | None, json_output: bool) -> int:
+        """Leaves unfinished trials to the next driver and shows the results. Returns: the exit code."""
+        lost = self._ledger.lost
+        waiting = self._conductor.interrupt() if self._conductor and not lost else []
+        if self._display:
+            self._display.close()
+        if self._tracker and not lost:
+            self._tracker.begin_close()
+        code, note = _verdict(self._spec, self._conductor, waiting, lost)
+        if self._conductor and self._conductor.lost_workers:
             keep_ray_logs()
         if lost:
             say(note)
         elif show_results:
             say(note)
-            show_results(ledger.records())
+            show_results(self._ledger.records())
         else:
-            _show_end(spec, ledger.records(), uri, json_output, code, note)
+            _show_end(self._spec, self._ledger.records(), self._uri, json_output, code, note)
         return code
-    except LeaseLost as error:
-        say(f"{error}; this one has stopped")
-        return 130
-    except BaseException as error:
-        # Without a working database nothing can be said there; trials left as running are taken up all the same.
-        ledger.patience = 0.0
+
+    def leave(self) -> None:
+        """The driver fails. Without a working database nothing can be said there; trials left as running are taken up
+        all the same."""
+        self._ledger.patience = 0.0
         with contextlib.suppress(Exception):
-            if conductor and not conductor.error and not ledger.lost:
-                conductor.interrupt()
-        if fault := database_fault(error):
-            raise StudyBroken(fault) from error
-        raise
-    finally:
-        if watch.fault:
-            watch.end_processes()
-        if display:
-            display.close()
-        if tracker:
-            tracker.close(abandoned=ledger.lost)
-        ledger.release()
-        if not watch.fault:
-            watch.close()
-        stop_ray()
-        watch.close()
+            if self._conductor and not self._conductor.error and not self._ledger.lost:
+                self._conductor.interrupt()
+
+    def close(self) -> None:
+        if self._watch.fault:
+            self._watch.end_processes()
+        if self._display:
+            self._display.close()
+        if self._tracker:
+            self._tracker.close(abandoned=self._ledger.lost)
+        self._ledger.release()
+        # The watch of a Ray that is gone stays until the last: it ends the process if that Ray holds it up.
+        steps = (self._watch.close, stop_ray)
+        for step in reversed(steps) if self._watch.fault else steps:
+            step()
 
 
 def _verdict(spec: StudySpec, conductor: Conductor | None, waiting: list[int], lost: bool) -> tuple[int, str]:
@@ -151,24 +179,25 @@ def _verdict(spec: StudySpec, conductor: Conductor | None, waiting: list[int], l
         return 0, f"study {spec.name!r} is finished: it has its {spec.limits.trials} trials"
     if lost:
         return 130, f"study {spec.name!r} was taken over by another driver; this one has stopped"
-    failures = f"{conductor.failures} trials failed, limits.failures is {spec.limits.failures}"
-    if reason := conductor.common_failure:
-        mended = "once that is mended" + (f" and with more failures allowed: {failures}" * conductor.too_many_failures)
+    reached, stopping = conductor.limits, conductor.steering.stopping
+    failures = f"{reached.failures} trials failed, limits.failures is {spec.limits.failures}"
+    if reason := reached.common_failure:
+        mended = "once that is mended" + (f" and with more failures allowed: {failures}" * reached.too_many_failures)
         return 1, f"stopped: the first {spec.limits.first_failures} trials all failed: {reason}; {again} {mended}"
-    if conductor.too_many_failures:
+    if reached.too_many_failures:
         return 1, f"stopped: {failures}"
     if not conductor.missing:
         return 0, ""
-    if conductor.stopping:
+    if stopping:
         trials = f"trials {', '.join(map(str, waiting))} go on from their checkpoints" if waiting else "nothing is lost"
-        return 130, f"interrupted ({conductor.stopping}): {trials} with the same command"
-    if conductor.out_of_time:
+        return 130, f"interrupted ({stopping}): {trials} with the same command"
+    if reached.out_of_time:
         return 0, (
             f"limits.hours = {spec.limits.hours:g} is used up, {conductor.missing} trials are missing; "
             "the same command with a larger limits.hours goes on from here"
         )
     return 0, (
-        f"the best has not improved in {conductor.stale} finished trials (limits.patience = {spec.limits.patience}), "
+        f"the best has not improved in {reached.stale} finished trials (limits.patience = {spec.limits.patience}), "
         f"{conductor.missing} trials were not run; a larger or no limits.patience goes on from here"
     )
 
@@ -197,10 +226,6 @@ def _open(
 
 
 def _fit(spec: StudySpec, conductor: Conductor, watch: RayWatch, trainable: type | None, folder: str) -> None:
-    from ray import tune
-
-    from trainables.trainable import TRAINABLES
-
     keep_keys_here()
     try:
         with _signals(conductor):
@@ -233,8 +258,6 @@ def _fit(spec: StudySpec, conductor: Conductor, watch: RayWatch, trainable: type
 
 def _tuner(spec: StudySpec, conductor: Conductor, runs: Any, scratch: str) -> Any:
     """Ray's side of the driver, until it is told that there is no more to run. Args: runs: the Trainable."""
-    from ray import tune
-
     return tune.Tuner(
         tune.with_resources(runs, {"CPU": spec.resources.cpu, "GPU": spec.resources.gpu}),
         param_space={},
@@ -304,8 +327,7 @@ def _train_reference(spec: StudySpec, config: TrialConfig, conductor: Conductor,
         if the worker is silent.
     """
     assert config.selection is not None
-    minutes = spec.limits.round_minutes
-    limit = RoundLimit(fixed=None if minutes is None else 60 * minutes).seconds(last=True)
+    limit = round_limit(spec.limits.round_minutes).seconds(last=True)
     seconds = limit * config.rounds * config.selection.reference_runs
     options = {"num_cpus": spec.resources.cpu, "num_gpus": spec.resources.gpu, "max_retries": 3}
     key = watch.key("reference")
@@ -315,10 +337,10 @@ def _train_reference(spec: StudySpec, config: TrialConfig, conductor: Conductor,
         while not ray.wait([task], timeout=1.0)[0]:
             conductor.tick()
             silence = watch.silence(key) or 0.0
-            if conductor.stopping or silence >= SILENCE_SECONDS:
+            if conductor.steering.stopping or silence >= SILENCE_SECONDS:
                 ray.cancel(task, force=True)
-                if conductor.stopping:
-                    raise StopNow(conductor.stopping)
+                if conductor.steering.stopping:
+                    raise StopNow(conductor.steering.stopping)
                 raise StudyBroken(f"the worker that trains the reference was silent for {silence:.0f} s")
         return bytes(ray.get(task))
     finally:
@@ -326,8 +348,6 @@ def _train_reference(spec: StudySpec, config: TrialConfig, conductor: Conductor,
 
 
 def _reference_task(beat: str, seconds: float, config: str, threads: float) -> bytes:
-    from trainables.trainable import time_limit
-
     beat_as(beat)
     with time_limit(seconds):
         return reference_file(config, threads)
@@ -360,10 +380,10 @@ def _signals(conductor: Conductor) -> Iterator[None]:
             raise KeyboardInterrupt
         signalled = True
         if number == signal.SIGTERM:
-            conductor.stop("SIGTERM", SPOT_GRACE)
+            conductor.steering.stop("SIGTERM", SPOT_GRACE)
             what = f"open rounds have {SPOT_GRACE:.0f} s to end"
         else:
-            grace = conductor.stop("Ctrl-C")
+            grace = conductor.steering.stop("Ctrl-C")
             what = f"open rounds come to their end first, for which they have {grace:.0f} s"
             what += "; Ctrl-C again stops at once and repeats them later"
         print(f"stopping: {what}", file=sys.stderr, flush=True)
@@ -382,9 +402,6 @@ def _show_end(
     if code == 130:
         print(note, file=sys.stderr)
         return
-    from study.ranking.summary import summary
-    from study.reporting.tables import leaderboard
-
     if json_output:
         print(json.dumps({"study": spec.name, "note": note, "trials": [asdict(record) for record in records]}))
         return

@@ -1,8 +1,8 @@
 """Ray Tune's side of a study: a Searcher, a scheduler and a callback that all hand over to one Conductor.
 
-Ray pickles searchers, schedulers and callbacks into its own snapshots; the three classes here put nothing into them, so
-no database address and no password leaves the driver. Ray neither checkpoints nor recovers a trial: one that loses its
-worker is, for Ray, over, and the Conductor gives it out again as after a restart of the driver.
+Ray pickles searchers, schedulers and callbacks into its own snapshots, which nobody reads; the three classes here put
+nothing into them, so no database address and no password leaves the driver. Ray neither checkpoints nor recovers a
+trial: one that loses its worker is, for Ray, over, and the Conductor gives it out again as after a new start.
 """
 
 import re
@@ -26,13 +26,12 @@ class OptunaSearcher(Searcher):
 
     def __init__(self, conductor: Conductor) -> None:
         super().__init__(metric=None, mode=None)
-        self._conductor: Conductor | None = conductor
+        self._conductor = conductor
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **_: Any) -> bool:
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        assert self._conductor is not None
         given = self._conductor.next(trial_id)
         return given if isinstance(given, dict) else Searcher.FINISHED if given == "finished" else None
 
@@ -40,7 +39,6 @@ class OptunaSearcher(Searcher):
         """Rounds arrive through the scheduler and the callback, which also see the last one."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        assert self._conductor is not None
         self._conductor.ended(trial_id, error=error)
 
     def save(self, checkpoint_path: str) -> None:
@@ -90,19 +88,17 @@ class OptunaPruning(FIFOScheduler):
 
     def __init__(self, conductor: Conductor) -> None:
         super().__init__()
-        self._conductor: Conductor | None = conductor
+        self._conductor = conductor
 
     def on_trial_result(self, tune_controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
-        assert self._conductor is not None
         number = trial.config["number"]
         self._conductor.reported(number, result)
         return TrialScheduler.STOP if self._conductor.should_stop(number) else TrialScheduler.CONTINUE
 
     def choose_trial_to_run(self, tune_controller: Any) -> RayTrial | None:
         """While the study pauses or ends, trials that wait for a worker are taken back and none is started."""
-        assert self._conductor is not None
         self._watch_workers(tune_controller)
-        if not self._conductor.halting:
+        if not self._conductor.steering.halting:
             chosen: RayTrial | None = super().choose_trial_to_run(tune_controller)
             return chosen
         for trial in list(tune_controller.get_live_trials()):
@@ -112,7 +108,6 @@ class OptunaPruning(FIFOScheduler):
 
     def _watch_workers(self, tune_controller: Any) -> None:
         """Tells which trials have a worker, and ends the workers that are silent: for Ray, they died."""
-        assert self._conductor is not None
         for trial in tune_controller.get_live_trials():
             worker = _worker(tune_controller._tune_controller, trial)
             if worker is not None:
@@ -123,7 +118,6 @@ class OptunaPruning(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: RayTrial) -> None:
         """Called before the searcher is told that the trial's worker has ended."""
-        assert self._conductor is not None
         reason, lost = _reason(trial)
         self._conductor.failing(trial.config["number"], reason, lost=lost)
 
@@ -135,22 +129,20 @@ class Relay(Callback):
     """Passes on what only callbacks are told: starts, last rounds, and the passing of time."""
 
     def __init__(self, conductor: Conductor) -> None:
-        self._conductor: Conductor | None = conductor
+        self._conductor = conductor
 
     def on_trial_start(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        if self._conductor:
-            self._conductor.placed(trial.config["number"])
+        self._conductor.placed(trial.config["number"])
 
     def on_trial_result(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: dict[str, Any], **info: Any
     ) -> None:
-        if result.get("done") and self._conductor:
+        if result.get("done"):
             # The scheduler is not asked about a round that Ray already knows to be the last.
             self._conductor.reported(trial.config["number"], result)
 
     def on_step_end(self, iteration: int, trials: list[RayTrial], **info: Any) -> None:
-        if self._conductor:
-            self._conductor.tick()
+        self._conductor.tick()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_conductor": None}

@@ -84,7 +84,7 @@ def _numbers(text: str | None, kind: Callable[[str], Any]) -> tuple[Any, ...] | 
 
 
 def prepare(given: argparse.Namespace) -> Request:
-    """Raises: SpecError or LedgerError for whatever keeps the request from being met."""
+    """Raises: UserError for whatever keeps the request from being met."""
     from trainables.building import pick_device
     from trainables.saved_trial import saved_facts
 
@@ -127,16 +127,13 @@ def prepare(given: argparse.Namespace) -> Request:
 
 
 def _parts(config: "TrialConfig") -> "dict[str, Part]":
-    """Parts of the strict protocol. Raises: SpecError if they cannot be read."""
-    from ardmvc_core.data import DataError, check_dataset
+    """Parts of the strict protocol. Raises: UserError if they cannot be read."""
+    from ardmvc_core.data import check_dataset
     from trainables.data_parts import cached_parts
 
     if faults := check_dataset(config.dataset):
         raise SpecError(faults)
-    try:
-        return dict(cached_parts(config.dataset, "strict"))
-    except DataError as error:
-        raise SpecError([str(error)]) from error
+    return dict(cached_parts(config.dataset, "strict"))
 
 
 def _surrogates(given: argparse.Namespace, parts: "dict[str, Part]") -> int:

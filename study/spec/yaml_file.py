@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from ardmvc_core.errors import UserError
 from ardmvc_core.ranges import shown
 from study.spec.faults import listing, suggestion
 
@@ -24,7 +25,7 @@ LONGEST_KEY, LONGEST_TEXT = 200, 4096
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
-class SpecError(Exception):
+class SpecError(UserError):
     """A study that cannot be run; its text holds one line per fault, as far as they fit into a short message."""
 
     def __init__(self, faults: Sequence[object]) -> None:

@@ -13,15 +13,11 @@ import sys
 import urllib.request
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from study.database.engine import database_url
 from study.secrets import Address, first_line
 from trainables.files import write_whole
-
-if TYPE_CHECKING:  # it takes a while, and not every address is a database's
-    pass
 
 FILE_NAME, ARTIFACT_FOLDER = "mlflow.db", "mlartifacts"
 TIMEOUT = 3

@@ -43,7 +43,10 @@ ARTIFACT_ATTEMPTS = 3
 
 
 class MLflowRuns:
-    """The study's runs in one MLflow store. Every step first looks at what is there, so that nothing is made twice."""
+    """The study's runs in one MLflow store. Every step first looks at what is there, so that nothing is made twice.
+
+    A Courier calls all of it from one thread. Every method may raise anything, and LeaseLost to be called no more.
+    """
 
     def __init__(
         self,
@@ -68,9 +71,10 @@ class MLflowRuns:
         self._described = False
         self._environment = ""
 
-    # Receiver
+    # As the courier knows it
 
     def prepare(self) -> None:
+        """What takes long and changes nothing that others see; called first, and again after it failed."""
         if self._client is not None:
             return
         if file := sqlite_file(self._uri):
@@ -84,6 +88,7 @@ class MLflowRuns:
         self._client = Fenced(client, self._held)
 
     def open(self) -> None:
+        """Finds or makes the study's run; called before every round of sending, and cheap if nothing was forgotten."""
         if self._parent is not None:
             return
         experiment = self._open_experiment()
@@ -96,18 +101,22 @@ class MLflowRuns:
         self._parent = parent
 
     def forget(self) -> None:
+        """Something failed: what is known of the other side may be wrong."""
         self._parent = None
 
     def refused(self, error: Exception) -> str | None:
+        """The reason if the parcel itself is at fault, None if sending it later may work."""
         code = getattr(error, "error_code", None)
         own = isinstance(error, TypeError | KeyError | AttributeError | ValueError) and code is None
         codes = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST")
         return reason_of(error) if own or code in codes else None
 
     def reason(self, error: Exception) -> str:
+        """An error in a line without passwords."""
         return reason_of(error)
 
     def send(self, parcel: Parcel) -> None:
+        """Takes a parcel, be it for the second time."""
         record, run = parcel.record, self._children.get(parcel.number)
         state = record.state.lower()
         if parcel.stored and run is not None and run.status == ENDED[record.state] and run.tags.get("state") == state:

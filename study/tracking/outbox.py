@@ -8,10 +8,14 @@ import logging
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from study.database.lease import LeaseLost
 from study.records import TrialRecord
+from trainables.retry import doubling
+
+if TYPE_CHECKING:
+    from study.tracking.mlflow_runs import MLflowRuns
 
 logger = logging.getLogger(__name__)
 
@@ -96,39 +100,10 @@ class Outbox:
             return sorted(self._parcels)
 
 
-class Receiver(Protocol):
-    """Where parcels go. Every method may raise anything, and LeaseLost to be called no more; all are called from one
-    thread."""
-
-    name: str
-    """For messages; holds no password."""
-
-    def prepare(self) -> None:
-        """What takes long and changes nothing that others see; called first, and again after it failed."""
-
-    def open(self) -> None:
-        """Makes ready to receive; called before every round of sending, and cheap when nothing was forgotten."""
-
-    def send(self, parcel: Parcel) -> None:
-        """Takes a parcel; must bear getting it twice."""
-
-    def forget(self) -> None:
-        """Something failed: what is known of the other side may be wrong."""
-
-    def finish(self) -> None:
-        """Everything was sent, nothing will follow."""
-
-    def refused(self, error: Exception) -> str | None:
-        """The reason if the parcel itself is at fault, None if sending it later may work."""
-
-    def reason(self, error: Exception) -> str:
-        """An error in a line without passwords."""
-
-
 class Courier:
     """Sends parcels from a background thread, again and again until they arrive. Nothing it does raises or waits."""
 
-    def __init__(self, receiver: Receiver) -> None:
+    def __init__(self, receiver: "MLflowRuns") -> None:
         """Prepares the receiver; it is opened by `start` or the first parcel."""
         self._receiver = receiver
         self._outbox = Outbox()
@@ -182,7 +157,7 @@ class Courier:
         return self._outbox.numbers()
 
     def _loop(self) -> None:
-        pause = FIRST_PAUSE
+        pauses = doubling(FIRST_PAUSE, LONGEST_PAUSE)
         while not self._given_up.is_set():
             try:
                 # Read before sending: what is put after this moment comes before the end of the next round.
@@ -202,14 +177,13 @@ class Courier:
                 self._receiver.forget()
                 self._tell(error)
                 # The end of `close` cuts a pause short; while it waits there is an attempt every half second.
-                self._closing.wait(pause)
+                self._closing.wait(next(pauses))
                 if self._closing.is_set():
                     self._given_up.wait(FIRST_PAUSE)
-                pause = min(pause * 2, LONGEST_PAUSE)
                 continue
             if self._outage:
                 logger.warning("%s answers again", self._receiver.name)
-            self._outage, pause = False, FIRST_PAUSE
+            self._outage, pauses = False, doubling(FIRST_PAUSE, LONGEST_PAUSE)
             self._wake.wait()
             # News of the next second goes along: short rounds would cost a request each, and time the driver needs.
             self._closing.wait(GATHER_SECONDS)

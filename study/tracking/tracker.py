@@ -14,17 +14,11 @@ from study.ranking.objectives import goals
 from study.ranking.standing import Standing
 from study.records import Goal, TrialRecord, WorkerAway
 from study.secrets import Address, cleaned
-from study.tracking.address import (
-    artifact_location,
-    default_uri,
-    tracking_uri,
-)
+from study.tracking.address import artifact_location, default_uri, tracking_uri
 from study.tracking.mlflow_client import SETTINGS, check_reachable, now
 from study.tracking.mlflow_runs import MLflowRuns
 from study.tracking.outbox import Courier, Parcel
-from study.tracking.run_fields import (
-    study_metrics,
-)
+from study.tracking.run_fields import study_metrics
 
 logger = logging.getLogger(__name__)
 

@@ -253,7 +253,7 @@ def test_differing_reasons_are_counted(tiny_spec: SpecMaker) -> None:
     steps = Steps(tiny_spec(limits={"trials": 9, "failures": 9, "first_failures": 3}))
     steps.fail("a", "no such file")
     steps.fail("b", "the data are cursed")
-    assert steps.conductor.common_failure == ""
+    assert steps.conductor.limits.common_failure == ""
     steps.fail("c", "the data are cursed")
     assert steps.conductor.next("d") == "finished"
     code, said = steps.verdict()
@@ -283,9 +283,9 @@ def test_a_trial_that_the_driver_before_left_done_is_not_the_first_of_this_one(t
     after = Steps(spec)
     assert [record.state for record in after.ledger.records()] == ["COMPLETE"]
     after.fail("b", "cursed")
-    assert after.conductor.common_failure == ""
+    assert after.conductor.limits.common_failure == ""
     after.fail("c", "cursed")
-    assert after.conductor.common_failure == "cursed"
+    assert after.conductor.limits.common_failure == "cursed"
 
 
 def test_a_failure_beyond_the_allowed_ones_is_said_with_the_common_reason(tiny_spec: SpecMaker) -> None:
@@ -366,12 +366,13 @@ def test_a_worker_that_its_own_limit_has_ended_is_said_to_have_hung(tiny_spec: S
         steps.conductor.at_work(number)
         steps.conductor.placed(number)
         steps.conductor.reported(number, {"round": 1, "seconds": 90.0, "checkpoint": "/r1", "limit": 900.0})
-        steps.conductor._heard[number] -= 899
+        steps.conductor._open[number].heard -= 899
         steps.conductor.failing(number, "ActorDiedError: it died", lost=False)
-        assert steps.conductor._reasons[number] == ("ActorDiedError: it died", False)
-        steps.conductor._heard[number] -= 2
+        trial = steps.conductor._open[number]
+        assert (trial.reason, trial.lost) == ("ActorDiedError: it died", False)
+        steps.conductor._open[number].heard -= 2
         steps.conductor.failing(number, "ActorDiedError: it died", lost=False)
-        assert words in steps.conductor._reasons[number][0]
+        assert words in steps.conductor._open[number].reason
 
 
 # Workers that are silent
@@ -423,7 +424,7 @@ def test_without_a_limit_a_silent_worker_is_ended_only_when_the_study_is_to_stop
     steps.be_silent(number, 9000.0)
     assert steps.away == [{number: WorkerAway("silent", 9000.0)}]
     assert not steps.conductor.silenced(number)
-    steps.conductor.stop("Ctrl-C")
+    steps.conductor.steering.stop("Ctrl-C")
     steps.look()
     assert steps.conductor.silenced(number)
 
@@ -578,10 +579,10 @@ def test_a_database_that_is_away_for_a_moment_keeps_no_wish_and_stops_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(Ledger, "control", property(away))
         steps.look()
-    assert not steps.conductor.paused
+    assert not steps.conductor.steering.paused
     steps.ledger.set_control("pause")
     steps.look()
-    assert steps.conductor.paused
+    assert steps.conductor.steering.paused
 
 
 def test_ctrl_c_after_a_stop_was_asked_for_does_not_end_the_open_rounds(
@@ -596,4 +597,4 @@ def test_ctrl_c_after_a_stop_was_asked_for_does_not_end_the_open_rounds(
         assert "open rounds come to their end first" in capsys.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert steps.conductor.stopping == "study.control asked for it"
+    assert steps.conductor.steering.stopping == "study.control asked for it"

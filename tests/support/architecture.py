@@ -29,7 +29,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("__main__",),
     ),
     "trainables": (
-        ("config", "files", "scratch", "storage", "heartbeat", "round_limit"),
+        ("config", "files", "scratch", "storage", "heartbeat", "round_limit", "retry"),
         ("data_parts", "checkpoints", "saved_trial"),
         ("building",),
         ("reference", "surrogates"),
@@ -38,7 +38,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("trainable",),
     ),
     "ardmvc_core": (
-        ("types", "seeding", "ranges"),
+        ("types", "errors", "seeding", "ranges"),
         ("batching", "losses", "data"),
         ("networks",),
         ("training", "attacks"),

@@ -26,7 +26,7 @@ from counted_trainables import Counted
 from study.cli import exit_code_of
 from study.database import lease
 from study.database.ledger import Ledger
-from study.driver import StudyBroken, StudyRefused, conductor
+from study.driver import StudyBroken, StudyRefused, open_trials
 from study.driver.run import run_study
 from study.records import TrialRecord
 from study.spec.study_spec import load_spec
@@ -86,7 +86,7 @@ def run(given: argparse.Namespace) -> int:
         install(fault)
     if place := os.environ.get("PLACE"):
         lease._place = lambda: place
-    conductor.SILENT_SECONDS = float(os.environ.get("SILENT_SECONDS", conductor.SILENT_SECONDS))
+    open_trials.SILENT_SECONDS = float(os.environ.get("SILENT_SECONDS", open_trials.SILENT_SECONDS))
     try:
         return run_study(load_spec(given.file), address=given.address, takeover=given.takeover, trainable=Counted)
     except StudyRefused as error:

@@ -1,5 +1,7 @@
 """How long a round may take: numbers worked out by hand."""
 
+from dataclasses import asdict
+
 import pytest
 
 from trainables.round_limit import RoundLimit, is_last
@@ -42,7 +44,7 @@ def test_a_fixed_limit_stays(fixed: float) -> None:
 
 def test_it_travels_as_plain_numbers() -> None:
     limit = RoundLimit(ordinary=70.0)
-    assert RoundLimit(**limit.as_dict()) == limit
+    assert RoundLimit(**asdict(limit)) == limit
 
 
 def test_the_last_round_is_known_before_it_begins() -> None:

@@ -68,7 +68,7 @@ def fill(ledger: Ledger) -> None:
     ledger.finish(2, TrialState.PRUNED)
     ledger.finish(3, TrialState.FAIL, failure="loss ddc1 is nan")
     ledger.interrupt(4)
-    ledger._storage.set_trial_system_attr(ledger._id(1), "completed_rung_0", 0.25)
+    ledger._storage.set_trial_system_attr(ledger._trials.id_of(1), "completed_rung_0", 0.25)
     ledger._storage.set_study_system_attr(ledger._study._study_id, "note", {"a": [1]})
     ledger.set_control("pause")
 

@@ -1,0 +1,39 @@
+"""Trying again what fails for a while: how often, and with which pauses."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+R = TypeVar("R")
+
+
+def retry(
+    action: Callable[[], R],
+    passes: Callable[[Exception], bool],
+    pauses: Iterator[float],
+    waiting: Callable[[Exception], None] = lambda error: None,
+) -> R:
+    """What `action` returns once it comes through.
+
+    Args: passes: whether an error may be over at the next attempt. pauses: seconds between attempts. waiting: told of
+        the error before each pause.
+    Raises: an error that does not pass; the last error once there are no pauses left.
+    """
+    while True:
+        try:
+            return action()
+        except Exception as error:
+            pause = next(pauses, None) if passes(error) else None
+            if pause is None:
+                raise
+            waiting(error)
+        time.sleep(pause)
+
+
+def doubling(first: float, longest: float, end: float = math.inf, *, cut: bool = False) -> Iterator[float]:
+    """Pauses in seconds, each twice the one before. Args: end: of the monotonic clock, which no pause goes beyond. cut:
+    whether the last pause is shortened to reach it."""
+    while (left := end - time.monotonic()) > 0 and (cut or first <= left):
+        yield min(first, left)
+        first = min(2 * first, longest)
