@@ -112,9 +112,11 @@ class TrialConfig(BaseModel):
     @model_validator(mode="after")
     def _check_budget(self) -> "TrialConfig":
         try:
-            self.resolved_budget()
+            eps = self.resolved_budget().eps
         except ValueError as error:
             raise ValueError(f"evaluation.{error}") from None
+        # Wherever a trial's config is stored or shown, ε is a number.
+        object.__setattr__(self, "evaluation", replace(self.evaluation, eps=eps))
         return self
 
     @property

@@ -27,13 +27,6 @@ UNMAPPED_SCORES = tuple(f"{name}_clean" for name in AGREEMENT)
 """What the suite reports of attacked against clean clusters, besides."""
 
 
-def eps_name(eps: float | tuple[float, ...]) -> str:
-    """ε as part of a metric's name: 0.2 → 0.20, 8/255 → 0.03137."""
-    if isinstance(eps, tuple):
-        return "_".join(map(eps_name, eps))
-    return f"{eps:.2f}" if round(eps, 2) == eps else f"{eps:.4g}"
-
-
 @dataclass(frozen=True)
 class ClusteringScores:
     """Agreement of clusters with classes; 1 is best."""

@@ -121,6 +121,7 @@ class _Run:
         self._tracker.reconcile(records)  # what an outage has kept from MLflow
         if len(records) >= spec.limits.trials and all(record.finished for record in records):
             return
+        say(_headline(spec))
         self._display = LiveTable(spec.objectives, spec.limits.trials, records, stream=sys.stderr)
         if not address:
             connect(None, spec)
@@ -279,6 +280,20 @@ def _tuner(spec: StudySpec, conductor: Conductor, runs: Any, scratch: str) -> An
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             verbose=0,
         ),
+    )
+
+
+def _headline(spec: StudySpec) -> str:
+    """What is about to run, in a line: model, data, ε, tier, trials and seeds."""
+    config, trials = spec.trial_config({}), f"{spec.limits.trials} trials"
+    if not isinstance(config, TrialConfig):
+        return f"{spec.name}: attackers of {config.checkpoint}, {trials}"
+    eps = config.resolved_budget().eps
+    radius = ", ".join(map(str, eps)) if isinstance(eps, tuple) else f"{eps:g}"
+    tier = "" if config.protocol == "official" else f", tier {config.evaluation.tier}"
+    return (
+        f"{spec.name}: {config.model.name} on {config.dataset.name}, protocol {config.protocol}, ε {radius}{tier}, "
+        f"{trials} × {config.repeats} seed{'s' * (config.repeats > 1)}"
     )
 
 

@@ -1,7 +1,6 @@
 """Figures of one trial, from the arrays that its last evaluation left in the checkpoint folder."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,10 +10,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from study.ranking.objectives import value
 from study.records import TrialRecord
-from study.reporting.drawing import EPS_AXIS, MOST_PICTURES, Cell, draw_curves, moved_text, picture_grid
-from study.reporting.style import INK, add_legend, new_figure
+from study.reporting.drawing import MOST_PICTURES, Cell, moved_text, picture_grid
+from study.reporting.style import INK, new_figure
 from trainables.saved_trial import ARRAYS_FILE, CONFIG_FILE, LARGEST, DamagedCheckpoint, arrays_in, parsing
 from trainables.storage import read_file
 
@@ -55,7 +53,6 @@ def trial_figures(record: TrialRecord, arrays: Arrays) -> dict[str, Figure]:
     found = {
         "confusion": confusion_figure(arrays, title),
         "pictures": example_pictures(arrays, title),
-        "eps_curve": accuracy_by_eps(eps_points(record), title),
     }
     return {name: figure for name, figure in found.items() if figure is not None}
 
@@ -116,40 +113,6 @@ def _heat(axes: Axes, table: NDArray[Any], order: Sequence[int], name: str) -> N
             axes.text(
                 j, i, str(int(count)), ha="center", va="center", fontsize=8, color="white" if share[i, j] > 0.5 else INK
             )
-
-
-def eps_points(record: TrialRecord) -> dict[str, list[tuple[float, float]]]:
-    """Attack → (ε, acc) for attacks that were run with several ε; ε = 0 is the clean score."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for name in record.metrics:
-        parts = re.fullmatch(r"(?!spread/)(.+)_(\d+\.?\d*)/acc", name)
-        got = value(record, name)
-        if parts and got is not None:
-            found.setdefault(parts[1], []).append((float(parts[2]), got))
-    main = record.config.get("evaluation", {}).get("eps") if isinstance(record.config.get("evaluation"), dict) else None
-    for attack, points in found.items():
-        own, clean = value(record, f"{attack}/acc"), value(record, "clean/acc")
-        if own is not None and isinstance(main, (int, float)):
-            points.append((float(main), own))
-        if clean is not None:
-            points.append((0.0, clean))
-        points.sort()
-    return found
-
-
-def accuracy_by_eps(curves: Mapping[str, Sequence[tuple[float, float]]], title: str = "") -> Figure | None:
-    """Accuracy by size of the attack, one line an attack.
-
-    Args: curves: attack → [(ε, acc)], ε as L∞ radius for views in [0, 1].
-    """
-    drawn = {name: sorted(points) for name, points in curves.items() if len(points) > 1}
-    if not drawn:
-        return None
-    title = f"{title}: accuracy by size of the attack".strip(": ")
-    figure, axes = draw_curves(title, drawn, EPS_AXIS, "acc (fraction)")
-    axes.set_xlim(left=0)
-    add_legend(figure, axes)
-    return figure
 
 
 def example_pictures(arrays: Arrays, title: str = "") -> Figure | None:

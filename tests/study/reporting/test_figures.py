@@ -15,9 +15,7 @@ from study.records import Goal, TrialRecord
 from study.reporting.study_figures import front, history, importance, slices, study_figures
 from study.reporting.tables import report_figures
 from study.reporting.trial_figures import (
-    accuracy_by_eps,
     confusion_figure,
-    eps_points,
     example_pictures,
     load_arrays,
     load_part_digests,
@@ -164,21 +162,6 @@ def test_the_attack_that_moves_most_is_shown() -> None:
     assert strongest_attack(only_probe) == "probe"
     assert strongest_attack({"clusters/clean": np.array([0, 1])}) is None
     assert strongest_attack({}) is None
-
-
-def test_eps_curve() -> None:
-    metrics = {
-        "clean/acc": 0.97,
-        "gan/acc": 0.8,
-        "gan_0.20/acc": 0.5,
-        "spread/gan_0.20/acc": 0.1,
-        "pgd_features/acc": 0.7,
-    }
-    record = replace(trials()[0], metrics=metrics, config={"evaluation": {"eps": 0.1}})
-    assert eps_points(record) == {"gan": [(0.0, 0.97), (0.1, 0.8), (0.2, 0.5)]}
-    figure = accuracy_by_eps(eps_points(record), "Trial 0")
-    assert figure is not None
-    assert_readable(figure)
 
 
 def test_pictures_show_view_change_and_cluster() -> None:
