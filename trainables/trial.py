@@ -146,7 +146,6 @@ class Trial:
             metrics |= aggregate([found.metrics() for run, found in pairs if run.protocol == protocol])
         if self.reference is not None and self.finished and len(decisive) > 1:
             metrics["select/seed_agreement"] = seed_agreement([found.arrays()["clusters/clean"] for found in decisive])
-            metrics["select/pra_se"] = metrics["spread/select/pra"] / math.sqrt(len(decisive))
         self.train_seconds += trained - begin
         self.evaluate_seconds += time.monotonic() - trained
         metrics |= {"time/train_s": self.train_seconds, "time/evaluate_s": self.evaluate_seconds}

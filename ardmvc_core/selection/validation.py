@@ -15,7 +15,7 @@ from ardmvc_core.evaluation.intervals import FloatArray, Interval, bootstrap_int
 MIN_RHO = 0.5
 """The lower 95 % bound of Spearman's rho must lie above this."""
 MAX_REGRET = 0.25
-"""Largest accepted regret, as a share of the best minus the median truth."""
+"""Largest accepted regret, as a share of that of a random pick."""
 MIN_UNITS = 4
 """Fewest trials (or groups of trials) that a correlation is worked out for."""
 
@@ -41,13 +41,13 @@ class CriterionReport:
     regret: float
     """Best truth of all trials minus that of the picked one, ≥ 0, in the unit of the truth."""
     normalised_regret: float
-    """Regret over best minus median truth; 0 where these two are equal."""
+    """Regret over that of a random pick; 0 where that has none."""
     top3_regret: float
     """Regret of the best of the three feasible trials with the highest criterion."""
     random_regret: float
-    """Regret to expect from a trial picked at random: best minus mean truth."""
+    """Regret to expect from a feasible trial picked at random: best minus mean truth of these."""
     validated: bool
-    """Lower 95 % bound of rho above 0.5 and regret at most a quarter of best minus median."""
+    """Lower 95 % bound of rho above 0.5 and regret at most a quarter of a random pick's."""
     used: int
     """Trials that the numbers are about."""
     left_out: int
@@ -94,8 +94,8 @@ def validate_criterion(
     top = _top_half(scores)
     enough = sum(bool(top[rows].any()) for rows in members) >= MIN_UNITS
     ranking = candidates[np.argsort(-scores[candidates], kind="stable")]
-    best, median = float(truths.max()), float(np.median(truths))
-    regret = best - float(truths[ranking[0]])
+    best = float(truths.max())
+    regret, random = best - float(truths[ranking[0]]), best - float(truths[candidates].mean())
     rho = interval(_spearman, _all)
     return CriterionReport(
         rho=rho,
@@ -104,11 +104,10 @@ def validate_criterion(
         tau_top=interval(_kendall, _top_half) if enough else None,
         picked=int(places[ranking[0]]),
         regret=regret,
-        normalised_regret=regret / (best - median) if best > median else 0.0,
+        normalised_regret=regret / random if random > 0 else 0.0,
         top3_regret=best - float(truths[ranking[:3]].max()),
-        random_regret=best - float(truths.mean()),
-        # Multiplied out: where best and median are equal, only a pick without regret is a good one.
-        validated=rho.low > MIN_RHO and regret <= MAX_REGRET * (best - median),
+        random_regret=random,
+        validated=rho.low > MIN_RHO and regret <= MAX_REGRET * random,
         used=len(places),
         left_out=len(given) - len(places),
     )

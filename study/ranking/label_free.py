@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from study.ranking.objectives import pooled
 from study.records import TrialRecord
 
 if TYPE_CHECKING:
@@ -50,9 +51,9 @@ def by_criterion_b(records: Sequence[TrialRecord]) -> dict[int, tuple[float, ...
 def preferred(ranked: Sequence[TrialRecord], objectives: "Sequence[Goal]") -> list[TrialRecord]:
     """Trials in the order in which they are to be picked: criterion A's rule for ties.
 
-    Where the objective is `select/pra`, those within one standard error of the best come first, those of higher utility
-    before others, and of equals, where all set both weights, those with the smaller λ + γ. Everywhere else, and with
-    one seed, the order is kept.
+    Where the objective is `select/pra`, those within one standard error (`tie_error`) of the best come first, those of
+    higher utility before others, and of equals, where all set both weights, those with the smaller λ + γ. Everywhere
+    else, and with one seed, the order is kept.
 
     Args: ranked: best first.
     """
@@ -75,14 +76,25 @@ def _defence_weights(record: TrialRecord) -> list[Any]:
     return [record.overrides.get(f"model.{name}") for name in method.defence] if method else [None]
 
 
+def tie_error(ranked: Sequence[TrialRecord], objectives: "Sequence[Goal]") -> float | None:
+    """Standard error of a difference in `select/pra`; None with one seed, and where something else ranks.
+
+    Its spread over seeds is that of the better half: with that of poor trials, which vary more, 0.88 would tie with
+    0.97.
+    """
+    if not ranked or not by_pra(objectives) or ranked_by_b(ranked, objectives):
+        return None
+    shared = pooled(ranked[: (len(ranked) + 1) // 2], PRA)
+    return shared.error if shared else None
+
+
 def tied(ranked: Sequence[TrialRecord], objectives: "Sequence[Goal]") -> list[TrialRecord]:
-    """The best trial and those that follow it within the standard error over its seeds of `select/pra`; one seed has
-    none.
+    """The best trial and those within one standard error of it.
 
     Args: ranked: best first.
     """
-    error = ranked[0].metrics.get(f"{PRA}_se") if ranked else None
-    if error is None or not by_pra(objectives) or ranked_by_b(ranked, objectives):
+    error = tie_error(ranked, objectives)
+    if error is None:
         return list(ranked[:1])
     lowest = ranked[0].metrics.get(PRA, math.nan) - error
     return [record for record in ranked if record is ranked[0] or record.metrics.get(PRA, math.nan) >= lowest]
@@ -101,7 +113,7 @@ def choice(ranked: Sequence[TrialRecord], objectives: "Sequence[Goal]") -> list[
     if len(equals) < 2:
         return []
     numbers = ", ".join(str(record.number) for record in equals[1:])
-    error = equals[0].metrics[f"{PRA}_se"]
+    error = tie_error(ranked, objectives)
     return [
         f"within one standard error ({error:.3f}) of the best: trial {numbers}; of these and the best, trial "
         f"{preferred(ranked, objectives)[0].number} is to be picked (highest utility, then smallest λ + γ)"

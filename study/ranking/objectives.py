@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ardmvc_core.evaluation.intervals import PooledSpread, pooled_spread
 from study.records import Goal, TrialRecord
 
 
@@ -23,6 +24,17 @@ def value(record: TrialRecord, metric: str) -> float | None:
 def spread(record: TrialRecord, metric: str) -> float | None:
     """Standard deviation of the metric over the trial's seeds; None with a single seed."""
     return value(record, f"spread/{metric}")
+
+
+def pooled(records: Sequence[TrialRecord], metric: str) -> PooledSpread | None:
+    """Spread of the metric over seeds that trials of one study share; None with a single seed.
+
+    Every trial of a study has the same seeds, so that a test paired by seed would find more; records hold no values per
+    seed.
+    """
+    found = [own for record in records if (own := spread(record, metric)) is not None]
+    # Where the number of seeds is not stored there are two at least: one has no spread.
+    return pooled_spread(found, records[0].config.get("repeats", 2)) if found else None
 
 
 def upward(values: Sequence[float], objectives: Sequence[Goal]) -> tuple[float, ...]:

@@ -5,9 +5,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from study.ranking.label_free import choice, feasible, guarded, ranked_by_b
-from study.ranking.objectives import spread, value
+from study.ranking.objectives import pooled, spread, value
 from study.ranking.ranking import rank, scores
 from study.records import Goal, TrialRecord
+
+ALPHA = 0.05
+"""A difference with a larger p value is no finding."""
 
 
 def short_names(paths: Iterable[str]) -> dict[str, str]:
@@ -71,7 +74,7 @@ def summary(records: Iterable[TrialRecord], objectives: Sequence[Goal]) -> str:
     lines += _aligned([_line(record, objectives, paths, record in top) for record in [*top, *beside]])
     lines += choice([row.record for row in ranked], objectives)
     if not several:
-        lines += _differences(top[0], beside, objectives[0])
+        lines += _differences([row.record for row in ranked], beside, objectives[0])
     lines += [f"warning: trial {r.number}: {text}" for r in [*top, *beside] for text in r.warnings]
     lines += [
         f"baseline trial {row.record.number} has no rank: {row.note}"
@@ -103,23 +106,24 @@ def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True) if w).rstrip() for row in table]
 
 
-def _differences(top: TrialRecord, beside: Sequence[TrialRecord], objective: Goal) -> list[str]:
-    """One line per baseline. The difference of two means varies by √(s₁² + s₂²); below that it shows nothing."""
+def _differences(ranked: Sequence[TrialRecord], beside: Sequence[TrialRecord], objective: Goal) -> list[str]:
+    """One line per baseline: whether the best trial differs from it by more than chance.
+
+    p is corrected for the choice: any ranked trial might have come first, and that one is compared with every baseline.
+    """
+    top = ranked[0]
     lines: list[str] = ["warning: the best trial is a baseline; no searched trial is better"] if top.baseline else []
     if ranked_by_b([top], [objective]):
         return lines  # this objective has not ranked them
     own, metric = (scores(top, [objective]) or (math.nan,))[0], objective.metric
+    shared, tests = pooled(ranked, metric), (len(ranked) - 1) * len(beside)
     for other in beside:
-        found = (scores(other, [objective]) or (math.nan,))[0]
-        gap = abs(own - found)
-        text = f"{metric} differs from baseline trial {other.number} by {gap:.3f}"
-        spreads = spread(top, metric), spread(other, metric)
-        if spreads[0] is None or spreads[1] is None:
+        gap = own - (scores(other, [objective]) or (math.nan,))[0]
+        text = f"{metric} differs from baseline trial {other.number} by {abs(gap):.3f}"
+        if shared is None:
             lines.append(f"warning: {text}; one seed per trial, so the spread is unknown: not a finding")
             continue
-        both = math.hypot(spreads[0], spreads[1])
-        if gap <= both:
-            lines.append(f"warning: {text}, within the spread over seeds ({both:.3f}): not a finding")
-        else:
-            lines.append(f"{text}, more than the spread over seeds ({both:.3f})")
+        p = shared.p_value(gap, tests)
+        noise = f"warning: {text}, within noise (p = {show(p)}): not a finding"
+        lines.append(noise if p > ALPHA else f"{text}, more than noise (p = {show(p)})")
     return lines

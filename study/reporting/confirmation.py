@@ -15,6 +15,7 @@ from ardmvc_core.evaluation.intervals import (
     holm,
     paired_difference,
     probability_of_improvement,
+    share_interval,
     t_interval,
 )
 from study.ranking.summary import short_names, show
@@ -55,7 +56,7 @@ class Comparison:
     baseline: int
     difference: PairedDifference
     adjusted_p: float
-    """After Holm's correction over all comparisons with this baseline."""
+    """After Holm's correction over all comparisons of the confirmation."""
     improves: float
     """Share of the seeds on which the finalist is better."""
 
@@ -80,7 +81,12 @@ def finalists_of(chosen: Sequence[TrialRecord], found: Sequence[TrialRecord]) ->
                     baseline=record.baseline,
                     overrides=record.overrides,
                     searched=record.metrics.get(METRIC),
-                    means={name: t_interval(values[name]) for name in METRICS if name in values},
+                    means={
+                        # Kappa may be negative.
+                        name: (t_interval if name == "robust/kappa" else share_interval)(values[name])
+                        for name in METRICS
+                        if name in values
+                    },
                     seeds=tuple(float(value) for value in values[METRIC]),
                 )
             )
@@ -94,22 +100,20 @@ def _per_seed(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float6
 
 def comparisons(finalists: Sequence[Finalist]) -> list[Comparison]:
     """Every finalist against every baseline, paired by seed."""
-    result = []
-    for baseline in [one for one in finalists if one.baseline]:
-        rivals = [one for one in finalists if not one.baseline]
-        differences = [paired_difference(one.seeds, baseline.seeds) for one in rivals]
-        adjusted = holm([difference.p_value for difference in differences])
-        for one, difference, p in zip(rivals, differences, adjusted, strict=True):
-            result.append(
-                Comparison(
-                    trial=one.trial,
-                    baseline=baseline.trial,
-                    difference=difference,
-                    adjusted_p=float(p),
-                    improves=probability_of_improvement(one.seeds, baseline.seeds),
-                )
-            )
-    return result
+    baselines = [one for one in finalists if one.baseline]
+    pairs = [(one, other) for other in baselines for one in finalists if not one.baseline]
+    differences = [paired_difference(one.seeds, other.seeds) for one, other in pairs]
+    adjusted = holm([difference.p_value for difference in differences])
+    return [
+        Comparison(
+            trial=one.trial,
+            baseline=other.trial,
+            difference=difference,
+            adjusted_p=float(p),
+            improves=probability_of_improvement(one.seeds, other.seeds),
+        )
+        for (one, other), difference, p in zip(pairs, differences, adjusted, strict=True)
+    ]
 
 
 def show_confirmation(
@@ -148,7 +152,7 @@ def confirmation_page(
         f"# {study}, confirmed",
         "",
         f"{trial['repeats']} fresh seeds each; scored on the score part under tier `{trial['evaluation']['tier']}`; "
-        f"the score part of this study has been used {uses} time{'s' * (uses != 1)}. Mean and 95 % t-interval over "
+        f"the score part of this study has been used {uses} time{'s' * (uses != 1)}. Mean and 95 % interval over "
         "seeds.",
         "",
         _table(finalists),
@@ -187,7 +191,7 @@ def _differences(compared: Sequence[Comparison]) -> list[str]:
         ]
         for one in compared
     ]
-    head = f"Paired differences of {METRIC} (same seeds, same samples), p values after Holm's correction:"
+    head = f"Paired differences of {METRIC} (same seeds, same samples), p after Holm's correction over all of them:"
     return [head, "", markdown_table(["trial", "against", "difference", "p", "better on"], rows), ""]
 
 

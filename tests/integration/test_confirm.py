@@ -51,17 +51,18 @@ def test_the_best_searched_trials_come_first_then_every_baseline() -> None:
 
 
 def test_of_trials_that_tie_the_one_to_pick_is_confirmed_first() -> None:
-    def judged(number: int, pra: float, error: float = 0.05, *, baseline: bool = False) -> TrialRecord:
+    def judged(number: int, pra: float, *, baseline: bool = False) -> TrialRecord:
         record = trial(number, pra, baseline=baseline)
         weights = {**record.overrides, "model.mitigator_weight": 1.0}
-        metrics = {"select/pra": pra, "select/pra_se": error, "select/utility": 1.0}
-        return replace(record, metrics=metrics, overrides=weights, config={"model": {"name": "ar_dmvc_am"}})
+        metrics = {"select/pra": pra, "spread/select/pra": 0.03, "select/utility": 1.0}
+        config = {"model": {"name": "ar_dmvc_am"}, "repeats": 2}
+        return replace(record, metrics=metrics, overrides=weights, config=config)
 
     spec = {"objective": {"metric": "select/pra", "mode": "max"}}
     records = [judged(7, 0.8), judged(3, 0.78)]
     assert [record.number for record in finalists(spec, records, 1)] == [3]
     # The report settles ties among all trials, baselines too; so does this: 0.78 is not within 0.03 of 0.82.
-    best = judged(0, 0.82, 0.03, baseline=True)
+    best = judged(0, 0.82, baseline=True)
     assert [record.number for record in finalists(spec, [best, *records], 2)] == [7, 3, 0]
 
 
@@ -88,20 +89,24 @@ def test_the_table_has_the_interval_the_paired_difference_and_the_shrinkage(tmp_
     ]
     result = finalists_of(chosen, found)
     assert [one.trial for one in result] == [7, 8, 0]
-    # Mean 0.8, s = 0.0816, t(3) = 3.182: half width 3.182 · 0.0816 / 2 = 0.130.
+    # Mean 0.8, s = 0.0816, t(3) = 3.182: q = (3.182 · 0.0816 / 2)² / 0.16 = 0.1055, centre 0.85275 / 1.1055 and half
+    # width √(0.1055 · 0.16 + 0.1055² / 4) / 1.1055.
     interval = result[0].means["robust/acc"]
-    assert (interval.value, interval.low, interval.high) == pytest.approx((0.8, 0.670, 0.930), abs=5e-4)
+    assert (interval.value, interval.low, interval.high) == pytest.approx((0.8, 0.645, 0.898), abs=5e-4)
     first, second = comparisons(result)
     assert (first.trial, first.baseline, first.improves) == (7, 0, 1.0)
     assert first.difference.difference.value == pytest.approx(0.3)
     # 0.3 / 0.0408 = 7.35 at 3 degrees of freedom: p = 0.0052, twice that after Holm over two.
     assert first.adjusted_p == pytest.approx(0.0104, abs=3e-4)
     assert second.improves == pytest.approx((2 + 0.5) / 4)
+    # A second baseline of the same numbers: four comparisons, of which two have the smallest p.
+    beside = [one.adjusted_p for one in comparisons([*result, replace(result[2], trial=1)])]
+    assert beside == pytest.approx([2 * first.adjusted_p, second.adjusted_p * 2] * 2)
     spec = checked_spec("test", {**study_dict(tmp_path), "space": {}, "baselines": [{}], "limits": {"trials": 1}})
     shown = spec.model_copy(update={"trial": {**spec.trial, "repeats": 4, "evaluation": {"tier": "standard"}}})
     text = confirmation_page("name", shown, result, [first, second], uses=2, searched_trials=16)
     assert "used 2 times" in text
-    assert "| 7 | 7 | 0.800 [0.670, 0.930]" in text
+    assert "| 7 | 7 | 0.800 [0.645, 0.898]" in text
     assert "had 0.950 there and has 0.800 here: +0.150" in text
     assert "about 1.8 standard deviations" in text
     assert "| 0.010 | 100% of the seeds |" in text

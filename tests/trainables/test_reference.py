@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,13 +74,12 @@ def test_utility_and_pra_are_those_of_the_formula() -> None:
     assert report["select/utility"] == pytest.approx(placed.mean())
     assert report["select/pra"] == pytest.approx((placed & ~flipped).mean())
     assert report["select/reliable"] == 1.0
-    assert "select/pra_se" not in report
     # With the true classes as reference it is the robust accuracy itself.
     assert report["select/pra"] == pytest.approx(report["robust/acc"])
     assert report["budget"].count("-") == 1
 
 
-def test_two_seeds_have_a_standard_error_and_the_checkpoint_remembers_the_plain_models(tmp_path: Path) -> None:
+def test_two_seeds_have_a_spread_and_the_checkpoint_remembers_the_plain_models(tmp_path: Path) -> None:
     settings = config(repeats=2)
     tune = data_parts.cached_parts(settings.dataset, "strict")["tune"].data
     assert tune.labels is not None
@@ -88,7 +88,7 @@ def test_two_seeds_have_a_standard_error_and_the_checkpoint_remembers_the_plain_
     trial = Trial(settings)
     report = trial.run_round()
     first, second = trial._arrays["seeds/select/pra"]
-    assert report["select/pra_se"] == pytest.approx(abs(first - second) / 2)
+    assert report["spread/select/pra"] == pytest.approx(abs(first - second) / math.sqrt(2))
     trial.save(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["reference_entropy"] == 0.75
 

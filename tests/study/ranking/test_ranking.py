@@ -4,7 +4,10 @@ import math
 import random
 from dataclasses import replace
 
-from study.ranking.label_free import preferred, ranked_by_b, tied
+import numpy as np
+import pytest
+
+from study.ranking.label_free import preferred, ranked_by_b, tie_error, tied
 from study.ranking.objectives import goals
 from study.ranking.ranking import best, main_budget, rank, scores, since_improvement
 from study.ranking.standing import Standing
@@ -35,6 +38,7 @@ def trial(
         values=(robust,) if state == "COMPLETE" else (),
         overrides={"model.adversarial_weight": number / 10},
         baseline=baseline,
+        config={"repeats": 2},
         round=4 if state == "COMPLETE" else 2,
         rounds=4,
         metrics=metrics,
@@ -60,14 +64,15 @@ def test_without_labels_a_collapsed_trial_is_not_ranked_however_high_it_scores()
 
 
 def judged(number: int, pra: float, weights: tuple[float, float] = (1.0, 1.0), **metrics: float) -> TrialRecord:
-    """A trial with `select/…` scores, its λ and γ, and a standard error of 0.02 that further metrics may replace."""
-    own = {"pra": pra, "pra_se": 0.02, "utility": 1.0, "feasible": 1.0, "reliable": 1.0, **metrics}
+    """A trial of two seeds with `select/…` scores, λ and γ, and a spread of 0.02 that further metrics may replace."""
+    own = {"pra": pra, "spread": 0.02, "utility": 1.0, "feasible": 1.0, "reliable": 1.0, **metrics}
     known = {name: value for name, value in own.items() if name == "kappa"}
     scored = {f"select/{name}": value for name, value in own.items() if name not in known}
+    scored["spread/select/pra"] = scored.pop("select/spread")
     overrides = {"model.adversarial_weight": weights[0], "model.mitigator_weight": weights[1]}
     metrics = {**scored, **{f"robust/{name}": value for name, value in known.items()}}
-    model = {"model": {"name": "ar_dmvc_am"}}
-    return replace(trial(number, pra), metrics=metrics, values=(pra,), overrides=overrides, config=model)
+    config = {"model": {"name": "ar_dmvc_am"}, "repeats": 2}
+    return replace(trial(number, pra), metrics=metrics, values=(pra,), overrides=overrides, config=config)
 
 
 def picked(*records: TrialRecord) -> list[int]:
@@ -84,11 +89,15 @@ def test_trials_within_a_standard_error_are_told_apart_by_utility_then_by_weaker
     assert "within one standard error (0.020) of the best: trial 1, 2; of these and the best, trial 2" in summary(
         [best_one, strong, weak, too_low], LABEL_FREE
     )
-    # Two seeds that agree leave exact ties. One seed has no standard error, and another objective no such rule.
-    assert picked(judged(0, 0.90, pra_se=0.0), judged(1, 0.90, (0, 0), pra_se=0.0), judged(2, 0.89)) == [1, 0, 2]
+    # Four trials: that of the better two counts, √((0² + 0.02²) / 2) for two seeds.
+    steady, poor = judged(0, 0.90, spread=0.0), judged(3, 0.5, (0, 0), spread=0.4)
+    assert tie_error([steady, strong, weak, poor], LABEL_FREE) == pytest.approx(0.02 / math.sqrt(2))
+    assert picked(steady, strong, judged(2, 0.885, (0, 0)), poor) == [0, 1, 2, 3]
+    # Seeds that agree leave exact ties. One seed has no standard error, and another objective no such rule.
+    assert picked(judged(0, 0.90, spread=0.0), judged(1, 0.90, (0, 0), spread=0.0), judged(2, 0.89)) == [1, 0, 2]
     alone = [judged(0, 0.90), judged(1, 0.90, (0, 0))]
     for record in alone:
-        del record.metrics["select/pra_se"]
+        del record.metrics["spread/select/pra"]
     assert picked(*alone) == [0, 1]
     assert "standard error" not in summary(alone, LABEL_FREE)
     assert [r.number for r in tied([trial(0, 0.9), trial(1, 0.9)], ROBUST)] == [0]
@@ -182,19 +191,38 @@ def test_fronts_of_two_objectives() -> None:
     assert "trial 2" not in text
 
 
-def test_a_difference_within_the_spread_is_no_finding() -> None:
-    # √(0.03² + 0.04²) = 0.05: 0.5 − 0.46 is within, 0.5 − 0.2 is not.
+def test_a_difference_that_chance_makes_is_no_finding() -> None:
+    """√((2 · 0.04² + 0.03² + 0.02²) / 4) · √(2 / 2) = 0.0335 with 4 degrees of freedom: t = 1.19 and 8.94, p = 0.298
+    and 0.00087, each times the three rivals of each of two baselines."""
     records = [trial(0, 0.46, spread=0.04, baseline=True), trial(1, 0.2, spread=0.04, baseline=True)]
     records += [trial(2, 0.5, spread=0.03), trial(3, 0.4)]
     lines = summary(records, ROBUST).splitlines()
     best_line = "best trial 2 robust/acc 0.500 ± 0.030 clean/acc 0.900 ± 0.030 adversarial_weight 0.2"
     assert " ".join(lines[1].split()) == best_line
     assert "trial 3" not in "".join(lines)
-    assert lines[4].startswith(
-        "warning: robust/acc differs from baseline trial 0 by 0.040, within the spread over seeds"
-    )
-    assert lines[4].endswith("(0.050): not a finding")
-    assert lines[5] == "robust/acc differs from baseline trial 1 by 0.300, more than the spread over seeds (0.050)"
+    noise = "warning: robust/acc differs from baseline trial 0 by 0.040, within noise (p = 1): not a finding"
+    assert lines[4] == noise
+    assert lines[5] == "robust/acc differs from baseline trial 1 by 0.300, more than noise (p = 0.00519)"
+
+
+@pytest.mark.parametrize("searched", [12, 25])
+@pytest.mark.parametrize("baselines", [1, 2])
+def test_equal_settings_are_seldom_told_apart_and_different_ones_are(searched: int, baselines: int) -> None:
+    """2,000 studies of two seeds, all settings equal: a claim in at most 5 % (and two standard errors of that). With
+    one trial ten standard deviations above all others nearly all say so."""
+
+    def claims(values: np.ndarray) -> bool:
+        means, spreads = values.mean(axis=1), values.std(axis=1, ddof=1)
+        records = [
+            trial(number, mean, spread=own, baseline=number < baselines)
+            for number, (mean, own) in enumerate(zip(means.tolist(), spreads.tolist(), strict=True))
+        ]
+        return "more than noise" in summary(records, ROBUST)
+
+    studies = np.random.default_rng(5).normal(0.7, 0.05, (2000, baselines + searched, 2))
+    assert np.mean([claims(study) for study in studies]) <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 2000)
+    studies[:, -1] += 0.5
+    assert np.mean([claims(study) for study in studies[:200]]) >= 0.95
 
 
 def test_one_seed_and_a_baseline_on_top_are_said() -> None:
