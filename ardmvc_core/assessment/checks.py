@@ -295,6 +295,10 @@ def _random_search(case: Case) -> CheckResult:
 
 
 def _above_noise(case: Case) -> list[CheckResult]:
+    """C7c: each attack is ahead of noise where much more than noise is known to move, and nowhere behind it.
+
+    Of a robust model no attack can be ahead; that attacks work at all is for C14 to show.
+    """
     title = "each attack is better than noise"
     whole = [record for record in case.result.records if int(record.tested.sum()) == case.count]
     if not whole:
@@ -308,7 +312,10 @@ def _above_noise(case: Case) -> list[CheckResult]:
     detail = f"noise {case.result.noise_flip:.3f}; {', '.join(lines)}"
     if worst == math.inf:
         return [CheckResult(id="C7c", title=title, value=None, verdict="PASS", detail=detail)]
-    return [case.least("C7c", title, worst, 0.1, 0.03, detail)]
+    # A run of the checks' own counts too, so that a suite in which every attack is broken does not excuse itself.
+    known = max(case.result.flip_rate, case.flip_rate(ce, case.tier_steps()))
+    good, fair = (0.1, 0.03) if known - case.result.noise_flip >= 0.1 else (0.0, -0.03)
+    return [case.least("C7c", title, worst, good, fair, f"{detail}; known to move {known:.3f}")]
 
 
 # C8, C10: gradients

@@ -35,7 +35,7 @@ def map_from_confusion(class_by_cluster: Counts) -> IntArray:
 
 
 def scores_from_confusion(class_by_cluster: Counts, mapping: NDArray[np.integer] | None = None) -> ClusteringScores:
-    """The scores of `metrics.fixed_map_scores`, or of `metrics.clustering_scores` if no map is given.
+    """ACC, NMI, ARI and purity of `metrics.fixed_map_scores`, or of `metrics.clustering_scores` if no map is given.
 
     Args:   class_by_cluster: (classes, clusters) counts ≥ 0, as stored in `confusion/class_<…>`.
         mapping: (clusters,), the class of each cluster; None fits the best one to these counts (`acc_refit`).

@@ -22,6 +22,9 @@ from ardmvc_core.ranges import (
 EVALUATION_VERSION = 2
 """Part of every budget's digest: raised whenever the same budget would give other numbers."""
 
+FEW_PER_CLUSTER = 5
+"""Scored samples per cluster below which chance alone scores so high that an evaluation warns."""
+
 RETIRED = {"gan_eps", "probe_steps", "objectives", "steps", "step_ratio", "restarts", "noise_draws", "gan"}
 """Settings of budgets of version 1, whose evaluation was another; saved trials may still have them."""
 
@@ -56,6 +59,10 @@ class EvalBudget:
         check_values(self)
         if len(set(self.further_attacks)) != len(self.further_attacks):
             raise ValueError(f"further_attacks must be distinct, got {self.further_attacks}")
+
+    def scored(self, size: int) -> int:
+        """How many samples of a part of that size are scored."""
+        return size if self.samples is None else min(size, self.samples)
 
     def resolve(self, dataset_name: str, n_views: int) -> "ResolvedBudget":
         """The budget with the data set's ε where none is given.
@@ -95,6 +102,16 @@ class ResolvedBudget(EvalBudget):
     def attack_budget(self) -> AttackBudget:
         """The main ε as a budget of attacks."""
         return AttackBudget(eps=self.eps, attacked_views=self.attacked_views)
+
+
+def too_few(scored: int, n_clusters: int) -> str | None:
+    """What is wrong with so few scored samples; None if they are as many as the clusters."""
+    if scored >= n_clusters:
+        return None
+    return (
+        f"only {scored} scored samples for {n_clusters} clusters: with fewer than one each scores mean nothing; "
+        f"score at least {n_clusters}, better {FEW_PER_CLUSTER * n_clusters} or more"
+    )
 
 
 def _canonical(value: Any) -> Any:

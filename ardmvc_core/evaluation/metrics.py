@@ -4,7 +4,7 @@ Labels and clusters are NumPy arrays or tensors of integers and are never change
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,9 @@ Integers = Tensor | NDArray[Any]
 
 
 SCORES = ("acc", *AGREEMENT)
-"""What is reported as `clean/…`, `robust/…`, `<attack>/…` and `official/<phase>/…`, and may be an objective."""
+"""What is reported as `clean/…`, `robust/…` and `<attack>/…`, and may be an objective."""
+PUBLISHED = ("acc", "nmi", "ari")
+"""What published tables have: reported as `official/<phase>/…`, and as `chance/…`."""
 ATTACK_SCORES = (*SCORES, "flip", "acc_refit")
 """What is reported of a single attack."""
 ROBUST_SCORES = (*SCORES, "flip", "kappa")
@@ -47,9 +49,10 @@ class ClusteringScores:
     def ari(self) -> float:
         return self.agreement["ari"]
 
-    def named(self, group: str) -> dict[str, float]:
-        """`<group>/<score>` for every score in `SCORES`."""
-        return {f"{group}/{score}": value for score, value in {"acc": self.acc, **self.agreement}.items()}
+    def named(self, group: str, scores: Iterable[str] = SCORES) -> dict[str, float]:
+        """`<group>/<score>` for each of `scores`."""
+        values = {"acc": self.acc, **self.agreement}
+        return {f"{group}/{score}": values[score] for score in scores}
 
 
 def clustering_scores(labels: Integers, clusters: Integers, n_clusters: int) -> ClusteringScores:
@@ -90,14 +93,28 @@ def fixed_map_scores(labels: Integers, clusters: Integers, mapping: Integers) ->
     label_ids, cluster_ids = _integers(labels, "labels"), _integers(clusters, "clusters")
     classes = _integers(mapping, "mapping")
     counts = confusion(cluster_ids, label_ids, len(classes), int(label_ids.max()) + 1)
-    # scikit-learn calls two constants a perfect agreement; one cluster tells nothing, so it earns nothing.
-    constant = np.count_nonzero(counts.any(axis=1)) == 1
     return ClusteringScores(
         acc=float(np.mean(classes[cluster_ids] == label_ids)),
-        agreement={name: 0.0 if constant else score(label_ids, cluster_ids) for name, score in AGREEMENT.items()},
+        agreement={name: _agreement(name, label_ids, cluster_ids) for name in AGREEMENT},
         purity=float(counts.max(axis=1).sum() / len(label_ids)),
         n_samples=len(label_ids),
     )
+
+
+def chance_scores(labels: Integers, clusters: Integers, n_clusters: int, permutations: int = 20) -> dict[str, float]:
+    """What chance alone gives for so many samples, and clusters of these sizes.
+
+    Args:   labels, clusters, n_clusters: as in `clustering_scores`. permutations: ≥ 1, drawn from a fixed seed.
+    Returns: each of `PUBLISHED`, its mean over random permutations of the clusters, each matched to the labels anew.
+    Raises: ValueError as `clustering_scores`.
+    """
+    label_ids, cluster_ids = _integers(labels, "labels"), _integers(clusters, "clusters")
+    stream = np.random.default_rng(0)
+    drawn = []
+    for dealt in (stream.permutation(cluster_ids) for _ in range(permutations)):
+        acc = float(np.mean(fit_map(label_ids, dealt, n_clusters)[dealt] == label_ids))
+        drawn.append([acc, *(_agreement(name, label_ids, dealt) for name in PUBLISHED[1:])])
+    return dict(zip(PUBLISHED, np.mean(drawn, axis=0).tolist(), strict=True))
 
 
 def flip_rate(clean: Integers, attacked: Integers) -> float:
@@ -164,6 +181,11 @@ def occupancy(clusters: Integers, n_clusters: int) -> tuple[int, float]:
     occupied = int((shares > 1 / (10 * n_clusters)).sum())
     held = shares[shares > 0]
     return occupied, abs(float((held * np.log(held)).sum() / math.log(n_clusters)))
+
+
+def _agreement(name: str, labels: IntArray, clusters: IntArray) -> float:
+    # scikit-learn calls two constants a perfect agreement; one cluster tells nothing, so it earns nothing.
+    return 0.0 if (clusters == clusters[0]).all() else AGREEMENT[name](labels, clusters)
 
 
 def _array(values: Tensor | NDArray[Any]) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from ardmvc_core.attacks.searches.pgd import frozen
 from ardmvc_core.attacks.target import EvaluationError, assign, attacked_views, device_of
 from ardmvc_core.data.dataset import MultiViewDataset
 from ardmvc_core.evaluation.budget import ResolvedBudget
-from ardmvc_core.evaluation.metrics import clustering_scores
+from ardmvc_core.evaluation.metrics import PUBLISHED, clustering_scores
 from ardmvc_core.evaluation.score_card import Evaluation
 from ardmvc_core.networks.encoders import bf16_encoders
 from ardmvc_core.networks.kmeans import KMeansHead, embeddings, published_clusters
@@ -31,7 +31,7 @@ def evaluate_official(model: nn.Module, data: MultiViewDataset, budget: Resolved
 
     Args: model: not changed; a copy is attacked, because its running statistics drift. data: the attacked half, with
         labels.
-    Returns: `official/{pre,post}/{acc,nmi,ari}`: one clean pass before the attacker is fitted, and one attacked pass
+    Returns: `official/{pre,post}/…` of `PUBLISHED`: one clean pass before the attacker is fitted, and one attacked pass
         with its last epoch; `guard/official_gan_saturation`. A model with a k-means head gets its clusters from k-means
         fitted anew to each pass, as published, and not from its frozen centroids.
     Raises: EvaluationError without labels or for logits that are not finite.
@@ -75,4 +75,4 @@ def _official_scores(
     else:
         clusters = assign(target, shuffled, budget.official.batch_size)
     scores = clustering_scores(data.labels[order], clusters, data.n_clusters)
-    return scores.named(f"official/{phase}")
+    return scores.named(f"official/{phase}", PUBLISHED)

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ardmvc_core.evaluation.budget import FEW_PER_CLUSTER
 from ardmvc_core.evaluation.metrics import (
+    chance_scores,
     clustering_scores,
     confusion,
     fit_map,
@@ -63,15 +65,22 @@ class ScoreCard:
 
     def __post_init__(self) -> None:
         self.tables["clusters/clean"] = self.clean
+        count = len(self.clean)
+        few = f"only {count} scored samples for {self.n_clusters} clusters"
         if self.labels is not None:
             self._map = fit_map(self.labels, self.clean, self.n_clusters)
             self.tables["labels"] = self.labels
             scores = fixed_map_scores(self.labels, self.clean, self._map)
             self.values |= scores.named("clean")
             self._class_table("clean", self.clean)
+            chance = chance_scores(self.labels, self.clean, self.n_clusters)
+            self.values |= {f"chance/{score}": value for score, value in chance.items()}
+            few += f": chance alone gives ACC {chance['acc']:.2f}"
+        if count < FEW_PER_CLUSTER * self.n_clusters:
+            self.warnings.append(few)
         sizes = np.bincount(self.clean, minlength=self.n_clusters)
         used = int(np.count_nonzero(sizes))
-        self.values |= {"guard/clusters_used": float(used), "guard/min_share": float(sizes.min() / len(self.clean))}
+        self.values |= {"guard/clusters_used": float(used), "guard/min_share": float(sizes.min() / count)}
         if used < self.n_clusters:
             # A constant partition cannot be moved: robustness bought by collapse must not go unseen.
             self.warnings.append(f"only {used} of {self.n_clusters} clusters hold clean samples")
@@ -95,7 +104,8 @@ class ScoreCard:
 
         A sample is right if it is right on clean views and no attack moves it; one that an attack repairs counts as
         wrong. `nmi` and `ari` are those of `clusters` against the classes, `nmi_clean` and `ari_clean` against the
-        clean clusters.
+        clean clusters. `chance/<name>_acc` is its floor, `chance/acc` × the share that is not moved: what a
+        partition that is right by chance scores if it is moved as often.
 
         Args: clusters: (M,) of the first M ≤ N samples, the clean cluster where no attack moved one. moved: (M,).
             noise_flip: flip rate of random noise of the same budget, `noise/flip`.
@@ -121,6 +131,7 @@ class ScoreCard:
             self.values |= fixed_map_scores(labels, clusters, self._map).named(name)
             right = (self._map[clean] == labels) & ~moved
             self.values[f"{name}/acc"] = float(right.mean())
+            self.values[f"chance/{name}_acc"] = self.values["chance/acc"] * (1 - flip)
             # What the number can be computed from again: classes and clean clusters of the samples that stayed.
             table = np.zeros((self._n_classes, self.n_clusters), dtype=np.int64)
             np.add.at(table, (labels[~moved], clean[~moved]), 1)

@@ -30,8 +30,8 @@ class SuiteEvaluation:
 
 def scored_samples(model: nn.Module, data: MultiViewDataset, budget: ResolvedBudget) -> MultiViewDataset:
     """The samples that the budget scores, on the model's device."""
-    if budget.samples is not None and len(data) > budget.samples:
-        data = data.subset(range(budget.samples))
+    if budget.scored(len(data)) < len(data):
+        data = data.subset(range(budget.scored(len(data))))
     return data.to(device_of(model, data.views))
 
 
@@ -51,10 +51,10 @@ def evaluate_suite(
     Args: model: left as it was found. data: the scored part; without labels only label-free metrics appear.
         attacker_views: what generators are fitted on; None: they are skipped. surrogates, everyone, progress, attacks:
         as in `run_suite`.
-    Returns: `clean/{acc,nmi,ari}`, `guard/{clusters_used,min_share}`, `noise/flip`, `robust/{acc,nmi,ari,flip,kappa}`
-        of the union, `robust/{nmi,ari}_clean` between clean and attacked clusters, per attack `<key>/new` (share of the
-        samples that it flips first) and, where it ran on every sample, `<key>/{acc,nmi,ari,acc_refit,flip}`, and
-        `cost/{forwards,backwards}` in passes of a sample.
+    Returns: `clean/…` of `SCORES`, `chance/{acc,nmi,ari,robust_acc}`, `guard/{clusters_used,min_share}`, `noise/flip`,
+        `robust/…` of `ROBUST_SCORES` of the union, `robust/{nmi,ami,ari}_clean` between clean and attacked clusters,
+        per attack `<key>/new` (share of the samples that it flips first) and, where it ran on every sample, `<key>/…`
+        of `ATTACK_SCORES`, and `cost/{forwards,backwards}` in passes of a sample.
     Raises: EvaluationError if the target changes or cannot be judged.
     """
     data = scored_samples(model, data, budget)
@@ -93,8 +93,8 @@ def evaluate_suite(
 def probe(model: nn.Module, data: MultiViewDataset, budget: ResolvedBudget) -> Evaluation:
     """The cheap evaluation of a round: clean scores, and the tier `probe` on the first `probe_samples`.
 
-    Returns: `clean/…`, `guard/…`, `noise/flip`, and what `evaluate_suite` calls `robust/…` as `probe/…`; among the
-        arrays `clusters/clean` and, of the attacked samples, `probe/flipped`.
+    Returns: `clean/…`, `chance/…`, `guard/…`, `noise/flip`, and what `evaluate_suite` calls `robust/…` as `probe/…`;
+        among the arrays `clusters/clean` and, of the attacked samples, `probe/flipped`.
     Raises: EvaluationError as `evaluate_suite`.
     """
     data = scored_samples(model, data, budget)

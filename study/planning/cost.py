@@ -52,7 +52,7 @@ def trial_cost(
         tiers aim at no more than nine other clusters.
     """
     if isinstance(config, AttackTrialConfig):
-        scored = _scored(budget, sizes["tune"])
+        scored = budget.scored(sizes["tune"])
         # Clean scores, and a look at what the attack found.
         per_round = _noise(budget.tier, budget, scored) + _assign(scored, budget.batch_size) * 2
         return Cost(_gan(config.attack, sizes["attacker"]), per_round * config.rounds)
@@ -94,13 +94,13 @@ def _looks(config: TrialConfig, protocol: Protocol) -> int:
 
 
 def _probe(budget: ResolvedBudget, size: int, n_clusters: int) -> Passes:
-    clean, attacked = _scored(budget, size), min(budget.probe_samples, _scored(budget, size))
+    clean, attacked = budget.scored(size), min(budget.probe_samples, budget.scored(size))
     return _assign(clean, budget.batch_size) + _tier("probe", budget, attacked, n_clusters)
 
 
 def _strict(budget: ResolvedBudget, size: int, n_clusters: int) -> Passes:
     """A clean pass for the scores, and the suite."""
-    scored = _scored(budget, size)
+    scored = budget.scored(size)
     return _assign(scored, budget.batch_size) + _tier(budget.tier, budget, scored, n_clusters)
 
 
@@ -123,10 +123,6 @@ def _noise(tier: Tier, budget: ResolvedBudget, scored: int) -> Passes:
 def _gan(config: GANConfig, size: int) -> Passes:
     """A clean and an attacked pass in each step, the latter differentiated."""
     return Passes(2, 1) * (config.epochs * (size // min(config.batch_size, size)))
-
-
-def _scored(budget: ResolvedBudget, size: int) -> int:
-    return size if budget.samples is None else min(size, budget.samples)
 
 
 def _assign(size: int, batch_size: int) -> Passes:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from ardmvc_core.data import DataError, DatasetConfig, Protocol, check_dataset
+from ardmvc_core.evaluation.budget import EvalBudget, too_few
 from ardmvc_core.models import MODELS
 from ardmvc_core.types import ViewShapes
 from study.spec.objectives import LABEL_FREE, needs_no_labels
@@ -98,6 +99,7 @@ def _model_faults(spec: StudySpec, config: TrialConfig) -> list[str]:
     if config.batch_size > facts.sizes["train"]:
         size = facts.sizes["train"]
         faults.append(f"batch_size: must be ≤ {size}, the samples that are trained on, got {config.batch_size}")
+    faults += _sample_faults(config.evaluation, facts, config.score_on)
     try:
         config.resolved_budget(len(facts.view_shapes))
     except ValueError as error:
@@ -117,6 +119,17 @@ def _model_faults(spec: StudySpec, config: TrialConfig) -> list[str]:
     return faults
 
 
+def _sample_faults(evaluation: EvalBudget, facts: DataFacts, strict_part: str) -> list[str]:
+    """Fewer scored samples than clusters, in the strict protocol's part or in the half that the official one scores."""
+    faults = []
+    for part in (strict_part, "attack"):
+        if (size := facts.sizes.get(part)) is not None:
+            scored = size if part == "attack" else evaluation.scored(size)
+            if fault := too_few(scored, facts.n_clusters):
+                faults.append(f"{'evaluation.samples' if scored < size else 'dataset'}: {fault}")
+    return faults
+
+
 def _attacker_faults(spec: StudySpec) -> list[str]:
     config = spec.trial_config({})
     try:
@@ -131,6 +144,8 @@ def _attacker_faults(spec: StudySpec) -> list[str]:
         return [f"trial.checkpoint: the data of its trial: {fault}" for fault in str(error).splitlines()]
     except ValueError as error:
         return [f"trial.evaluation.{error}"]
+    if faults := _sample_faults(config.evaluation, facts, "tune"):
+        return [f"trial.{fault}" for fault in faults]
     try:
         load_model(folder, torch.device("cpu"), config=target)
     except ValueError as error:

@@ -23,6 +23,15 @@ def headline(found: Assessment) -> str:
     return "; ".join(part for part in parts if part) + f"; κ {values['robust/kappa']:.3f}" + noted
 
 
+def chance_text(found: Assessment) -> str:
+    """What chance alone gives on these samples, in words; empty without labels."""
+    values = found.suite.evaluation.values
+    if "chance/acc" not in values:
+        return ""
+    acc, nmi, under_attack = (values[f"chance/{name}"] for name in ("acc", "nmi", "robust_acc"))
+    return f"chance alone gives ACC {acc:.3f} and NMI {nmi:.3f} on clean views, ACC {under_attack:.3f} under attack"
+
+
 def why_withheld(found: Assessment) -> str:
     reasons = []
     if failed := found.sanity.failed:

@@ -14,6 +14,7 @@ from ardmvc_core.attacks.tiers import plan
 from study.reporting.text import markdown_table, three_decimals
 from study.robustness.facts import Facts, SurrogateFacts
 from study.robustness.headline import (
+    chance_text,
     counts_of,
     eps50,
     headline,
@@ -27,10 +28,12 @@ from study.robustness.headline import (
 _NAMES = {
     "acc": "ACC (fixed map)",
     "nmi": "NMI with classes",
+    "ami": "AMI with classes (NMI beyond chance)",
     "ari": "ARI with classes",
     "flip": "flip rate",
     "kappa": "κ (kept, beyond chance)",
     "nmi_clean": "NMI with clean clusters",
+    "ami_clean": "AMI with clean clusters",
     "ari_clean": "ARI with clean clusters",
 }
 
@@ -83,7 +86,10 @@ def _clean_and_worst(found: Assessment) -> str:
             before = "" if clean is None else with_interval(clean, intervals.get(f"clean/{name}"))
             rows.append([text, before, with_interval(robust, intervals.get(f"robust/{name}"))])
     heading = "worst case" if found.established else "worst case (not established)"
-    return f"## Clean and worst case\n\n{markdown_table(['', 'clean', heading], rows)}"
+    parts = ["## Clean and worst case", markdown_table(["", "clean", heading], rows)]
+    if text := chance_text(found):
+        parts.append(f"{text[0].upper()}{text[1:]}: the same clusters, dealt to samples at random and matched anew.")
+    return "\n\n".join(parts)
 
 
 def _noise_floor(found: Assessment) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PARTS = ("tune", "score")
 
 LEAST_SAMPLES = 2
-"""An interval over samples needs two."""
+"""Intervals over samples need two, and so does the training of a surrogate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ def prepare(given: argparse.Namespace) -> Request:
         raise SpecError([f"--repeat: must be in 0..{config.repeats - 1}, the trial's models, got {given.repeat}"])
     parts = _parts(config)
     budgets = _budgets(given, config, len(parts[given.part].data.views))
-    surrogates = _surrogates(given, parts)
+    surrogates = _surrogates(given, parts, budgets[0])
     _check_parts(target, parts, facts.contents)
     folders = _folders(given, target, budgets)
     device = pick_device("auto")
@@ -136,13 +136,14 @@ def _parts(config: "TrialConfig") -> "dict[str, Part]":
     return dict(cached_parts(config.dataset, "strict"))
 
 
-def _surrogates(given: argparse.Namespace, parts: "dict[str, Part]") -> int:
-    """How many are trained. Raises: SpecError if a part has too few samples, for them or for intervals."""
+def _surrogates(given: argparse.Namespace, parts: "dict[str, Part]", budget: "ResolvedBudget") -> int:
+    """How many are trained. Raises: SpecError if a part has too few samples, for them or to be scored."""
+    from ardmvc_core.evaluation.budget import too_few
     from trainables.surrogates import COUNTS
 
     scored, attacker = parts[given.part].data, parts["attacker"].data
-    if len(scored) < LEAST_SAMPLES:
-        raise SpecError([f"the part {given.part} has {len(scored)} sample; intervals need at least {LEAST_SAMPLES}"])
+    if fault := too_few(budget.scored(len(scored)), scored.n_clusters):
+        raise SpecError([f"--samples: {fault} (the part {given.part} has {len(scored)})"])
     count = COUNTS.get(given.tier, 0) if given.surrogates is None else given.surrogates
     if count and len(attacker) < LEAST_SAMPLES:
         raise SpecError([f"--surrogates: the attacker part has {len(attacker)} samples, too few"])

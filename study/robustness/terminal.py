@@ -3,7 +3,7 @@
 from ardmvc_core.assessment.assess import CURVE_TIER, Assessment
 from study.reporting.text import text_columns, three_decimals
 from study.robustness.facts import Facts
-from study.robustness.headline import counts_of, eps50, headline, measured_value, threat
+from study.robustness.headline import chance_text, counts_of, eps50, headline, measured_value, threat
 
 
 def terminal_page(found: Assessment, facts: Facts) -> str:
@@ -17,6 +17,7 @@ def terminal_page(found: Assessment, facts: Facts) -> str:
     ]
     if found.eps_curve:
         lines[-1] += f"; {eps50(found)[0].lower()}{eps50(found)[1:]} (tier {CURVE_TIER})"
+    lines += [text] if (text := chance_text(found)) else []
     rows = [["attack", "tested", "flipped", "new", "union", "ACC", "seconds"]]
     union = 0
     for record in result.records:

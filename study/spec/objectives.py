@@ -1,7 +1,7 @@
 """Which metrics a trial's last round reports: with another objective every trial would fail at its end."""
 
 from ardmvc_core.attacks.tiers import plan
-from ardmvc_core.evaluation.metrics import ATTACK_SCORES, ROBUST_SCORES, SCORES, UNMAPPED_SCORES
+from ardmvc_core.evaluation.metrics import ATTACK_SCORES, PUBLISHED, ROBUST_SCORES, SCORES, UNMAPPED_SCORES
 from ardmvc_core.selection.criteria import SELECT_SCORES
 from trainables.config import AttackTrialConfig, TrialConfig
 
@@ -13,7 +13,7 @@ def known_metrics(config: TrialConfig | AttackTrialConfig) -> list[str]:
     """Names of the scores in the last report of such a trial, on labelled data."""
     if isinstance(config, AttackTrialConfig):
         return [*_group("gan", ATTACK_SCORES), *_group("clean", SCORES), "noise/flip"]
-    official = [*_group("official/pre", SCORES), *_group("official/post", SCORES)]
+    official = [*_group("official/pre", PUBLISHED), *_group("official/post", PUBLISHED)]
     if config.protocol == "official":
         return official
     names = [*official] if config.protocol == "both" else []
@@ -52,7 +52,7 @@ def objection(metric: str) -> str | None:
         return "is reported by the rounds before the last only; its counterpart at the end is robust, or select"
     if group == "official":
         return "is reported with `protocol: official` or `both` only"
-    if group in {"loss", "time", "guard", "spread"}:
+    if group in {"loss", "time", "guard", "spread", "chance"}:
         return "is no score"
     return None
 

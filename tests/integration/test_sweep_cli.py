@@ -229,6 +229,17 @@ def test_batches_larger_than_the_training_part(refused: Refused) -> None:
     assert "space.batch_size: 500 makes an invalid trial: batch_size: must be ≤ 450" in message
 
 
+def test_fewer_scored_samples_than_clusters(refused: Refused) -> None:
+    advice = "with fewer than one each scores mean nothing; score at least 10, better 50 or more"
+    ten = ("--set", "trial.dataset.classes=[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]")
+    message = refused(*ten, "--set", "trial.evaluation.samples=9")
+    assert message == f"study.yaml: trial.evaluation.samples: only 9 scored samples for 10 clusters: {advice}\n"
+    small = (*ten, "--set", "trial.batch_size=5", "--set", "trial.dataset.samples=12")
+    official = ("--set", "trial.protocol=official", "--set", "objective.metric=official/post/acc")
+    for more, count in ((), 2), (official, 6):
+        assert f"trial.dataset: only {count} scored samples for 10 clusters: {advice}" in refused(*small, *more)
+
+
 def test_a_network_that_does_not_fit_the_views(refused: Refused) -> None:
     message = refused("--set", "trial.model.encoder=cnn_large")
     assert message.count("\n") == 1

@@ -10,6 +10,7 @@ from torch import nn
 from ardmvc_core.assessment.checks import run_checks
 from ardmvc_core.assessment.planted_point import plant_readouts
 from ardmvc_core.attacks.budget import AttackBudget
+from ardmvc_core.attacks.kinds import Given
 from ardmvc_core.attacks.suite import run_suite
 from ardmvc_core.evaluation.metrics import occupancy
 from ardmvc_core.types import ModelOutput
@@ -45,6 +46,36 @@ def test_an_honest_model_passes_every_check():
     assert checks["C3a"].value == checks["C3b"].value == 1.0
     # The bounds are the exact worst case of a linear model.
     assert checks["C1a"].value == 0.0
+
+
+def test_a_truly_robust_model_passes_every_check():
+    # A certified margin: each of 3 clusters has its own feature at 0.9 beside two at 0.1, so that the nearest other
+    # cluster is (0.9 − 0.1)/2 = 0.4 away, and nothing within 0.05 moves a sample. 1,200: no slack for few samples.
+    model = LinearModel(torch.eye(3).repeat(1, 2)).eval()
+    clusters = torch.arange(1200) % 3
+    stream = torch.Generator().manual_seed(0)
+    views = tuple(
+        (0.1 + 0.8 * torch.eye(3)[clusters] + 0.01 * torch.randn(1200, 3, generator=stream)).clamp(0, 1)
+        for _ in range(2)
+    )
+    assert float(model.distance(views).min()) > 0.35
+    report, checks = checked(model, views, 0.05, labels=clusters, mapping=torch.arange(3))
+    assert "noise 0.000; apgd_ce 0.000" in checks["C7c"].detail
+    assert (checks["C7c"].verdict, checks["C14"].verdict) == ("PASS", "PASS")
+    assert report.failed == ()
+
+
+def test_an_attack_that_does_nothing_fails_c7c():
+    model, views, eps = honest()
+    budget = AttackBudget(eps=eps)
+    idle = Given(key="idle", perturb=lambda model, views: views)
+    result = run_suite(model, views, budget, tier="probe", attacks=[idle])
+    assert result.flip_rate == 0.0
+    assert "C7c" in run_checks(model, views, budget, result).failed
+    # Nor does it pass beside a good one, which is what the suite's number is from.
+    good = run_suite(model, views, budget, tier="probe", everyone=True)
+    both = replace(good, records=(*good.records, *result.records))
+    assert run_checks(model, views, budget, both).failed == ("C7c",)
 
 
 def test_a_saturated_softmax_shows_as_missing_gradients():

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from ardmvc_core.evaluation.metrics import clustering_scores, confusion, fit_map, fixed_map_scores, flip_rate, kappa
+from ardmvc_core.evaluation.metrics import (
+    chance_scores,
+    clustering_scores,
+    confusion,
+    fit_map,
+    fixed_map_scores,
+    flip_rate,
+    kappa,
+)
 
 EXACT = 1e-9
 FOUR_DECIMALS = 5.1e-5
@@ -53,8 +61,35 @@ def test_scores_by_hand() -> None:
 @pytest.mark.parametrize("labels", [[0, 0, 1, 1], [0, 0, 0, 0]])
 def test_a_single_cluster_earns_nothing(labels: list[int]) -> None:
     scores = clustering_scores(np.array(labels), np.array([2, 2, 2, 2]), 3)
-    assert (scores.nmi, scores.ari) == (0.0, 0.0)
+    assert set(scores.agreement.values()) == {0.0}
     assert scores.acc == scores.purity == labels.count(0) / 4
+
+
+def test_mutual_information_beyond_chance_by_hand() -> None:
+    # Of the 6 ways to deal two pairs 2 agree with the classes, with ln 2 nats, and 4 share nothing with them: ln 2 / 3
+    # on average, and at most ln 2.
+    labels = np.array([0, 0, 1, 1])
+    assert clustering_scores(labels, np.array([0, 1, 0, 1]), 2).agreement["ami"] == pytest.approx((0 - 1 / 3) / (2 / 3))
+    assert clustering_scores(labels, 1 - labels, 2).agreement["ami"] == pytest.approx(1)
+
+
+def test_chance_by_hand() -> None:
+    # Of the 6 ways to deal two pairs 2 agree with the classes (1, 1, 1) and 4 are half right (½, 0, −½).
+    pairs = chance_scores(np.array([0, 0, 1, 1]), np.array([1, 0, 1, 0]), 2, permutations=3000)
+    assert pairs == pytest.approx({"acc": 2 / 3, "nmi": 1 / 3, "ari": 0}, abs=0.04)  # 4 standard errors of ARI, 0.013
+    # One sample apart, wherever it lies, leaves two of three right in the other cluster.
+    assert chance_scores(np.array([0, 0, 1, 1]), np.array([1, 1, 0, 1]), 2)["acc"] == 3 / 4
+    # All in one cluster: the largest class is right.
+    assert chance_scores(np.array([0, 0, 0, 1]), np.array([1, 1, 1, 1]), 2) == {"acc": 3 / 4, "nmi": 0, "ari": 0}
+
+
+@pytest.mark.parametrize(("n", "k", "acc"), [(1, 10, 1.0), (40, 200, 0.85), (160, 100, 0.46), (1000, 10, 0.14)])
+def test_chance_is_high_where_clusters_are_many_and_samples_few(n: int, k: int, acc: float) -> None:
+    rng = np.random.default_rng(1)
+    labels, clusters = rng.integers(0, k, n), rng.integers(0, k, n)
+    found = chance_scores(labels, clusters, k)
+    assert found["acc"] == pytest.approx(acc, abs=0.02)
+    assert found == chance_scores(labels, clusters, k)
 
 
 def test_maps_where_clusters_and_classes_differ_in_number() -> None:

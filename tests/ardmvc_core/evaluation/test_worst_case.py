@@ -48,6 +48,8 @@ def test_worst_case_of_two_attacks_by_hand():
         "robust/ari": -1 / 2,
         "guard/clusters_used": 2,
         "guard/min_share": 1 / 4,
+        "chance/acc": 3 / 4,  # clusters of 1 and 3 have it wherever they lie: clean views are no better than chance
+        "chance/robust_acc": 3 / 4 * 1 / 4,
     }
     assert {name: got[name] for name in want} == pytest.approx(want)
     tables = evaluation.arrays()
@@ -57,6 +59,16 @@ def test_worst_case_of_two_attacks_by_hand():
     assert tables["confusion/clean_second"].tolist() == [[0, 1], [1, 2]]
     assert tables["clusters/clean"].tolist() == [1, 1, 0, 1]
     assert tables["labels"].tolist() == [0, 0, 1, 1]
+
+
+def test_few_samples_are_warned_of_with_what_chance_gives():
+    still = attack("still", added(0.0, 0.0, 0.0, 0.0))
+    few = "only 4 scored samples for 2 clusters"
+    assert f"{few}: chance alone gives ACC 0.75" in scored(Threshold(), FOUR, still).warnings
+    assert few in scored(Threshold(), dataclasses.replace(FOUR, labels=None), still).warnings
+    for count, warned in ((9, True), (10, False)):
+        data = dataset([0.1, 0.9] * 5, [0, 1] * 5).subset(range(count))
+        assert any("scored samples" in text for text in probe(Threshold(), data, resolved()).warnings) is warned
 
 
 def test_consistent_relabelling_is_seen_by_the_fixed_map_only():
@@ -92,7 +104,7 @@ def test_without_labels_only_label_free_numbers_appear():
     data = dataclasses.replace(FOUR, labels=None)
     evaluation = scored(Threshold(), data, attack("first", added(-0.1, 0.0, 0.0, 0.0)))
     guards = {"guard/clusters_used", "guard/min_share", "guard/weak_attacks", "noise/flip"}
-    worst_case = ("flip", "kappa", "nmi_clean", "ari_clean")
+    worst_case = ("flip", "kappa", "nmi_clean", "ami_clean", "ari_clean")
     costs = {"cost/forwards", "cost/backwards"}
     assert set(evaluation.metrics()) == {
         *("first/flip", "first/new"),
@@ -232,10 +244,12 @@ def test_a_tier_reports_its_attacks_and_consistent_numbers():
     budget = resolved(eps=0.1, further_attacks=("square",))
     found = evaluate_suite(model, data, five_features(20).views, budget)
     got, attacks = found.evaluation.metrics(), [attack.key for attack in plan("tune", 3)]
-    names = {f"{attacks[0]}/{score}" for score in ("acc", "nmi", "ari", "acc_refit", "flip")}
+    agreement = ("acc", "nmi", "ami", "ari")
+    names = {f"{attacks[0]}/{score}" for score in (*agreement, "acc_refit", "flip")}
     names |= {f"{name}/new" for name in [*attacks, "square"]}
-    names |= {f"robust/{score}" for score in ("acc", "nmi", "ari", "flip", "kappa", "nmi_clean", "ari_clean")}
-    names |= {"clean/acc", "clean/nmi", "clean/ari", "noise/flip", "cost/forwards", "cost/backwards"}
+    names |= {f"robust/{score}" for score in (*agreement, "flip", "kappa", "nmi_clean", "ami_clean", "ari_clean")}
+    names |= {f"chance/{score}" for score in ("acc", "nmi", "ari", "robust_acc")}
+    names |= {*(f"clean/{score}" for score in agreement), "noise/flip", "cost/forwards", "cost/backwards"}
     names |= {f"guard/{name}" for name in ("clusters_used", "min_share", "weak_attacks")}
     assert set(got) == names
     assert all(math.isfinite(value) for value in got.values())

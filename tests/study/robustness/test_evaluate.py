@@ -169,6 +169,17 @@ def test_the_numbers_follow_from_the_stored_counts(report: Report) -> None:
     assert report.json["headline"]["acc"] == pytest.approx(np.mean((mapping[clean] == labels) & ~moved))
 
 
+def test_what_chance_gives_stands_beside_the_scores(report: Report) -> None:
+    metrics = report.json["metrics"]
+    acc, nmi, under_attack = (f"{metrics[f'chance/{name}']:.3f}" for name in ("acc", "nmi", "robust_acc"))
+    text = f"hance alone gives ACC {acc} and NMI {nmi} on clean views, ACC {under_attack} under attack"
+    assert f"c{text}\n" in report.ended.out
+    assert f"\n\nC{text}: " in report.markdown
+    few = f"- Only {N} scored samples for 3 clusters: chance alone gives ACC {metrics['chance/acc']:.2f}."
+    assert few in report.markdown
+    assert metrics["chance/robust_acc"] == pytest.approx(metrics["chance/acc"] * (1 - metrics["robust/flip"]))
+
+
 def test_the_report_says_what_was_evaluated(report: Report, checkpoint: Path) -> None:
     facts = report.json["facts"]
     stored = json.loads((checkpoint / "config.json").read_text())["parts"]
@@ -333,7 +344,8 @@ def test_locked_labels_are_not_read(checkpoint: Path, tmp_path: Path) -> None:
     ended = evaluate(str(locked), "--tier", "probe", "--samples", "4", "--json", "--out", str(tmp_path / "there"))
     assert ended.code == 0, ended.err
     found = json.loads(ended.out)
-    assert "clean/acc" not in found["metrics"]
+    assert not {"clean/acc", "chance/acc"} & found["metrics"].keys()
+    assert "hance alone" not in (tmp_path / "there" / "report.md").read_text()
     assert "labels" not in np.load(tmp_path / "there" / "evaluation.npz").files
     assert "**flip rate " in (tmp_path / "there" / "report.md").read_text()
 
@@ -465,6 +477,12 @@ def test_bad_flags(arguments: list[str], message: str, checkpoint: Path, refused
     assert refused(checkpoint, *arguments) == message
 
 
+def test_fewer_scored_samples_than_clusters(checkpoint: Path, refused: Callable[..., str]) -> None:
+    message = refused(checkpoint, "--samples", "2")
+    assert message.startswith("--samples: only 2 scored samples for 3 clusters: ")
+    assert message.endswith("score at least 3, better 15 or more (the part tune has 40)")
+
+
 def test_what_is_no_checkpoint(checkpoint: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     assert refused(tmp_path) == f"{tmp_path} holds no saved model (no config.json); give a trial's checkpoint"
     attack = edited(checkpoint, tmp_path / "attack", checkpoint="x")
@@ -537,6 +555,8 @@ def test_a_study_of_attackers_is_refused_with_a_damaged_target(
     file = write_study(tmp_path, study)
     assert sweep([str(file), "--dry-run"]) == 0, capsys.readouterr().err
     capsys.readouterr()
+    assert sweep([str(file), "--set", "trial.evaluation.samples=2"]) == 2
+    assert ": trial.evaluation.samples: only 2 scored samples for 3 clusters: " in capsys.readouterr().err
     (folder / STATE).write_bytes(b"torn")
     assert sweep([str(file)]) == 2
     message = capsys.readouterr().err

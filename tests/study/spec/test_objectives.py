@@ -31,7 +31,7 @@ def trial_config(**changes: Any) -> TrialConfig:
 
 
 def scores(report: dict[str, Any]) -> set[str]:
-    groups = {"loss", "time", "guard", "spread"}
+    groups = {"loss", "time", "guard", "spread", "chance"}
     return {name for name in report if "/" in name and name.split("/")[0] not in groups}
 
 
@@ -61,7 +61,9 @@ def test_known_metrics_are_in_the_last_report_of_an_attacker_trial(tmp_path: Pat
     assert set(known_metrics(config)) <= scores(AttackTrial(config).run_round())
 
 
-@pytest.mark.parametrize("metric", ["probe/acc", "official/post/acc", "loss/total", "time/train_s", "guard/min_share"])
+@pytest.mark.parametrize(
+    "metric", ["probe/acc", "official/post/acc", "loss/total", "time/train_s", "guard/min_share", "chance/acc"]
+)
 def test_metrics_that_are_no_objectives_have_a_reason(metric: str) -> None:
     assert objection(metric)
 
