@@ -1,7 +1,7 @@
 """How far `tune` is from `standard`: `python benchmarks/tune_holds.py FOLDER`, on thirty models, hours on two cores.
 
 Muted and unmuted, defended and not, CNN and dense, three data sets and three models without DDC's head or defence. Each
-is trained once, then both tiers attack the first 200 samples of its tuning part, with the surrogates of `standard`.
+is trained once, then both tiers attack the first 100 samples of its tuning part, with the surrogates of `standard`.
 Weights and results go to FOLDER as they come, so that the same command goes on; the table goes to stdout. MNIST and
 Fashion-MNIST come from ARDMVC_DATA. `--only TEXT` leaves out models whose name does not hold it.
 """
@@ -21,7 +21,7 @@ from trainables.config import TrialConfig
 from trainables.surrogates import COUNTS, train_surrogates
 from trainables.trial import Trial
 
-SAMPLES = 200
+SAMPLES = 100
 DEFENCES: dict[str, dict[str, Any]] = {
     "none": {"adversarial_weight": 0, "mitigator_weight": 0},
     "paper": {"adversarial_weight": 1, "mitigator_weight": 0.1, "train_eps": 0.2},
