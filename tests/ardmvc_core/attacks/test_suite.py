@@ -196,9 +196,9 @@ def test_progress_rises_to_one():
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("n_clusters", [2, 3, 10, 40])
 def test_tiers_have_the_targets_that_there_are(tier, n_clusters):
-    targets = [step for step in plan(tier, n_clusters) if step.key.startswith("apgd_target")]
-    most = {"probe": 1, "tune": 3}.get(tier, 9)
-    assert len(targets) == min(most, n_clusters - 1)
+    for name, most in (("apgd_target", {"probe": 1, "tune": 0}), ("apgd_soft_target", {"probe": 0, "tune": 4})):
+        targets = [step for step in plan(tier, n_clusters) if step.key.startswith(name)]
+        assert len(targets) == min(most.get(tier, 9), n_clusters - 1)
     assert len({step.key for step in plan(tier, n_clusters)}) == len(plan(tier, n_clusters))
 
 
@@ -207,10 +207,10 @@ def test_costs_are_those_of_the_specification():
         steps = [step for step in plan(tier, 10) if isinstance(step, Ascend)]
         return sum(step.steps * step.restarts for step in steps if step.soft == soft)
 
-    # 20 + 20; 50 + 3 × 50 + 50; 100 + 9 × 100 + 100 + 100.
-    assert [gradient_steps(tier, False) for tier in ("probe", "tune", "standard")] == [40, 250, 1200]
-    # Beyond it, what sees past dead units: 50; 100 + 9 × 100.
-    assert [gradient_steps(tier, True) for tier in ("probe", "tune", "standard")] == [0, 50, 1000]
+    # 20 + 20; 40; 100 + 9 × 100 + 100 + 100.
+    assert [gradient_steps(tier, False) for tier in ("probe", "tune", "standard")] == [40, 40, 1200]
+    # Beyond it, what sees past dead units: 100 + 4 × 40; 100 + 9 × 100.
+    assert [gradient_steps(tier, True) for tier in ("probe", "tune", "standard")] == [0, 260, 1000]
 
 
 def test_an_unknown_tier_is_refused():

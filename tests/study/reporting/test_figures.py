@@ -205,7 +205,7 @@ def test_every_figure_of_a_study_with_two_objectives() -> None:
 
 def test_checkpoints_by_path_and_uri(tmp_path: Path) -> None:
     np.savez(tmp_path / "evaluation.npz", allow_pickle=False, **{"clusters/clean": np.array([1, 2])})
-    (tmp_path / "config.json").write_text('{"parts": {"train": "abc"}}')
+    (tmp_path / "config.json").write_text('{"contents": {"train": "abc"}}')
     for place in (str(tmp_path), tmp_path.as_uri()):
         assert load_arrays(place)["clusters/clean"].tolist() == [1, 2]
         assert load_part_digests(place) == {"train": "abc"}

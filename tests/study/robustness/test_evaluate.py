@@ -154,7 +154,7 @@ def test_the_numbers_follow_from_the_stored_counts(report: Report) -> None:
     mapping = map_from_confusion(tables["class_clean"])
     keys = [attack["key"] for attack in report.json["per_attack"]]
     assert report.json["n"] == N
-    assert keys == ["apgd_ce", "apgd_target_1", "apgd_target_2", "apgd_features", "apgd_soft_margin"]
+    assert keys == ["apgd_ce", "apgd_soft_margin", "apgd_soft_target_1", "apgd_soft_target_2"]
     for key in ("clean", *keys):
         counts = tables[f"class_{key}"]
         assert counts.sum() == N

@@ -9,8 +9,8 @@ from torch import nn
 from ardmvc_core.attacks.objectives.shifts import (
     complementarity_shift,
     consistency_shift,
+    latent_spread,
     shift,
-    spread,
 )
 
 
@@ -53,6 +53,6 @@ def test_unsquared_distance_of_nothing_has_a_finite_gradient():
 
 def test_spread_is_the_mean_squared_distance_of_different_samples():
     # Pairs of 0, 1 and 3 are 1, 4 and 9 apart in squares.
-    assert spread(torch.tensor([[0.0], [1.0], [3.0]])).item() == pytest.approx(14 / 3)
-    assert spread(torch.tensor([[2.0, 5.0]])).item() == 1
-    assert spread(torch.ones(4, 2)).item() == 1
+    assert latent_spread(torch.tensor([[0.0], [1.0], [3.0]])).item() == pytest.approx(14 / 3)
+    assert latent_spread(torch.tensor([[2.0, 5.0]])).item() == 1
+    assert latent_spread(torch.ones(4, 2)).item() == 1
