@@ -23,6 +23,7 @@ MAY_IMPORT = {
             "pydantic",
             "pydantic_core",
             "yaml",
+            "jsonschema",
             "ray",
             "optuna",
             "sqlalchemy",
