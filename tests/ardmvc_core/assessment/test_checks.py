@@ -7,10 +7,13 @@ import torch
 from planted_models import LinearModel, planted
 from torch import nn
 
+from ardmvc_core.assessment import checks as checks_module
 from ardmvc_core.assessment.checks import run_checks
 from ardmvc_core.assessment.planted_point import plant_readouts
+from ardmvc_core.attacks import kinds
 from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.kinds import Given
+from ardmvc_core.attacks.searches.apgd import apgd
 from ardmvc_core.attacks.suite import run_suite
 from ardmvc_core.evaluation.metrics import occupancy
 from ardmvc_core.types import ModelOutput
@@ -48,21 +51,34 @@ def test_an_honest_model_passes_every_check():
     assert checks["C1a"].value == 0.0
 
 
-def test_a_truly_robust_model_passes_every_check():
-    # A certified margin: each of 3 clusters has its own feature at 0.9 beside two at 0.1, so that the nearest other
-    # cluster is (0.9 − 0.1)/2 = 0.4 away, and nothing within 0.05 moves a sample. 1,200: no slack for few samples.
-    model = LinearModel(torch.eye(3).repeat(1, 2)).eval()
-    clusters = torch.arange(1200) % 3
+def robust():
+    """1,200 samples, so that there is no slack for few, with a certified margin: each of 3 clusters has its own feature
+    at 0.9 beside two at 0.1, and the nearest other cluster is (0.9 − 0.1)/2 = 0.4 away."""
+    model, clusters = LinearModel(torch.eye(3).repeat(1, 2)).eval(), torch.arange(1200) % 3
     stream = torch.Generator().manual_seed(0)
-    views = tuple(
-        (0.1 + 0.8 * torch.eye(3)[clusters] + 0.01 * torch.randn(1200, 3, generator=stream)).clamp(0, 1)
-        for _ in range(2)
-    )
+    noise = (0.01 * torch.randn(1200, 3, generator=stream) for _ in range(2))
+    views = tuple((0.1 + 0.8 * torch.eye(3)[clusters] + shift).clamp(0, 1) for shift in noise)
     assert float(model.distance(views).min()) > 0.35
+    return model, views, clusters
+
+
+def test_a_truly_robust_model_passes_every_check():
+    model, views, clusters = robust()
     report, checks = checked(model, views, 0.05, labels=clusters, mapping=torch.arange(3))
     assert "noise 0.000; apgd_ce 0.000" in checks["C7c"].detail
     assert (checks["C7c"].verdict, checks["C14"].verdict) == ("PASS", "PASS")
     assert report.failed == ()
+
+
+def test_attacks_that_never_find_anything_fail_on_planted_points(monkeypatch):
+    def broken(model, views, clean, objective, budget, **options):
+        return apgd(model, views, clean, objective, AttackBudget(eps=1e-9), **options)
+
+    monkeypatch.setattr(checks_module, "apgd", broken)
+    monkeypatch.setattr(kinds, "apgd", broken)
+    model, views, _ = robust()
+    _, checks = checked(model, tuple(view[:60] for view in views), 0.05)
+    assert (checks["C7c"].verdict, checks["C14"].verdict) == ("PASS", "FAIL")
 
 
 def test_an_attack_that_does_nothing_fails_c7c():
