@@ -182,7 +182,7 @@ def test_what_chance_gives_stands_beside_the_scores(report: Report) -> None:
 
 def test_the_report_says_what_was_evaluated(report: Report, checkpoint: Path) -> None:
     facts = report.json["facts"]
-    stored = json.loads((checkpoint / "config.json").read_text())["parts"]
+    stored = json.loads((checkpoint / "config.json").read_text())["contents"]
     assert facts["reference"] == facts["checkpoint"] == str(checkpoint)
     assert (facts["model"], facts["part"], facts["everyone"]) == ("comvc", "tune", True)
     assert facts["parts"] == {"tune": stored["tune"], "attacker": stored["attacker"]}
@@ -506,7 +506,7 @@ CONFIG, STATE = "config.json", "state.pt"
     [
         (CONFIG, lambda facts: [facts], "holds no config of a model trial: "),
         (CONFIG, lambda facts: {**facts, "config": 3}, "holds no config of a model trial: "),
-        (CONFIG, lambda facts: {**facts, "parts": ["train"]}, "holds no config of a model trial: "),
+        (CONFIG, lambda facts: {**facts, "contents": ["train"]}, "holds no config of a model trial: "),
         (CONFIG, lambda facts: {**facts, "reference_entropy": "high"}, "holds no config of a model trial: "),
         (CONFIG, lambda facts: {**facts, "config": {**facts["config"], "x" * 10**5: 0}}, "1 validation error"),
         (STATE, lambda state: [state], "is damaged: it holds a list, not the state of a trial"),
@@ -740,7 +740,6 @@ def test_reports_of_two_budgets_are_refused_with_both_shown(two_eps: tuple[Path,
         f"  {hashes[0]}  {two_eps[0]}",
         f"  {hashes[1]}  {two_eps[1]}",
         "  eps: 0.05 and 0.2",
-        "  gan_eps: [0.2] and []",
     ]
     assert not (tmp_path / "table.md").exists()
 
