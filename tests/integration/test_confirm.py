@@ -74,9 +74,9 @@ def test_a_study_of_baselines_has_nothing_to_confirm() -> None:
 def confirmed(tmp_path: Path, number: int, values: list[float]) -> TrialRecord:
     folder = tmp_path / str(number)
     folder.mkdir()
-    np.savez(
-        folder / "evaluation.npz", **{"seeds/robust/acc": np.array(values), "seeds/clean/acc": np.ones(len(values))}
-    )
+    ones = np.ones(len(values))
+    scores = {"robust/acc": np.array(values), "clean/acc": ones, "robust/kappa": -0.1 * ones}
+    np.savez(folder / "evaluation.npz", **{f"seeds/{name}": array for name, array in scores.items()})
     return replace(trial(number, float(np.mean(values))), checkpoint=str(folder))
 
 
@@ -93,6 +93,8 @@ def test_the_table_has_the_interval_the_paired_difference_and_the_shrinkage(tmp_
     # width √(0.1055 · 0.16 + 0.1055² / 4) / 1.1055.
     interval = result[0].means["robust/acc"]
     assert (interval.value, interval.low, interval.high) == pytest.approx((0.8, 0.645, 0.898), abs=5e-4)
+    assert f"{result[0].means['robust/kappa']:.3f}" == "-0.100 [-0.100, -0.100]"
+    assert f"{result[0].means['clean/acc']:.3f}" == "1.000 [0.966, 1.000]"
     first, second = comparisons(result)
     assert (first.trial, first.baseline, first.improves) == (7, 0, 1.0)
     assert first.difference.difference.value == pytest.approx(0.3)
