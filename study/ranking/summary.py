@@ -11,6 +11,8 @@ from study.records import Goal, TrialRecord
 
 ALPHA = 0.05
 """A difference with a larger p value is no finding."""
+LEAST_P = 0.001
+"""Smaller p values are shown as below it."""
 
 
 def short_names(paths: Iterable[str]) -> dict[str, str]:
@@ -124,6 +126,7 @@ def _differences(ranked: Sequence[TrialRecord], beside: Sequence[TrialRecord], o
             lines.append(f"warning: {text}; one seed per trial, so the spread is unknown: not a finding")
             continue
         p = shared.p_value(gap, tests)
-        noise = f"warning: {text}, within noise (p = {show(p)}): not a finding"
-        lines.append(noise if p > ALPHA else f"{text}, more than noise (p = {show(p)})")
+        shown = f"p = {p:.3f}" if p >= LEAST_P else f"p < {LEAST_P}"
+        noise = f"warning: {text}, within noise ({shown}): not a finding"
+        lines.append(noise if p > ALPHA else f"{text}, more than noise ({shown})")
     return lines

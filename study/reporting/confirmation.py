@@ -18,7 +18,7 @@ from ardmvc_core.evaluation.intervals import (
     share_interval,
     t_interval,
 )
-from study.ranking.summary import short_names, show
+from study.ranking.summary import LEAST_P, short_names, show
 from study.records import TrialRecord
 from study.reporting.text import markdown_table, plain_json, three_decimals
 from study.reporting.trial_figures import load_arrays
@@ -28,8 +28,6 @@ from trainables.storage import write_file
 
 METRICS = ("robust/acc", "clean/acc", "robust/flip", "robust/kappa")
 METRIC = "robust/acc"
-LEAST_P = 0.001
-"""Smaller p values are shown as below it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,9 +74,9 @@ def test_a_study_of_baselines_has_nothing_to_confirm() -> None:
 def confirmed(tmp_path: Path, number: int, values: list[float]) -> TrialRecord:
     folder = tmp_path / str(number)
     folder.mkdir()
-    np.savez(
-        folder / "evaluation.npz", **{"seeds/robust/acc": np.array(values), "seeds/clean/acc": np.ones(len(values))}
-    )
+    ones = np.ones(len(values))
+    scores = {"robust/acc": np.array(values), "clean/acc": ones, "robust/kappa": -0.1 * ones}
+    np.savez(folder / "evaluation.npz", **{f"seeds/{name}": array for name, array in scores.items()})
     return replace(trial(number, float(np.mean(values))), checkpoint=str(folder))
 
 
@@ -93,15 +93,17 @@ def test_the_table_has_the_interval_the_paired_difference_and_the_shrinkage(tmp_
     # width √(0.1055 · 0.16 + 0.1055² / 4) / 1.1055.
     interval = result[0].means["robust/acc"]
     assert (interval.value, interval.low, interval.high) == pytest.approx((0.8, 0.645, 0.898), abs=5e-4)
+    assert f"{result[0].means['robust/kappa']:.3f}" == "-0.100 [-0.100, -0.100]"
+    assert f"{result[0].means['clean/acc']:.3f}" == "1.000 [0.966, 1.000]"
     first, second = comparisons(result)
     assert (first.trial, first.baseline, first.improves) == (7, 0, 1.0)
     assert first.difference.difference.value == pytest.approx(0.3)
     # 0.3 / 0.0408 = 7.35 at 3 degrees of freedom: p = 0.0052, twice that after Holm over two.
     assert first.adjusted_p == pytest.approx(0.0104, abs=3e-4)
     assert second.improves == pytest.approx((2 + 0.5) / 4)
-    # A second baseline of the same numbers: four comparisons, of which two have the smallest p.
+    # A second baseline of the same numbers doubles the family: the smallest p counts four times.
     beside = [one.adjusted_p for one in comparisons([*result, replace(result[2], trial=1)])]
-    assert beside == pytest.approx([2 * first.adjusted_p, second.adjusted_p * 2] * 2)
+    assert beside == pytest.approx([2 * first.adjusted_p, 1.0] * 2)
     spec = checked_spec("test", {**study_dict(tmp_path), "space": {}, "baselines": [{}], "limits": {"trials": 1}})
     shown = spec.model_copy(update={"trial": {**spec.trial, "repeats": 4, "evaluation": {"tier": "standard"}}})
     text = confirmation_page("name", shown, result, [first, second], uses=2, searched_trials=16)

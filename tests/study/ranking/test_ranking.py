@@ -200,9 +200,9 @@ def test_a_difference_that_chance_makes_is_no_finding() -> None:
     best_line = "best trial 2 robust/acc 0.500 ± 0.030 clean/acc 0.900 ± 0.030 adversarial_weight 0.2"
     assert " ".join(lines[1].split()) == best_line
     assert "trial 3" not in "".join(lines)
-    noise = "warning: robust/acc differs from baseline trial 0 by 0.040, within noise (p = 1): not a finding"
+    noise = "warning: robust/acc differs from baseline trial 0 by 0.040, within noise (p = 1.000): not a finding"
     assert lines[4] == noise
-    assert lines[5] == "robust/acc differs from baseline trial 1 by 0.300, more than noise (p = 0.00519)"
+    assert lines[5] == "robust/acc differs from baseline trial 1 by 0.300, more than noise (p = 0.005)"
 
 
 @pytest.mark.parametrize("searched", [12, 25])
