@@ -95,6 +95,7 @@ class Trial:
         prefix = f"{decisive}/" if self.config.protocol == "both" else ""
         marks = [self.budget.digest(), self.part_digests[f"{prefix}{part}"][:8]]
         marks += [self.reference.digest()[:8]] if self.reference else []
+        marks += ["score"] if self.config.score_on == "score" else []
         return "-".join(marks)
 
     def _trainer(self, protocol: Protocol, seed: int) -> Trainer:
