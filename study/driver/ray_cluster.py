@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ray.exceptions import AuthenticationError, RayError
 
 from study.database.ledger import Ledger
 from study.driver import StudyRefused
-from study.driver.ray_watch import RayWatch
+from study.driver.ray_watch import END_SECONDS, RayWatch
 from study.secrets import Address
 from study.spec.study_spec import StudySpec
 from trainables.scratch import NAME_LENGTH, Scratch, clear_scratch
@@ -79,11 +79,27 @@ def give_up(fault: str, ledger: Ledger | None = None, watch: RayWatch | None = N
     os._exit(1)
 
 
-def stop_ray() -> None:
+def stop_ray(end_processes: Callable[[], None], code: int) -> None:
     """Last of all, with no other thread at work: Ray ends the whole process when one of its references is freed after
-    its shutdown, and the garbage collector may do that in any thread and at any time."""
+    its shutdown, and the garbage collector may do that in any thread and at any time.
+
+    Ray waits without end for a node that was stopped and answers nobody.
+
+    Args: end_processes: of the Ray that this driver has started; called if its shutdown takes `END_SECONDS`. code: what
+        the process ends with, where it stands, if it takes as long again.
+    """
     gc.collect()
+    stopped = threading.Event()
+
+    def force() -> None:
+        if not stopped.wait(END_SECONDS):
+            end_processes()
+            if not stopped.wait(END_SECONDS):
+                os._exit(code)
+
+    threading.Thread(target=force, name="ray-end", daemon=True).start()
     ray.shutdown()
+    stopped.set()
     while _ray_folders:
         _ray_folders.pop().delete()
 

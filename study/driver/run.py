@@ -104,6 +104,7 @@ class _Run:
         self._display: LiveTable | None = None
         self._tracker: MLflowTracker | None = None
         self._watch = RayWatch(ledger.uid, lambda fault: give_up(fault, ledger, self._watch))
+        self._code = 1
 
     def work(self, old: Sequence[Any], address: str | None, trainable: type | None) -> None:
         """Tells MLflow of the trials that there are, and runs those that are missing."""
@@ -139,7 +140,7 @@ class _Run:
             self._display.close()
         if self._tracker and not lost:
             self._tracker.begin_close()
-        code, note = _verdict(self._spec, self._conductor, waiting, lost)
+        self._code, note = _verdict(self._spec, self._conductor, waiting, lost)
         if self._conductor and self._conductor.lost_workers:
             keep_ray_logs()
         if lost:
@@ -148,8 +149,8 @@ class _Run:
             say(note)
             show_results(self._ledger.records())
         else:
-            _show_end(self._spec, self._ledger.records(), self._uri, json_output, code, note)
-        return code
+            _show_end(self._spec, self._ledger.records(), self._uri, json_output, self._code, note)
+        return self._code
 
     def leave(self) -> None:
         """The driver fails. Without a working database nothing can be said there; trials left as running are taken up
@@ -168,7 +169,7 @@ class _Run:
             self._tracker.close(abandoned=self._ledger.lost)
         self._ledger.release()
         # The watch of a Ray that is gone stays until the last: it ends the process if that Ray holds it up.
-        steps = (self._watch.close, stop_ray)
+        steps = (self._watch.close, lambda: stop_ray(self._watch.end_processes, self._code))
         for step in reversed(steps) if self._watch.fault else steps:
             step()
 

@@ -395,7 +395,8 @@ def test_a_ray_that_dies(
 ) -> None:
     """The driver says so in a line, ends in order within seconds, and leaves none of Ray's processes behind."""
     study = FaultStudy(tmp_path)
-    driver = study.start(ROUND_SECONDS="1")
+    # A head takes a node for dead after half a minute, in which a stopped node's workers go on.
+    driver = study.start(ROUND_SECONDS="1" if number == signal.SIGKILL else "6")
     study.until_round(6, driver)
     before = family(driver.pid)
     victim = process_of(driver, name)
@@ -418,6 +419,23 @@ def test_a_ray_that_dies(
     left = study.check(best)
     assert sum(left.repeated.values()) == 0
     note(f"{name} gets {number.name}", left, seconds)
+
+
+@pytest.mark.slow
+def test_a_node_that_is_stopped_at_the_end_does_not_hold_the_driver_up(tmp_path: Path, best: tuple[int, float]) -> None:
+    """Ray's own shutdown waits for its answer without end."""
+    study = FaultStudy(tmp_path)
+    driver = study.start(ROUND_SECONDS="1")
+    last = TRIALS - 1
+    study.until(lambda: any(record.number == last and record.round >= 2 for record in study.records()), driver)
+    before = family(driver.pid)
+    victim = process_of(driver, "raylet")
+    assert victim is not None
+    os.kill(victim, signal.SIGSTOP)
+    begin = time.monotonic()
+    assert study.wait(driver) == 0, study.output
+    study.until(lambda: not any(map(is_alive, before)))
+    note("raylet gets SIGSTOP at the end", study.check(best), time.monotonic() - begin)
 
 
 @pytest.mark.slow

@@ -36,10 +36,10 @@ def one_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     connect, stop = runner.connect, runner.stop_ray
     patch.setattr(runner, "connect", lambda address, spec: None if ray.is_initialized() else connect(address, spec))
-    patch.setattr(runner, "stop_ray", lambda: None)
+    patch.setattr(runner, "stop_ray", lambda *_: None)
     yield
     patch.undo()
-    stop()
+    stop(lambda: None, 0)
 
 
 def open_ledger(spec: StudySpec) -> Ledger:
