@@ -173,7 +173,7 @@ def test_gpus_are_shared_and_a_cluster_that_grows_is_used(tmp_path: Path, monkey
         first = cluster.add(cpus=8, gpus=1)
         driver = study.start("--address", cluster.address)
         study.until_round(4, driver)
-        assert study.side_by_side() == 2
+        study.until(lambda: study.side_by_side() == 2, driver)
         hold = Path(f"{study.log}.hold")
         hold.touch()
         second = cluster.add(cpus=8, gpus=1)
