@@ -258,7 +258,8 @@ def test_a_head_that_is_killed_under_its_driver(
         seconds = time.monotonic() - begin
         assert seconds < 58, study.output  # then Ray would end the process
         assert f"Ray's head at {cluster.address} has not answered for 3" in study.output.splitlines()[-1]
-    assert {record.state for record in study.records() if not record.finished} == {"WAITING"}
+    # Running, where a call into Ray held the driver up to the end: the next driver takes these up as well.
+    assert {record.state for record in study.records() if not record.finished} <= {"WAITING", "RUNNING"}
     with LocalCluster(monkeypatch, environment) as cluster:
         cluster.add(cpus=2)
         assert study.finish("--address", cluster.address) == 0, study.output
