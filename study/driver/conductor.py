@@ -316,7 +316,6 @@ class Conductor:
 
     # Time passes
 
-    @_kept_and_raised
     def tick(self) -> None:
         """To be called often: looks for wishes from outside and lets observers do their part.
 
@@ -338,7 +337,7 @@ class Conductor:
         self._last_tick = now
         if now - self._last_look >= CONTROL_SECONDS:
             self._last_look = now
-            self.steering.look()
+            self._look()
         self._listener.listen(self._open, now, halting=self.steering.halting)
         for observer in self._observers:
             observer.tick()
@@ -353,6 +352,10 @@ class Conductor:
             time.sleep(PAUSE_SECONDS)
             self.tick()
         return was and bool(self.missing) and not self.over
+
+    @_kept_and_raised
+    def _look(self) -> None:
+        self.steering.look()
 
     def interrupt(self) -> list[int]:
         """The driver ends in order: unfinished trials wait for the next driver. Returns: their numbers."""

@@ -514,6 +514,20 @@ def test_a_ray_that_is_gone_ends_the_driver_before_anything_else(tiny_spec: Spec
     assert Steps(steps.spec).give("b") == number
 
 
+def test_what_an_observer_raises_is_no_error_of_a_trial(tiny_spec: SpecMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an error of a callback a driver leaves its open trials as they are; after this they wait for the next."""
+    steps = Steps(tiny_spec(limits={"trials": 2, "failures": 0}))
+    steps.give("a")
+
+    def broken() -> None:
+        raise OSError("no terminal")
+
+    monkeypatch.setattr(steps, "tick", broken)
+    with pytest.raises(OSError, match="no terminal"):
+        steps.look()
+    assert steps.conductor.error is None
+
+
 # What a driver makes of wishes, in the moments that real ones rarely show
 
 
