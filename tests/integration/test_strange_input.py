@@ -92,7 +92,10 @@ def test_numbers_beyond_any_range(study: dict[str, Any], refused: Refused, key: 
         ("trial.evaluation.seed=-1", "trial.evaluation.seed: must be in [0, 9223372036854775807], got -1"),
         ("trial.model.train_steps=1000000000", "trial.model.train_steps: must be in [1, 100000], got 1000000000"),
         ("trial.model.dense_widths=[1000000, 8]", "trial.model.dense_widths: must be in [1, 65536], got 1000000"),
-        ("trial.evaluation.gan.epochs=1000000", "trial.evaluation.gan.epochs: must be in [1, 100000], got 1000000"),
+        (
+            "trial.evaluation.official.epochs=1000000",
+            "trial.evaluation.official.epochs: must be in [1, 100000], got 1000000",
+        ),
         ("trial.evaluation.attacked_views=[1000000]", "attacked_views: must be in [0, 99], got 1000000"),
         ("resources.gpu=1e-5", "resources.gpu: must be 0 or ≥ 0.001, got 1e-05"),
         ("resources.cpu=1e-300", "resources.cpu: must be ≥ 0.001, got '1e-300'"),
@@ -332,7 +335,7 @@ def test_settings_of_another_form(study: dict[str, Any], refused: Refused, setti
         ("trial.epochs=!!python/name:os.system", "tags such as"),
         ("trial.epochs={a: 1, a: 2}", "the key 'a' stands twice"),
         ("trial.model.name=[a]", "unknown name"),
-        ("trial.evaluation.objectives=[assignmen]", "known: features, contrastive, assignment"),
+        ("trial.evaluation.further_attacks=[gan]", "known: gan_official, generator, square"),
     ],
     ids=lambda text: text[:20],
 )

@@ -55,7 +55,7 @@ def test_a_comparison(tmp_path: Path, report: Path, how: str) -> None:
     output = tmp_path / "out" / "table.md"
     output.parent.mkdir()
     output.write_bytes(OLD)
-    done = torn(how, "study.compare", "study.compare:markdown", str(report), "--output", str(output))
+    done = torn(how, "study.compare", "study.compare:comparison_page", str(report), "--output", str(output))
     assert done.returncode == ends(how, 2), done.stderr
     assert output.read_bytes() == OLD
     if how == "full":

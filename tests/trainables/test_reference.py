@@ -76,7 +76,8 @@ def test_utility_and_pra_are_those_of_the_formula() -> None:
     assert report["select/reliable"] == 1.0
     # With the true classes as reference it is the robust accuracy itself.
     assert report["select/pra"] == pytest.approx(report["robust/acc"])
-    assert report["budget"].count("-") == 1
+    # Budget, scored samples, reference.
+    assert report["budget"].count("-") == 2
 
 
 def test_two_seeds_have_a_spread_and_the_checkpoint_remembers_the_plain_models(tmp_path: Path) -> None:
@@ -197,7 +198,16 @@ def test_what_cannot_be_selected_is_refused(changes: dict[str, Any], message: st
 def test_the_score_part_is_another_ruler() -> None:
     settings = config(selection=None)
     tune, score = Trial(settings).run_round(), Trial(settings.model_copy(update={"score_on": "score"})).run_round()
-    assert score["budget"] == f"{tune['budget']}-score"
+    budget, samples = tune["budget"].split("-")
+    assert score["budget"].split("-")[::2] == [budget, "score"]
+    assert score["budget"].split("-")[1] != samples
+
+
+def test_trials_on_other_samples_have_another_ruler() -> None:
+    settings = config(selection=None)
+    other = replace(settings.dataset, shuffle_seed=99)
+    assert Trial(settings).ruler == Trial(settings).ruler
+    assert Trial(settings).ruler != Trial(settings.model_copy(update={"dataset": other})).ruler
 
 
 def test_selection_has_defaults() -> None:

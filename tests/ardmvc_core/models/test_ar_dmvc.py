@@ -307,7 +307,7 @@ def test_impossible_configuration_is_refused_by_name(field, value):
 
 
 def test_calibration_mutes_what_the_training_views_leave_off():
-    config = ARDMVCAMConfig(dense_widths=(6, 4), mute_dead_units=True)
+    config = ARDMVCAMConfig(dense_widths=(6, 4))
     model, views = _tiny(config)
     method = MODELS["ar_dmvc_am"]
     with torch.no_grad():
@@ -321,7 +321,7 @@ def test_calibration_mutes_what_the_training_views_leave_off():
 
 
 def test_calibration_leaves_published_networks_alone():
-    model, views = _tiny(ARDMVCAMConfig(dense_widths=(6, 4)))
+    model, views = _tiny(ARDMVCAMConfig(dense_widths=(6, 4), mute_dead_units=False))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     calibrate(MODELS["ar_dmvc_am"], model, views, 0)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

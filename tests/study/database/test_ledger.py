@@ -110,11 +110,11 @@ def test_a_study_from_before_a_setting_existed_goes_on_with_its_default(tiny_spe
     spec = tiny_spec()
     ledger = open_ledger(spec)
     old = json.loads(json.dumps(spec.identity()))
-    del old["trial"]["model"]["mute_dead_units"], old["trial"]["evaluation"]["tier"]
+    del old["trial"]["model"]["mute_dead_units"], old["trial"]["evaluation"]["further_attacks"]
     ledger._study.set_user_attr("identity", old)
     assert open_ledger(spec).uid == ledger.uid
-    with pytest.raises(LedgerError, match=r"trial\.model\.mute_dead_units: false → true"):
-        open_ledger(tiny_spec(trial={**spec.trial, "model": {**spec.trial["model"], "mute_dead_units": True}}))
+    with pytest.raises(LedgerError, match=r"trial\.model\.mute_dead_units: true → false"):
+        open_ledger(tiny_spec(trial={**spec.trial, "model": {**spec.trial["model"], "mute_dead_units": False}}))
     # A setting that exists no more cannot be filled in, and is named.
     ledger._study.set_user_attr("identity", {**old, "trial": {**old["trial"], "gone": 1}})
     with pytest.raises(LedgerError, match=r"trial\.gone: 1 → null"):
