@@ -29,8 +29,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 sweep: .venv/.user
 	$(BIN)/python -m study.sweep $(STUDY)
 
+# Three processes on two cores: much of a test of faults is waiting.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu and not browser'
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu and not browser'
 
 lint: .venv/.stamp
 	$(BIN)/ruff check .

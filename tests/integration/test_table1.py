@@ -119,6 +119,7 @@ def test_the_files_hold_the_numbers_of_the_database(killed: dict[str, Any]) -> N
     assert "every baseline loses ACC under attack" in text
 
 
+@pytest.mark.slow
 def test_another_model_is_one_more_trial_of_the_same_study(killed: dict[str, Any]) -> None:
     before = records_of(killed["folder"])
     more = run(killed["folder"], *killed["models"], "eamc")
