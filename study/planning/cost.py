@@ -1,11 +1,11 @@
 """How many passes through the network a trial costs, counted before it runs."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ardmvc_core.attacks.generators.gan import GANConfig
-from ardmvc_core.attacks.tiers import Tier, noise_draws, plan
+from ardmvc_core.attacks.tiers import FurtherAttack, Tier, noise_draws, plan
 from ardmvc_core.data import Protocol
 from ardmvc_core.evaluation.budget import ResolvedBudget
 from ardmvc_core.models import MODELS
@@ -101,13 +101,14 @@ def _probe(budget: ResolvedBudget, size: int, n_clusters: int) -> Passes:
 def _strict(budget: ResolvedBudget, size: int, n_clusters: int) -> Passes:
     """A clean pass for the scores, and the suite."""
     scored = budget.scored(size)
-    return _assign(scored, budget.batch_size) + _tier(budget.tier, budget, scored, n_clusters)
+    return _assign(scored, budget.batch_size) + _tier(budget.tier, budget, scored, n_clusters, budget.further_attacks)
 
 
-def _tier(tier: Tier, budget: ResolvedBudget, scored: int, n_clusters: int) -> Passes:
+def _tier(
+    tier: Tier, budget: ResolvedBudget, scored: int, n_clusters: int, further: Sequence[FurtherAttack] = ()
+) -> Passes:
     """Of samples that no attack moves; each attack has a pass more, which looks at what it found. Fitting of generators
     is not counted."""
-    further = budget.further_attacks if tier == budget.tier else ()
     total = _noise(tier, budget, scored)
     for attack in plan(tier, n_clusters, further=further):
         size = getattr(attack, "batch_size", budget.batch_size)

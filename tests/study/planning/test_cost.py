@@ -101,6 +101,16 @@ def test_every_seed_of_a_trial_costs_the_same() -> None:
     assert trial_cost(thrice, budget, parts).total == trial_cost(once, budget, parts).total * 3
 
 
+def test_a_further_attack_costs_only_at_the_end() -> None:
+    # Square: 5,000 queries of 33 samples in 3 batches of 16, and a look at what it found (the last 1 joins: 2 passes).
+    parts = {"train": 100, "tune": 40, "attacker": 30}
+    plain, further = (
+        trial_config({"name": "comvc"}, evaluation={**BUDGET, "further_attacks": names}) for names in ([], ["square"])
+    )
+    before, after = (trial_cost(one, one.resolved_budget(), parts).evaluation for one in (plain, further))
+    assert (after.forward - before.forward, after.backward - before.backward) == (5000 * 3 + 2, 0)
+
+
 def test_passes_of_the_official_protocol() -> None:
     # By hand: 3 epochs of 100 // 40 = 2 steps; 2 probes of 33 samples in batches of 16 (a last one of 1 joins: 2), on
     # 20 of them (2 batches) the reference, 2 draws of 2 kinds of noise, and 2 attacks of 20 steps, each with a start
