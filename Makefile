@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STUDY ?= ar_dmvc_am.yaml
-# Where pip finds the torch without CUDA (200 MB in place of 3 GB): its own index unless another is named here.
+# Where pip finds the torch without CUDA: its own index unless another is named here.
 TORCH_INDEX ?=
 
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps

@@ -67,7 +67,7 @@ def _plan(tier: Tier, n_clusters: int, centroid_head: bool) -> tuple[Attack, ...
             *_targeted(1, 20),
         )
     if tier == "tune":
-        # What finds most of what `standard` finds, in the order of yield (benchmarks/tune_holds.py).
+        # benchmarks/tune_holds.py measures what it leaves of what `standard` finds.
         return (
             _ce(40),
             _soft_margin(100),

@@ -45,8 +45,7 @@ class AdversarialConfig(ContrastConfig):
     inner_updates_statistics: bool = False
     """Whether the attack's forward passes update BatchNorm's running statistics (the published code: yes)."""
     mute_dead_units: bool = True
-    """As for every such network, here on by default: without it robust ACC depends on the seed more than on λ and γ.
-    The official protocol always leaves it out."""
+    """As for every such network, here on by default. The official protocol always leaves it out."""
 
     def budget(self) -> AttackBudget:
         """Threat model of the training attack."""
