@@ -123,12 +123,18 @@ def saved_state(place: str) -> dict[str, Any]:
 
 def saved_progress(state: Mapping[str, Any], rounds: int) -> tuple[int, float]:
     """Rounds and seconds that a state is behind. Raises: ValueError, KeyError if it is the state of no trial."""
-    round_, seconds = state["round"], state["seconds"]
+    round_ = state["round"]
     if type(round_) is not int or not 0 <= round_ <= rounds:
         raise ValueError(f"its round must be a whole number in 0..{rounds}, is {one_line(round_)}")
+    return round_, saved_seconds(state, "seconds")
+
+
+def saved_seconds(state: Mapping[str, Any], name: str) -> float:
+    """A time in a state. Raises: ValueError, KeyError if it is none."""
+    seconds = state[name]
     if not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
-        raise ValueError(f"its seconds must be ≥ 0 and finite, are {one_line(seconds)}")
-    return round_, float(seconds)
+        raise ValueError(f"its {name} must be ≥ 0 and finite, are {one_line(seconds)}")
+    return float(seconds)
 
 
 def arrays_in(content: bytes, place: str) -> dict[str, NDArray[Any]]:

@@ -36,6 +36,7 @@ from trainables.saved_trial import (
     parsing,
     saved_facts,
     saved_progress,
+    saved_seconds,
     saved_state,
     unchanged_if_refused,
 )
@@ -72,7 +73,7 @@ class Trial:
             prefix = f"{protocol}/" if config.protocol == "both" else ""
             self.part_digests |= {f"{prefix}{name}": part.digest for name, part in parts.items()}
         self.round = 0
-        self.seconds = self.train_seconds = self.evaluate_seconds = 0.0
+        self.seconds = self.train_seconds = 0.0
         self.failure: str | None = None
         self.warnings: list[str] = []
         self._arrays: dict[str, np.ndarray] = {}
@@ -148,8 +149,8 @@ class Trial:
         if self.reference is not None and self.finished and len(decisive) > 1:
             metrics["select/seed_agreement"] = seed_agreement([found.arrays()["clusters/clean"] for found in decisive])
         self.train_seconds += trained - begin
-        self.evaluate_seconds += time.monotonic() - trained
-        metrics |= {"time/train_s": self.train_seconds, "time/evaluate_s": self.evaluate_seconds}
+        metrics["time/train_s"] = self.train_seconds
+        metrics["time/evaluate_s"] = self.seconds + time.monotonic() - begin - self.train_seconds
         return self._report(metrics, begin)
 
     def _train_round(self, trainer: Trainer) -> dict[str, float]:
@@ -213,7 +214,6 @@ class Trial:
             "round": self.round,
             "seconds": self.seconds,
             "train_seconds": self.train_seconds,
-            "evaluate_seconds": self.evaluate_seconds,
             "failure": self.failure,
             "trainers": [trainer.state_dict() for trainer in self.trainers],
         }
@@ -247,10 +247,9 @@ class Trial:
                 if trainer.epoch != min(round_ * self.config.evaluate_every, trainer.epochs):
                     raise ValueError(f"its epoch is {trainer.epoch} in round {round_}")
             failure = None if state["failure"] is None else str(state["failure"])
-            # Of versions that did not store them: 0.
-            parts = [float(state.get(name, 0.0)) for name in ("train_seconds", "evaluate_seconds")]
+            train_seconds = saved_seconds(state, "train_seconds")
         self.round, self.seconds, self.failure = round_, seconds, failure
-        self.train_seconds, self.evaluate_seconds = parts
+        self.train_seconds = train_seconds
 
 
 def aggregate(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -20,12 +20,10 @@ from ardmvc_core.attacks.tiers import Tier, plan
 from ardmvc_core.data import DATASETS, MultiViewDataset
 from ardmvc_core.evaluation.budget import ResolvedBudget
 from ardmvc_core.evaluation.intervals import Interval, bootstrap_interval, wilson
-from ardmvc_core.evaluation.metrics import confusion, fit_map
+from ardmvc_core.evaluation.metrics import ATTACK_SCORES, confusion, fit_map
 from ardmvc_core.evaluation.worst_case import SuiteEvaluation, evaluate_suite
 from ardmvc_core.types import Views
 
-ATTACK_SCORES = ("flip", "acc", "acc_refit", "nmi", "ari")
-"""Scores of a single attack; only where it ran on every sample."""
 CURVE_TIER: Tier = "tune"
 """Tier of the ε curve and of subsets of views."""
 _CHECKS = 1500
@@ -108,10 +106,7 @@ class Assessment:
                     "backwards": record.backwards,
                     "skipped": record.skipped,
                     **record.details,
-                    **{
-                        score: values.get(f"{record.key}/{score}")
-                        for score in ("flip", "acc", "acc_refit", "nmi", "ari")
-                    },
+                    **{score: values.get(f"{record.key}/{score}") for score in ATTACK_SCORES},
                 }
                 for record in result.records
             ],
@@ -146,8 +141,8 @@ def assess(
     """The full report on one model.
 
     Args: model: left as it was found; the mode that it is handed over in is part of check C12. data: the scored part.
-        attacker_views: V × (M, *shape_v), what generators are fitted on. budget: with a tier. surrogates: for
-        the transfer attack. everyone: each attack on every sample, so that attacks can be compared. eps_grid: None:
+        attacker_views: V × (M, *shape_v), what generators are fitted on. surrogates: for the
+        transfer attack. everyone: each attack on every sample, so that attacks can be compared. eps_grid: None:
         the data set's; empty: no curve. subsets: whether subsets of views are attacked, where there are several.
         entropy_reference, labels_locked: as in `run_checks`.
     Raises: as `evaluate_suite`.
@@ -166,42 +161,74 @@ def assess(
         everyone=everyone,
         progress=share.of_suite,
     )
-    scored = suite.data
-    with inference_target(model) as verify:
-        curve = _eps_curve(model, suite, budget, grid, share)
-        flips, unions = _subset_rates(model, scored.views, budget, chosen, share)
-        verify("the curves")
-    share.next("checks")
-    sanity = run_checks(
-        model,
-        scored.views,
-        budget.attack_budget(),
-        suite.result,
-        seed=budget.seed,
-        batch_size=budget.batch_size,
-        labels=scored.labels,
-        mapping=_mapping(suite),
-        eps_curve={eps: point.flip for eps, point in curve.items()},
-        subset_flips=flips,
-        subset_unions=unions,
-        entropy_reference=entropy_reference,
-        dataset=data.name,
-        labels_locked=labels_locked,
-        progress=share.of_checks,
-    )
-    whole = tuple(record.key for record in suite.result.records if bool(record.tested.all()) and not record.skipped)
+    curves = _curves(model, suite, budget, grid, chosen, share)
+    sanity = _checks(model, suite, budget, curves, entropy_reference, labels_locked, share)
     if progress is not None:
         progress("", 1.0)
+    views, attacks = suite.data.views, [record.key for record in suite.result.records]
     return Assessment(
         budget=budget,
         suite=suite,
         sanity=sanity,
         intervals=_intervals(suite, budget.seed),
-        eps_curve=curve,
-        subset_flips=flips,
-        subset_unions=unions,
-        erasable=erasability(scored.views, budget.attack_budget().eps_per_view(len(scored.views))),
-        inconsistencies=tuple(check_consistency(dict(suite.evaluation.values), whole)),
+        eps_curve=curves.eps,
+        subset_flips=curves.subset_flips,
+        subset_unions=curves.subset_unions,
+        erasable=erasability(views, budget.attack_budget().eps_per_view(len(views))),
+        inconsistencies=tuple(check_consistency(suite.evaluation.values, attacks)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Curves:
+    """As the fields of an `Assessment`."""
+
+    eps: dict[float, CurvePoint]
+    subset_flips: dict[tuple[int, ...], float]
+    subset_unions: dict[int, float]
+
+
+def _curves(
+    model: nn.Module,
+    suite: SuiteEvaluation,
+    budget: ResolvedBudget,
+    grid: Sequence[float],
+    subsets: Sequence[tuple[int, ...]],
+    share: "_Shares",
+) -> _Curves:
+    with inference_target(model) as verify:
+        eps = _eps_curve(model, suite, budget, grid, share)
+        flips, unions = _subset_rates(model, suite.data.views, budget, subsets, share)
+        verify("the curves")
+    return _Curves(eps=eps, subset_flips=flips, subset_unions=unions)
+
+
+def _checks(
+    model: nn.Module,
+    suite: SuiteEvaluation,
+    budget: ResolvedBudget,
+    curves: _Curves,
+    entropy_reference: float,
+    labels_locked: bool | None,
+    share: "_Shares",
+) -> SanityReport:
+    share.next("checks")
+    return run_checks(
+        model,
+        suite.data.views,
+        budget.attack_budget(),
+        suite.result,
+        seed=budget.seed,
+        batch_size=budget.batch_size,
+        labels=suite.data.labels,
+        mapping=_mapping(suite),
+        eps_curve={eps: point.flip for eps, point in curves.eps.items()},
+        subset_flips=curves.subset_flips,
+        subset_unions=curves.subset_unions,
+        entropy_reference=entropy_reference,
+        dataset=suite.data.name,
+        labels_locked=labels_locked,
+        progress=share.of_checks,
     )
 
 
@@ -315,7 +342,6 @@ class _Shares:
     def __init__(
         self, budget: ResolvedBudget, n_clusters: int, n_eps: int, n_subsets: int, progress: Progress | None
     ) -> None:
-        assert budget.tier is not None
         cost = {tier: sum(attack.forwards for attack in plan(tier, n_clusters)) for tier in (budget.tier, "tune")}
         self._suite, self._piece = cost[budget.tier], cost["tune"]
         self._total = self._suite + (n_eps + n_subsets) * self._piece + _CHECKS

@@ -11,6 +11,7 @@ HEADINGS = {
     "acc": "ACC (fixed map)",
     "acc_refit": "ACC (refitted map)",
     "nmi": "NMI",
+    "ami": "AMI",
     "ari": "ARI",
 }
 

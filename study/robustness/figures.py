@@ -6,8 +6,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from ardmvc_core.assessment.assess import ATTACK_SCORES, CURVE_TIER, Assessment
+from ardmvc_core.assessment.assess import CURVE_TIER, Assessment
 from ardmvc_core.assessment.checks import STEP_GRID
+from ardmvc_core.evaluation.metrics import ATTACK_SCORES
 from study.reporting.drawing import EPS_AXIS, MOST_PICTURES, Cell, draw_curves, moved_text, picture_grid
 from study.reporting.style import BLUE, GREEN, GREY, INK, ORANGE, RED, add_legend, new_figure, style
 from study.robustness.facts import HEADINGS
@@ -112,7 +113,7 @@ def union_growth(found: Assessment) -> Figure | None:
 def attack_scores(found: Assessment) -> Figure | None:
     """Attacks that ran on every sample by score, with the clean scores and the worst case; darker is more damage."""
     values = found.suite.evaluation.values
-    whole = [r.key for r in found.suite.result.records if bool(r.tested.all()) and not r.skipped]
+    whole = [r.key for r in found.suite.result.records if f"{r.key}/flip" in values]
     shown = [name for name in ATTACK_SCORES if any(f"{key}/{name}" in values for key in whole)]
     if not whole or not shown:
         return None

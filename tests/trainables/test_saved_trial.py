@@ -194,6 +194,7 @@ def test_states_of_another_network(folder: Path, change: Change, why: str) -> No
         (at("round", to="1"), "its round must be a whole number in 0..3, is 1"),
         (at("round", to=4), "its round must be a whole number in 0..3, is 4"),
         (at("seconds", to=float("nan")), "its seconds must be ≥ 0 and finite, are nan"),
+        (at("train_seconds", to=-1.0), "its train_seconds must be ≥ 0 and finite, are -1.0"),
         (at("trainers", 0, "plan", to=[]), "AttributeError"),
         (at("trainers", 0, "epoch", to="1"), "at no moment of this training"),
         (at("trainers", 0, "epoch", to=2), "at no moment of this training"),
