@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ardmvc_core.attacks.tiers import Tier
 from ardmvc_core.evaluation.worst_case import evaluate_suite
 from ardmvc_core.training import calibrate
 from trainables.config import TrialConfig
@@ -22,6 +23,7 @@ from trainables.surrogates import COUNTS, train_surrogates
 from trainables.trial import Trial
 
 SAMPLES = 100
+COMPARED: tuple[Tier, ...] = ("tune", "standard")
 DEFENCES: dict[str, dict[str, Any]] = {
     "none": {"adversarial_weight": 0, "mitigator_weight": 0},
     "paper": {"adversarial_weight": 1, "mitigator_weight": 0.1, "train_eps": 0.2},
@@ -92,20 +94,21 @@ def trained(config: TrialConfig, file: Path) -> Trial:
     return trial
 
 
-def measured(trial: Trial) -> dict[str, Any]:
-    """Scores, passes and seconds of both tiers."""
+def measured(trial: Trial, tier: Tier) -> dict[str, Any]:
+    """Scores, passes and seconds of a tier."""
     (run,), parts = trial.runs, trial.parts["strict"]
-    found: dict[str, Any] = {}
-    for tier in ("tune", "standard"):
-        attacker, count = parts["attacker"], COUNTS.get(tier, 0)
-        surrogates = [one.model for one in train_surrogates(trial.config, attacker, count, seed=7) if not one.failure]
-        budget, begin = replace(trial.budget, tier=tier), time.perf_counter()
-        suite = evaluate_suite(run.trainer.model, parts["tune"], attacker.views, budget, surrogates=surrogates)
-        values = suite.evaluation.values
-        found |= {f"{tier}/acc": values["robust/acc"], f"{tier}/s": time.perf_counter() - begin}
-        found |= {f"{tier}/passes": (values["cost/forwards"] + values["cost/backwards"]) / len(suite.data)}
-        found |= {f"{tier}/new": {record.key: record.new for record in suite.result.records if record.new}}
-    return {**found, "clean/acc": values["clean/acc"]}
+    attacker, count = parts["attacker"], COUNTS.get(tier, 0)
+    surrogates = [one.model for one in train_surrogates(trial.config, attacker, count, seed=7) if not one.failure]
+    budget, begin = replace(trial.budget, tier=tier), time.perf_counter()
+    suite = evaluate_suite(run.trainer.model, parts["tune"], attacker.views, budget, surrogates=surrogates)
+    values = suite.evaluation.values
+    return {
+        "clean/acc": values["clean/acc"],
+        f"{tier}/acc": values["robust/acc"],
+        f"{tier}/s": time.perf_counter() - begin,
+        f"{tier}/passes": (values["cost/forwards"] + values["cost/backwards"]) / len(suite.data),
+        f"{tier}/new": {record.key: record.new for record in suite.result.records if record.new},
+    }
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
@@ -135,14 +138,18 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.folder.mkdir(parents=True, exist_ok=True)
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for name, config in configs().items():
-        result = given.folder / f"{name}.json"
-        if given.only in name and not result.exists():
+        results = {tier: given.folder / f"{name}.{tier}.json" for tier in COMPARED}
+        missing = [tier for tier, file in results.items() if not file.exists()]
+        if given.only in name and missing:
             trial = trained(config, given.folder / f"{name}.pt")
-            result.write_text(json.dumps(measured(trial)))
-        if result.exists():
-            found[name] = json.loads(result.read_text())
+            for tier in missing:
+                results[tier].write_text(json.dumps(measured(trial, tier)))
+        if all(file.exists() for file in results.values()):
+            found[name] = {
+                key: value for file in results.values() for key, value in json.loads(file.read_text()).items()
+            }
     print(table(found))
 
 

@@ -33,7 +33,7 @@ class _SoftReLU(torch.autograd.Function):
         # Each sample has its own: what it is attacked together with must not matter.
         size = inputs.reshape(len(inputs), -1).abs().mean(1).clamp(min=torch.finfo(inputs.dtype).tiny)
         width = SOFTNESS * size.view(-1, *[1] * (inputs.dim() - 1))
-        return gradient * (2 * torch.sigmoid(inputs / width)).clamp(max=1)
+        return (inputs / width).clamp_(max=0).sigmoid_().mul_(gradient).mul_(2)
 
 
 @contextmanager
