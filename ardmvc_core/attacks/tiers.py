@@ -27,13 +27,13 @@ Tier = Literal["probe", "tune", "standard", "plus"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
 FurtherAttack = Literal["gan_official", "generator", "square"]
 """Attacks that a budget may name beside a tier."""
-TIERS_VERSION = 4
+TIERS_VERSION = 5
 """Raised whenever a tier runs other attacks than before; part of the digest of every budget that has a tier."""
 MOST_TARGETS = 9
 FURTHER: dict[FurtherAttack, Attack] = {
     "gan_official": Generate(key="gan_official", fit=OFFICIAL_GAN),
     "generator": Generate(key="generator", fit=TANH_MARGIN),
-    "square": Query(key="square", search=square, queries=5000),
+    "square": Query(key="square", search=square, queries=5000, patience=500),
 }
 
 
@@ -85,7 +85,7 @@ def _plan(tier: Tier, n_clusters: int, centroid_head: bool) -> tuple[Attack, ...
             Transfer(key="transfer", surrogates=2),
             FURTHER["gan_official"],
             FURTHER["generator"],
-            Query(key="rays", search=ray_search, queries=10_000, most_samples=200),
+            Query(key="rays", search=ray_search, queries=10_000, patience=2000, most_samples=200),
             *_together(100),
         )
     return (

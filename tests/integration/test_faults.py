@@ -415,7 +415,9 @@ def test_a_ray_that_dies(
     assert number != signal.SIGKILL or len(lines) == 1, lines
     for text in ("(raylet)", ".cc:", ".h:", "Traceback"):  # Ray's own way to say it
         assert text not in study.output, study.output
-    assert [record.state for record in study.records() if not record.finished] == ["WAITING"]
+    open_states = {record.state for record in study.records() if not record.finished}
+    # A call into a head that is stopped may hold the driver up until it has to end as it is.
+    assert open_states in ([{"WAITING"}] if number == signal.SIGKILL else [{"WAITING"}, {"RUNNING"}])
     study.until(lambda: not any(map(is_alive, before)))
     assert study.finish() == 0, study.output
     left = study.check(best)

@@ -14,9 +14,12 @@ from torch import Tensor, nn
 
 from ardmvc_core.attacks.budget import AttackBudget, limits
 from ardmvc_core.attacks.objectives.clean_reference import CleanReference
-from ardmvc_core.attacks.searches.query_result import QueryResult, check_counts
+from ardmvc_core.attacks.searches.query_result import QueryResult, check_counts, may_arrive
 from ardmvc_core.batching import in_full_batches
 from ardmvc_core.types import Views
+
+_ARRIVED = 1.02
+"""Radius in budgets below which a sample is never given up: a single turned value may be enough."""
 
 
 @torch.no_grad()
@@ -29,14 +32,18 @@ def ray_search(
     queries: int,
     generator: torch.Generator,
     batch_size: int,
+    patience: int | None = None,
 ) -> QueryResult:
     """Looks for the signs that take a sample into another cluster at the smallest radius, until that is at most 1.
 
     Args:   views: V × (B, *shape_v), clean, inside the bounds. reference: of these very samples, of which only the
             clusters are read. queries: passes a sample may take, ≥ 1. generator: of the later starts, which all samples
-            share, on the views' device. batch_size: samples of a pass, ≥ 1. The model is used in its present mode.
+            share, on the views' device. batch_size: samples of a pass, ≥ 1. patience: every so many
+            queries, samples are given up whose radius would not reach 1 at its pace since the last look; None: never.
+            The model is used in its present mode.
     Returns: the first point inside the budget that is flipped where there is one, else the one at radius 1 in the best
-        direction, which the last query has looked at. `best_loss` is minus the smallest radius with a flip.
+        direction, which the last query has looked at unless the sample was given up. `best_loss` is minus the smallest
+        radius with a flip.
     Raises: ValueError if queries or batch_size is not positive.
     """
     check_counts(queries=queries, batch_size=batch_size)
@@ -45,8 +52,14 @@ def ray_search(
     flipped = torch.zeros(len(views[0]), dtype=torch.bool, device=views[0].device)
     used = torch.zeros_like(flipped, dtype=torch.int64)
     every = torch.arange(len(flipped), device=flipped.device)
-    rows = every
+    rows, before = every, search.best_radius.clone()
     for query in range(queries):
+        if patience is not None and query and query % patience == 0:
+            now = search.best_radius.clone()
+            if query > patience:
+                looks_left = (queries - query) / patience
+                rows = rows[may_arrive(before[rows] - _ARRIVED, now[rows] - _ARRIVED, looks_left)]
+            before = now
         if not len(rows):
             break
         signs, radius = search.ask(rows) if query < queries - 1 else search.ask_for_the_result(rows)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ardmvc_core.attacks.budget import AttackBudget, limits
 from ardmvc_core.attacks.objectives.clean_reference import CleanReference
 from ardmvc_core.attacks.objectives.per_sample import margin
-from ardmvc_core.attacks.searches.query_result import QueryResult, check_counts
+from ardmvc_core.attacks.searches.query_result import QueryResult, check_counts, may_arrive
 from ardmvc_core.batching import in_full_batches
 from ardmvc_core.types import Views
 
@@ -32,13 +32,16 @@ def square(
     queries: int,
     generator: torch.Generator,
     batch_size: int,
+    patience: int | None = None,
 ) -> QueryResult:
     """Raises the margin of each sample by squares of ±ε at random places, with the model in its present mode.
 
     Args:   views: V × (B, *shape_v), clean, inside the bounds. A view of shape (C, H, W) gets squares, any other
             contiguous blocks of its values. reference: of these very samples. queries: passes a sample may take, ≥ 1;
             the sizes of the squares are stretched over them. generator: on the views' device. batch_size: samples of a
-            pass, ≥ 1; the draws of a sample do not depend on it, nor on which other samples are flipped.
+            pass, ≥ 1; the draws of a sample do not depend on it, nor on which other samples are flipped. patience:
+            every so many queries, samples are given up whose margin would not reach 0 at its pace since the last look;
+            None: never.
     Returns: the first flipped point where there is one, else the point of the largest margin, which is `best_loss`.
     Raises: ValueError if queries or batch_size is not positive.
     """
@@ -49,8 +52,12 @@ def square(
     flipped = torch.zeros(size, dtype=torch.bool, device=device)
     used = torch.zeros(size, dtype=torch.int64, device=device)
     best_loss = torch.full((size,), -torch.inf, dtype=reference.logits.dtype, device=device)
-    rows = torch.arange(size, device=device)
+    rows, before = torch.arange(size, device=device), best_loss.clone()
     for query in range(queries):
+        if patience is not None and query and query % patience == 0:
+            if query > patience:
+                rows = rows[may_arrive(-before[rows], -best_loss[rows], (queries - query) / patience)]
+            before = best_loss.clone()
         if not len(rows):
             break
         if query == 0:
