@@ -16,7 +16,13 @@ from study.database.engine import LedgerError
 from study.database.ledger import Ledger
 from study.planning.confirmation import finalists
 from study.records import TrialRecord
-from study.reporting.confirmation import Finalist, comparisons, confirmation_page, finalists_of
+from study.reporting.confirmation import (
+    Finalist,
+    comparisons,
+    confirmation_page,
+    finalists_of,
+    show_confirmation,
+)
 from study.spec.study_spec import checked_spec
 from trainables.saved_trial import DamagedCheckpoint
 
@@ -107,6 +113,7 @@ def test_the_table_has_the_interval_the_paired_difference_and_the_shrinkage(tmp_
     spec = checked_spec("test", {**study_dict(tmp_path), "space": {}, "baselines": [{}], "limits": {"trials": 1}})
     shown = spec.model_copy(update={"trial": {**spec.trial, "repeats": 4, "evaluation": {"tier": "standard"}}})
     text = confirmation_page("name", shown, result, [first, second], uses=2, searched_trials=16)
+    assert "interval over seeds. Trials 7, 8, 0 were confirmed before their samples were stored" in text
     assert "used 2 times" in text
     assert "| 7 | 7 | 0.800 [0.645, 0.898]" in text
     assert "had 0.950 there and has 0.800 here: +0.150" in text
@@ -115,6 +122,40 @@ def test_the_table_has_the_interval_the_paired_difference_and_the_shrinkage(tmp_
     certain = replace(first, adjusted_p=2e-5)
     text = confirmation_page("name", shown, result, [certain], uses=2, searched_trials=16)
     assert "| < 0.001 | 100% of the seeds |" in text
+
+
+def test_the_samples_error_is_in_the_intervals_and_in_p(tmp_path: Path) -> None:
+    """Three seeds that agree: all doubt is in which samples were drawn."""
+    chosen, found = [trial(7, 0.95), trial(0, 0.5, baseline=True)], []
+    for number, right in enumerate(([1, 1, 1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0, 0, 0])):
+        record = confirmed(tmp_path, number, [float(np.mean(right))] * 3)
+        with np.load(tmp_path / str(number) / "evaluation.npz") as old:
+            arrays = {**old, "samples/robust/acc": np.array([right] * 3, dtype=bool)}
+        np.savez(tmp_path / str(number) / "evaluation.npz", **arrays)
+        found.append(record)
+    result = finalists_of(chosen, found)
+    # Half of ten: q = t(9)² / 10 · 10 / 9 = 2.2622² / 9 = 0.5686, half width √(q / 4 + q² / 4) / (1 + q).
+    assert f"{result[0].means['robust/acc']:.4f}" == "0.5000 [0.1990, 0.8010]"
+    assert f"{result[0].means['clean/acc']:.3f}" == "1.000 [0.966, 1.000]"  # of which no samples were stored
+    (one,) = comparisons(result)
+    # One sample of ten: mean 0.1, standard error √(0.1 / 10) = 0.1, so t = 1 at 9 degrees of freedom: p = 0.3434.
+    assert f"{one.difference.difference:+.4f}" == "+0.1000 [-0.1262, +0.3262]"
+    assert (one.sampled, one.difference.p_value) == (True, pytest.approx(0.3434, abs=5e-5))
+    spec = checked_spec("test", {**study_dict(tmp_path), "space": {}, "baselines": [{}], "limits": {"trials": 1}})
+    shown = spec.model_copy(update={"trial": {**spec.trial, "repeats": 3, "evaluation": {"tier": "standard"}}})
+    text = confirmation_page("name", shown, result, [one], uses=1, searched_trials=16)
+    assert "interval over seeds and samples (kappa: over seeds).\n" in text
+
+    old = [result[0], replace(result[1], right=None)]  # one that was confirmed before
+    (one,) = comparisons(old)
+    assert (one.sampled, one.difference.p_value) == (False, 0.0)
+    text = confirmation_page("name", shown, old, [one], uses=1, searched_trials=16)
+    assert "Trials 0 were confirmed before their samples were stored: the sampling error is not in" in text
+    folder = tmp_path / "shown"
+    show_confirmation("name", shown, chosen, found, uses=1, folder=str(folder), searched_trials=16)
+    facts = json.loads((folder / "confirm.json").read_text())
+    assert [entry["samples"] for entry in facts["finalists"]] == [10, 10]
+    assert "right" not in facts["finalists"][0]
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x05\x06" + bytes(18)])
