@@ -20,7 +20,7 @@ from ardmvc_core.evaluation.intervals import (
 )
 from study.ranking.summary import LEAST_P, short_names, show
 from study.records import TrialRecord
-from study.reporting.text import markdown_table, plain_json, three_decimals
+from study.reporting.text import markdown_table, plain_json, three_decimals, use_of_part
 from study.reporting.trial_figures import load_arrays
 from study.spec.study_spec import StudySpec
 from trainables.saved_trial import ARRAYS_FILE, parsing
@@ -132,11 +132,14 @@ def show_confirmation(
     chosen: Sequence[TrialRecord],
     found: Sequence[TrialRecord],
     *,
-    uses: int,
+    uses: Sequence[str],
     folder: str,
     searched_trials: int,
 ) -> str:
-    """The confirmation as Markdown; also written to `confirm.md` and `confirm.json` in the folder."""
+    """The confirmation as Markdown; also written to `confirm.md` and `confirm.json` in the folder.
+
+    Args: uses: names of all uses of its score part, oldest first; the confirmation is one of them.
+    """
     finalists = finalists_of(chosen, found)
     compared = comparisons(finalists)
     text = confirmation_page(study, spec, finalists, compared, uses=uses, searched_trials=searched_trials)
@@ -147,7 +150,7 @@ def show_confirmation(
         for one in finalists
     ]
     facts = {"finalists": told, "comparisons": [asdict(one) for one in compared]}
-    whole = {"study": study, "score_uses": uses, **facts}
+    whole = {"study": study, "score_uses": list(uses), **facts}
     write_file(folder, "confirm.md", f"{text}\n".encode())
     write_file(folder, "confirm.json", json.dumps(plain_json(whole), indent=1).encode())
     return text
@@ -159,7 +162,7 @@ def confirmation_page(
     finalists: Sequence[Finalist],
     compared: Sequence[Comparison],
     *,
-    uses: int,
+    uses: Sequence[str],
     searched_trials: int,
 ) -> str:
     """Tables for people."""
@@ -168,7 +171,7 @@ def confirmation_page(
         f"# {study}, confirmed",
         "",
         f"{trial['repeats']} fresh seeds each; scored on the score part under tier `{trial['evaluation']['tier']}`; "
-        f"the score part of this study has been used {uses} time{'s' * (uses != 1)}. {_doubt(finalists)}",
+        f"{use_of_part(spec.name, uses)}. {_doubt(finalists)}",
         "",
         _table(finalists),
         "",
