@@ -15,6 +15,7 @@ from study.planning.confirmation import MOST_FINALISTS, confirmation, finalists
 from study.spec.yaml_file import SpecError
 
 if TYPE_CHECKING:
+    from study.database.ledger import Ledger
     from study.records import TrialRecord
 
 
@@ -50,34 +51,48 @@ def _run(given: argparse.Namespace) -> int:
     wanted = _checked_baselines(given)
 
     from study.database.ledger import Ledger
+    from study.planning.preflight import score_parts
 
     ledger = Ledger.open_existing(given.study, storage_path=given.storage)
     records = ledger.records()
     chosen = finalists(ledger.spec, records, given.top, wanted)
     spec = confirmation(ledger, chosen, given)
-    uses = ledger.score_uses
-    if given.once and [use for use in uses if use != spec.name]:
-        raise SpecError(
-            [f"--once: the score part of {given.study!r} has been used {len(uses)} times: {', '.join(uses)}"]
-        )
+    parts = score_parts(spec)
+    if not parts:
+        raise SpecError(["--set: a confirmation ends on the score part, of protocol strict"])
+    if given.once and (uses := [use for use in _uses(ledger, parts) if use != spec.name]):
+        times = f"{len(uses)} time{'s' * (len(uses) != 1)}"
+        raise SpecError([f"--once: the score part of {given.study!r} has been used {times}: {', '.join(uses)}"])
     if only_planned(spec, given, "confirm"):
         return 0
 
     from study.reporting.confirmation import show_confirmation
     from trainables.storage import below
 
-    ledger.note_score_use(spec.name)
-    numbers = {
-        "uses": len(ledger.score_uses),
-        "searched_trials": sum(record.state == "COMPLETE" and not record.baseline for record in records),
-    }
+    searched_trials = sum(record.state == "COMPLETE" and not record.baseline for record in records)
     failed: list[int] = []
 
     def show_results(found: "Sequence[TrialRecord]") -> None:
         failed.extend(record.number for record in found if record.state == "FAIL")
-        print(show_confirmation(given.study, spec, chosen, found, folder=below(given.storage, spec.name), **numbers))
+        folder = below(given.storage, spec.name)
+        print(
+            show_confirmation(
+                given.study,
+                spec,
+                chosen,
+                found,
+                uses=_uses(ledger, parts),
+                folder=folder,
+                searched_trials=searched_trials,
+            )
+        )
 
     return run_planned(spec, given, show_results=show_results) or int(bool(failed))
+
+
+def _uses(ledger: "Ledger", parts: "Sequence[str]") -> list[str]:
+    """Names of the uses of score parts, by whatever study or command. Args: parts: their digests."""
+    return list(dict.fromkeys(use for part in parts for use in ledger.score_uses(part)))
 
 
 def _checked_baselines(given: argparse.Namespace) -> list[int] | None:

@@ -84,12 +84,9 @@ def _run(given: argparse.Namespace) -> int:
         ledger = Ledger.open_existing(given.name, storage_path=given.storage)
         records, spec = ledger.records(), ledger.spec
         if given.unblind:
-            from study.reporting.unblinding import stored_truths, unblind
-            from trainables.storage import below
+            from study.reporting.unblinding import unblind
 
-            stored_truths(below(given.storage, ledger.name))  # what is damaged is refused before a use is noted
-            ledger.note_score_use("study.report --unblind")
-            content = unblind(ledger.name, records, given.storage).encode()
+            content = unblind(ledger, records, given.storage).encode()
         else:
             content = _render(given, ledger.name, records, spec)
         if given.figures is not None:

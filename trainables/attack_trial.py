@@ -34,9 +34,9 @@ class AttackTrial:
 
     def __init__(self, config: AttackTrialConfig) -> None:
         """Raises: ValueError, or its child DataError, if the saved model or its data cannot be had."""
-        self.config = config
         self.device = pick_device(config.device)
         self.model, self.target = load_model(config.checkpoint, self.device)
+        self.config = config = config.against(self.target)
         parts = cached_parts(self.target.dataset, "strict")
         self.scored = parts["tune"].data.to(self.device)
         self.budget = config.evaluation.resolve(self.target.dataset.name, len(self.scored.views))

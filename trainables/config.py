@@ -180,6 +180,15 @@ class AttackTrialConfig(BaseModel):
     evaluate_every: int = Field(default=5, ge=1, le=100_000)
     """Attacker epochs per round."""
 
+    def against(self, target: TrialConfig) -> "AttackTrialConfig":
+        """The config with ε as a number: where none is given, that of the target's data set.
+
+        Args: target: of the trial whose model is attacked.
+        Raises: ValueError if the evaluation does not fit the data set.
+        """
+        eps = target.model_copy(update={"evaluation": self.evaluation}).resolved_budget().eps
+        return self.model_copy(update={"evaluation": replace(self.evaluation, eps=eps)})
+
     @property
     def rounds(self) -> int:
         """Reports of a trial that is not stopped early; the last round may be shorter."""

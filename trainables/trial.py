@@ -16,7 +16,7 @@ from torch import nn
 from ardmvc_core.data import Protocol
 from ardmvc_core.data.dataset import MultiViewDataset
 from ardmvc_core.evaluation.official import evaluate_official
-from ardmvc_core.evaluation.score_card import Evaluation
+from ardmvc_core.evaluation.score_card import OUTCOMES, Evaluation
 from ardmvc_core.evaluation.worst_case import evaluate_suite, probe
 from ardmvc_core.models import MODELS
 from ardmvc_core.seeding import derive_seed, seed_everything
@@ -139,7 +139,11 @@ class Trial:
         self.round += 1
         evaluations = [self._evaluate(run) for run in self.runs]
         decisive = evaluations[: self.config.repeats]
-        self._arrays = {**evaluations[0].arrays(), **per_seed([found.metrics() for found in decisive])}
+        self._arrays = {
+            **evaluations[0].arrays(),
+            **per_seed([found.metrics() for found in decisive]),
+            **per_sample([found.arrays() for found in decisive]),
+        }
         self.warnings = sorted({warning for found in evaluations for warning in found.warnings})
         # Losses of the decisive protocol: over both, a spread would not be one over seeds.
         metrics = aggregate(losses[: self.config.repeats])
@@ -267,3 +271,9 @@ def per_seed(runs: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
     """`seeds/<metric>`: (R,) its value in each run, in their order; NaN where a run has none."""
     names = dict.fromkeys(name for run in runs for name in run if not name.startswith("time/"))
     return {f"seeds/{name}": np.array([run.get(name, math.nan) for run in runs]) for name in names}
+
+
+def per_sample(runs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """`samples/<metric>`: (R, N) bool, what the metric is the mean of, of each run and sample. Args: runs: arrays."""
+    found = {metric: [run[name] for run in runs if name in run] for metric, name in OUTCOMES.items()}
+    return {f"samples/{metric}": np.stack(rows) for metric, rows in found.items() if len(rows) == len(runs)}

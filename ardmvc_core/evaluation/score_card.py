@@ -29,6 +29,9 @@ CLEAR_OF_NOISE = 0.03
 """Flip rate that an attack must have beyond random noise of the same budget to count as working."""
 MAX_EXAMPLES = 8
 
+OUTCOMES = {"clean/acc": "clean/right", "robust/acc": "robust/right", "robust/flip": "robust/flipped"}
+"""Metrics that are the mean of one yes or no per sample → the array that holds these."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -45,8 +48,9 @@ class Evaluation:
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """By name: `labels`, `clusters/<clean or attack>` (N,), `confusion/class_<…>` (classes × clusters),
-        `confusion/clean_<attack>` (clusters × clusters), `robust/flipped` (N,) bool, and `examples/…`: rows, clusters,
-        labels, and the pictures of each view before and after, for at most 8 samples of the strongest attack."""
+        `confusion/clean_<attack>` (clusters × clusters), those of `OUTCOMES` (N,) bool, and `examples/…`: rows,
+        clusters, labels, and the pictures of each view before and after, for at most 8 samples of the strongest
+        attack."""
         return dict(self.tables)
 
 
@@ -70,6 +74,7 @@ class ScoreCard:
         if self.labels is not None:
             self._map = fit_map(self.labels, self.clean, self.n_clusters)
             self.tables["labels"] = self.labels
+            self.tables["clean/right"] = self._map[self.clean] == self.labels
             scores = fixed_map_scores(self.labels, self.clean, self._map)
             self.values |= scores.named("clean")
             self._class_table("clean", self.clean)
@@ -129,7 +134,7 @@ class ScoreCard:
         if self.labels is not None:
             labels = self.labels[: len(moved)]
             self.values |= fixed_map_scores(labels, clusters, self._map).named(name)
-            right = (self._map[clean] == labels) & ~moved
+            right = self.tables[f"{name}/right"] = (self._map[clean] == labels) & ~moved
             self.values[f"{name}/acc"] = float(right.mean())
             self.values[f"chance/{name}_acc"] = self.values["chance/acc"] * (1 - flip)
             # What the number can be computed from again: classes and clean clusters of the samples that stayed.

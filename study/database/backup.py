@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from study.database.engine import LedgerError, engine_of, open_storage, study_url
 from study.database.lease import TABLE_NAME, make_table
 from study.database.ledger import Ledger
+from study.database.score_uses import all_uses, note_use
 from study.database.sqlite_files import connect, damage
 
 PARENTS = {"studies": "study_id", "trials": "trial_id"}
@@ -133,7 +134,8 @@ def _schema_version(connection: sa.Connection) -> str:
 
 
 def _copy(source: sa.Connection, target: sa.Connection, name: str) -> int:
-    """Copies all rows of a study, column by column; only ids are new. Returns: the number of trials."""
+    """Copies all rows of a study, column by column; only ids are new. Uses of score parts, which are no study's own,
+    come along. Returns: the number of trials."""
     theirs, ours = sa.MetaData(), sa.MetaData()
     common = set(sa.inspect(source).get_table_names()) & set(sa.inspect(target).get_table_names())
     theirs.reflect(source, only=list(common))
@@ -166,6 +168,8 @@ def _copy(source: sa.Connection, target: sa.Connection, name: str) -> int:
                 made = target.execute(insert.values(row)).inserted_primary_key
                 assert made is not None
                 new[own][old[own]] = made[0]
+    for part, name_of_use in all_uses(source):
+        note_use(target, part, name_of_use)
     return len(new["trial_id"])
 
 

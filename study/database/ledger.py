@@ -26,6 +26,7 @@ from study.database.engine import (
 )
 from study.database.identity import extends, identity_of, list_differences
 from study.database.lease import Lease, LeaseLost
+from study.database.score_uses import note_use, uses_of
 from study.database.trials import ATTEMPT, ROUND, Trials, next_order, record_of
 from study.provenance import git_commit
 from study.records import Attempt, TrialRecord
@@ -270,15 +271,21 @@ class Ledger:
         """Asks the driver to "pause", "stop" or, with "", to run."""
         self._study.set_user_attr("control", wish)
 
-    @property
-    def score_uses(self) -> list[str]:
-        """Confirmations that have read the score part of this study's data, oldest first."""
-        return [str(use) for use in self._study.user_attrs.get("score_uses", [])]
+    @_patient
+    def score_uses(self, part: str) -> list[str]:
+        """Names of the uses of a score part, oldest first, by whatever study or command of this database.
 
-    def note_score_use(self, name: str) -> None:
-        """Notes a use of the score part before it is read; one that goes on counts once."""
-        if name not in self.score_uses:
-            self._study.set_user_attr("score_uses", [*self.score_uses, name])
+        Args: part: digest of its content. Uses that earlier versions noted count for the study that noted them.
+        """
+        with self.engine.connect() as connection:
+            found = uses_of(connection, part)
+        return list(dict.fromkeys([*map(str, self._study.user_attrs.get("score_uses", [])), *found]))
+
+    @_patient
+    def note_score_use(self, part: str, name: str) -> None:
+        """Notes a use of a score part before it is scored; one that goes on counts once."""
+        with self.engine.begin() as connection:
+            note_use(connection, part, name)
 
     # Lease: one driver per study
 

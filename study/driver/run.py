@@ -27,7 +27,8 @@ from study.driver.ray_cluster import connect, give_up, keep_keys_here, keep_ray_
 from study.driver.ray_watch import RayWatch
 from study.driver.tune_hooks import OptunaPruning, OptunaSearcher, Relay
 from study.planning.optuna_side import make_pruner
-from study.planning.saved_models import with_checkpoint
+from study.planning.preflight import score_parts
+from study.planning.saved_models import with_target
 from study.planning.suggestions import Suggestions
 from study.ranking.label_free import by_pra
 from study.ranking.summary import summary
@@ -111,6 +112,8 @@ class _Run:
         spec, ledger = self._spec, self._ledger
         records = ledger.records()
         ledger.adopt(spec)
+        for part in score_parts(spec):
+            ledger.note_score_use(part, spec.name)
         self._tracker = MLflowTracker(
             ledger.spec,
             uri=self._uri,
@@ -210,7 +213,7 @@ def _open(
     """The spec with its saved model found, the study with its lease taken, and the trials to start from."""
     url = study_url(storage)
     try:
-        spec = with_checkpoint(spec, url)
+        spec = with_target(spec, url)
         pruner = make_pruner(spec.pruner_options(), spec.trial_config({}).rounds)
         old = Ledger.open_existing(warm_start, url).frozen_trials() if warm_start else ()
         ledger = Ledger.open_or_create(spec, url, pruner)

@@ -6,8 +6,10 @@ from typing import Any
 
 import yaml
 
+from study.database.engine import study_url
 from study.planning.cost import Cost, Passes, trial_cost
 from study.planning.preflight import data_facts, target_trial
+from study.planning.saved_models import with_target
 from study.planning.suggestions import preview
 from study.spec.study_spec import StudySpec
 from trainables.config import AttackTrialConfig, TrialConfig
@@ -27,7 +29,8 @@ class PlannedTrial:
 
 
 def dry_run(spec: StudySpec, *, as_json: bool) -> str:
-    """Args: as_json: JSON in place of YAML and comment lines. Starts and creates nothing."""
+    """Args: as_json: JSON in place of YAML and comment lines. Starts and creates nothing. Raises: as `with_target`."""
+    spec = with_target(spec, study_url(spec.storage.path))
     count = min(len(spec.baselines) + SHOWN_SAMPLES, spec.limits.trials)
     trials = [
         PlannedTrial(number, number < len(spec.baselines), overrides, _cost(spec, overrides))

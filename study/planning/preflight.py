@@ -25,6 +25,8 @@ class DataFacts:
 
     sizes: dict[str, int]
     """Samples of each part."""
+    digests: dict[str, str]
+    """Of each part's content."""
     view_shapes: ViewShapes
     n_clusters: int
     labelled: bool
@@ -40,6 +42,7 @@ def data_facts(config: DatasetConfig, protocol: Protocol | Literal["both"]) -> D
     first = next(iter(parts.values())).data
     return DataFacts(
         sizes={name: len(part.data) for name, part in parts.items()},
+        digests={name: part.digest for name, part in parts.items()},
         view_shapes=first.view_shapes,
         n_clusters=first.n_clusters,
         labelled=first.labels is not None,
@@ -88,6 +91,18 @@ def trials_to_check(spec: StudySpec) -> Iterator[tuple[str, TrialConfig]]:
         config = spec.trial_config(overrides)
         assert isinstance(config, TrialConfig)
         yield where, config
+
+
+def score_parts(spec: StudySpec) -> list[str]:
+    """Digests of the score parts that the study's trials end on; none where they end on the tuning part.
+
+    Raises: DataError or OSError if data cannot be read.
+    """
+    if spec.trial.get("score_on") != "score" or spec.trial.get("protocol") == "official":
+        return []
+    datasets = {config.dataset: None for _, config in trials_to_check(spec)}
+    found = [data_facts(dataset, "strict").digests["score"] for dataset in datasets]
+    return list(dict.fromkeys(found))
 
 
 def _model_faults(spec: StudySpec, config: TrialConfig) -> list[str]:

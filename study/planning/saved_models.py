@@ -8,6 +8,8 @@ from study.ranking.objectives import goals
 from study.ranking.ranking import best
 from study.secrets import Address, has_login
 from study.spec.study_spec import StudySpec
+from trainables.building import saved_config
+from trainables.config import AttackTrialConfig
 from trainables.saved_trial import CONFIG_FILE, LARGEST
 from trainables.storage import read_file
 
@@ -44,9 +46,17 @@ def find_checkpoint(reference: str, url: str | Address) -> str:
     return folder if "://" in folder else str(Path(folder).resolve())
 
 
-def with_checkpoint(spec: StudySpec, url: str | Address) -> StudySpec:
-    """An attacker study with `trial.checkpoint` as a folder; any other as it is. Raises: as `find_checkpoint`."""
+def with_target(spec: StudySpec, url: str | Address) -> StudySpec:
+    """An attacker study with `trial.checkpoint` as a folder and ε as a number; any other as it is.
+
+    Raises: LedgerError naming what is missing, what there is, or what is wrong with the saved model.
+    """
     if spec.trainable != "attacker":
         return spec
     trial = {**spec.trial, "checkpoint": find_checkpoint(spec.trial["checkpoint"], url)}
+    try:
+        config = AttackTrialConfig.model_validate(trial)
+        trial["evaluation"] = config.against(saved_config(config.checkpoint)).model_dump(mode="json")["evaluation"]
+    except (OSError, ValueError) as error:
+        raise LedgerError(f"trial.checkpoint: {' '.join(str(error).split())}") from error
     return spec.model_copy(update={"trial": trial})

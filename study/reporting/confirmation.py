@@ -20,7 +20,7 @@ from ardmvc_core.evaluation.intervals import (
 )
 from study.ranking.summary import LEAST_P, short_names, show
 from study.records import TrialRecord
-from study.reporting.text import markdown_table, plain_json, three_decimals
+from study.reporting.text import markdown_table, plain_json, three_decimals, use_of_part
 from study.reporting.trial_figures import load_arrays
 from study.spec.study_spec import StudySpec
 from trainables.saved_trial import ARRAYS_FILE, parsing
@@ -41,9 +41,11 @@ class Finalist:
     searched: float | None
     """`robust/acc` of the search, on the tuning part with its own attacks."""
     means: Mapping[str, Interval]
-    """By metric, over seeds."""
+    """By metric; over seeds and samples where the samples were stored, kappa over seeds."""
     seeds: tuple[float, ...]
     """`robust/acc` of each fresh seed."""
+    right: NDArray[np.bool_] | None = None
+    """(S, N) whether each sample is right in the worst case, by seed; None in confirmations of before it was stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,8 @@ class Comparison:
     """After Holm's correction over all comparisons of the confirmation."""
     improves: float
     """Share of the seeds on which the finalist is better."""
+    sampled: bool
+    """Whether the error of the samples is in it, and not that of the seeds alone."""
 
 
 def finalists_of(chosen: Sequence[TrialRecord], found: Sequence[TrialRecord]) -> list[Finalist]:
@@ -72,7 +76,8 @@ def finalists_of(chosen: Sequence[TrialRecord], found: Sequence[TrialRecord]) ->
         if fresh is None or fresh.state != "COMPLETE":
             continue
         with parsing(fresh.checkpoint, ARRAYS_FILE):
-            values = _per_seed(load_arrays(fresh.checkpoint))
+            arrays = load_arrays(fresh.checkpoint)
+            seeds, samples = _below("seeds/", arrays), _below("samples/", arrays)
             result.append(
                 Finalist(
                     trial=record.number,
@@ -81,26 +86,26 @@ def finalists_of(chosen: Sequence[TrialRecord], found: Sequence[TrialRecord]) ->
                     searched=record.metrics.get(METRIC),
                     means={
                         # Kappa may be negative.
-                        name: (t_interval if name == "robust/kappa" else share_interval)(values[name])
+                        name: (t_interval if name == "robust/kappa" else share_interval)(samples.get(name, seeds[name]))
                         for name in METRICS
-                        if name in values
+                        if name in seeds
                     },
-                    seeds=tuple(float(value) for value in values[METRIC]),
+                    seeds=tuple(float(value) for value in seeds[METRIC]),
+                    right=samples.get(METRIC),
                 )
             )
     return result
 
 
-def _per_seed(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float64]]:
-    prefix = "seeds/"
+def _below(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def comparisons(finalists: Sequence[Finalist]) -> list[Comparison]:
-    """Every finalist against every baseline, paired by seed."""
+    """Every finalist against every baseline, paired by seed and, where both have stored them, by sample."""
     baselines = [one for one in finalists if one.baseline]
     pairs = [(one, other) for other in baselines for one in finalists if not one.baseline]
-    differences = [paired_difference(one.seeds, other.seeds) for one, other in pairs]
+    differences = [_difference(one, other) for one, other in pairs]
     adjusted = holm([difference.p_value for difference in differences])
     return [
         Comparison(
@@ -109,9 +114,16 @@ def comparisons(finalists: Sequence[Finalist]) -> list[Comparison]:
             difference=difference,
             adjusted_p=float(p),
             improves=probability_of_improvement(one.seeds, other.seeds),
+            sampled=one.right is not None and other.right is not None,
         )
         for (one, other), difference, p in zip(pairs, differences, adjusted, strict=True)
     ]
+
+
+def _difference(one: Finalist, other: Finalist) -> PairedDifference:
+    if one.right is None or other.right is None:
+        return paired_difference(one.seeds, other.seeds)
+    return paired_difference(one.right, other.right)
 
 
 def show_confirmation(
@@ -120,16 +132,25 @@ def show_confirmation(
     chosen: Sequence[TrialRecord],
     found: Sequence[TrialRecord],
     *,
-    uses: int,
+    uses: Sequence[str],
     folder: str,
     searched_trials: int,
 ) -> str:
-    """The confirmation as Markdown; also written to `confirm.md` and `confirm.json` in the folder."""
+    """The confirmation as Markdown; also written to `confirm.md` and `confirm.json` in the folder.
+
+    Args: uses: names of all uses of its score part, oldest first; the confirmation is one of them.
+    """
     finalists = finalists_of(chosen, found)
     compared = comparisons(finalists)
     text = confirmation_page(study, spec, finalists, compared, uses=uses, searched_trials=searched_trials)
-    facts = {"finalists": [asdict(one) for one in finalists], "comparisons": [asdict(one) for one in compared]}
-    whole = {"study": study, "score_uses": uses, **facts}
+    # Each sample's outcomes stay in the trials' arrays; here it is said of how many the intervals are.
+    told = [
+        {name: value for name, value in asdict(one).items() if name != "right"}
+        | {"samples": None if one.right is None else one.right.shape[1]}
+        for one in finalists
+    ]
+    facts = {"finalists": told, "comparisons": [asdict(one) for one in compared]}
+    whole = {"study": study, "score_uses": list(uses), **facts}
     write_file(folder, "confirm.md", f"{text}\n".encode())
     write_file(folder, "confirm.json", json.dumps(plain_json(whole), indent=1).encode())
     return text
@@ -141,7 +162,7 @@ def confirmation_page(
     finalists: Sequence[Finalist],
     compared: Sequence[Comparison],
     *,
-    uses: int,
+    uses: Sequence[str],
     searched_trials: int,
 ) -> str:
     """Tables for people."""
@@ -150,8 +171,7 @@ def confirmation_page(
         f"# {study}, confirmed",
         "",
         f"{trial['repeats']} fresh seeds each; scored on the score part under tier `{trial['evaluation']['tier']}`; "
-        f"the score part of this study has been used {uses} time{'s' * (uses != 1)}. Mean and 95 % interval over "
-        "seeds.",
+        f"{use_of_part(spec.name, uses)}. {_doubt(finalists)}",
         "",
         _table(finalists),
         "",
@@ -159,6 +179,17 @@ def confirmation_page(
         *_shrinkage(finalists, searched_trials),
     ]
     return "\n".join(lines).rstrip()
+
+
+def _doubt(finalists: Sequence[Finalist]) -> str:
+    """What the intervals are over."""
+    missing = [str(one.trial) for one in finalists if one.right is None]
+    kind = "over seeds" if len(missing) == len(finalists) else "over seeds and samples (kappa: over seeds)"
+    note = (
+        f" Trials {', '.join(missing)} were confirmed before their samples were stored: the sampling error is not in "
+        "their intervals and differences, which are over seeds."
+    )
+    return f"Mean and 95 % interval {kind}.{note if missing else ''}"
 
 
 def _table(finalists: Sequence[Finalist]) -> str:

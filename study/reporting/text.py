@@ -65,3 +65,9 @@ def plain_json(item: Any) -> Any:
     if isinstance(item, Mapping):
         return {key: plain_json(entry) for key, entry in item.items()}
     return [plain_json(entry) for entry in item] if isinstance(item, list | tuple) else item
+
+
+def use_of_part(name: str, uses: Sequence[str]) -> str:
+    """Which use of a score part this is, and how many there are. Args: uses: all, oldest first, `name` among them."""
+    later = len(uses) - uses.index(name) - 1
+    return f"use {uses.index(name) + 1} of this part" + f" ({len(uses)} so far)" * bool(later)

@@ -19,10 +19,11 @@ from ardmvc_core.evaluation.worst_case import evaluate_suite
 from ardmvc_core.networks.kmeans import CALIBRATION_BATCH
 from ardmvc_core.selection.criteria import clean_clustering_loss, criterion_b, silhouette
 from ardmvc_core.selection.validation import CriterionReport, validate_criterion
+from study.database.ledger import Ledger
 from study.ranking.label_free import feasible
 from study.ranking.ranking import main_budget
 from study.records import TrialRecord
-from study.reporting.text import markdown_table
+from study.reporting.text import markdown_table, use_of_part
 from trainables.building import load_model, pick_device, saved_config
 from trainables.config import TrialConfig
 from trainables.data_parts import cached_parts
@@ -67,8 +68,7 @@ def truths(
     """
     known = stored_truths(folder)
     found = []
-    budget = main_budget(records)
-    complete = [r for r in records if r.state == "COMPLETE" and r.checkpoint and r.budget == budget]
+    complete = _to_score(records)
     for place, record in enumerate(complete, 1):
         kept = known.get(record.number)
         assert record.checkpoint is not None
@@ -81,6 +81,11 @@ def truths(
             facts = {key: value for key, value in known[record.number].items() if key not in about}
             found.append(TypeAdapter(Truth).validate_python(facts))
     return found
+
+
+def _to_score(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    budget = main_budget(records)
+    return [r for r in records if r.state == "COMPLETE" and r.checkpoint and r.budget == budget]
 
 
 def stored_truths(folder: str) -> dict[int, dict[str, Any]]:
@@ -139,10 +144,12 @@ def criteria(records: Sequence[TrialRecord], found: Sequence[Truth]) -> dict[str
     return {name: values for name, values in rules.items() if np.isfinite(values).any()}
 
 
-def unblinding_page(name: str, records: Sequence[TrialRecord], found: Sequence[Truth]) -> str:
-    """The validation as Markdown. Raises: ValueError for fewer than four scored trials."""
-    if len(found) < LEAST_TRIALS:
-        raise ValueError(f"a criterion is validated on at least {LEAST_TRIALS} complete trials, got {len(found)}")
+def unblinding_page(name: str, records: Sequence[TrialRecord], found: Sequence[Truth], use: str) -> str:
+    """The validation as Markdown. Args: use: which one of the score part it is.
+
+    Raises: ValueError for fewer than four scored trials.
+    """
+    _check_enough(found)
     robust = np.array([truth.robust_acc for truth in found])
     clean = np.array([truth.clean_acc for truth in found])
     by_number = {record.number: record for record in records}
@@ -151,7 +158,7 @@ def unblinding_page(name: str, records: Sequence[TrialRecord], found: Sequence[T
         f"# {name}, unblinded",
         "",
         f"{len(found)} complete trials, {int(kept.sum())} feasible. Truth: worst-case ACC with the fixed map, on "
-        f"the score part, tier `{TRUTH_TIER}`; best {robust.max():.3f}, median {np.median(robust):.3f}, mean "
+        f"the score part ({use}), tier `{TRUTH_TIER}`; best {robust.max():.3f}, median {np.median(robust):.3f}, mean "
         f"{robust.mean():.3f}. ρ is Spearman's, τ Kendall's τ_b, with 95 % BCa bootstrap intervals over trials; the "
         "top half is that by the criterion.",
         "",
@@ -174,6 +181,11 @@ def unblinding_page(name: str, records: Sequence[TrialRecord], found: Sequence[T
     oracle = found[int(robust.argmax())]
     last = f"Tuning with labels would have picked trial {oracle.trial} with {oracle.robust_acc:.3f}. {verdict}".strip()
     return "\n".join([*lines, markdown_table(HEADINGS, rows), "", last]) + "\n"
+
+
+def _check_enough(trials: Sequence[object]) -> None:
+    if len(trials) < LEAST_TRIALS:
+        raise ValueError(f"a criterion is validated on at least {LEAST_TRIALS} complete trials, got {len(trials)}")
 
 
 def _row(
@@ -203,10 +215,19 @@ def _verdict(report: CriterionReport) -> str:
     )
 
 
-def unblind(name: str, records: Sequence[TrialRecord], storage: str) -> str:
-    """Scores what is not scored yet, and gives the page. Raises: ValueError as `unblinding_page`."""
-    folder = below(storage, name)
+def unblind(ledger: Ledger, records: Sequence[TrialRecord], storage: str) -> str:
+    """Notes the use of the score part, scores what is not scored yet, and gives the page.
+
+    Raises: ValueError as `truths` and `unblinding_page`.
+    """
+    folder, use = below(storage, ledger.name), f"{ledger.name}: study.report --unblind"
+    stored_truths(folder)  # what is refused is refused before a use is noted
+    scored = _to_score(records)
+    _check_enough(scored)
+    config: TrialConfig = saved_config(str(scored[0].checkpoint))
+    part = cached_parts(config.dataset, "strict")["score"].digest
+    ledger.note_score_use(part, use)
     found = truths(records, folder)
-    text = unblinding_page(name, records, found)
+    text = unblinding_page(ledger.name, records, found, use_of_part(use, ledger.score_uses(part)))
     write_file(folder, "unblinded.md", text.encode())
     return text

@@ -26,18 +26,22 @@ PACKAGES = ("ardmvc-study", "torch", "numpy", "scipy", "scikit-learn")
 
 
 def note_score_use(target: Target, digest: str, storage: str) -> None:
-    """Says that the score part is used, and notes it in the study that the model is named through.
+    """Notes the use of the score part in the studies' database, which is made if it is missing, and says so.
 
-    Args: digest: of the part's rows.
+    Args: digest: of the part's content. Raises: LedgerError if it cannot be noted.
     """
-    print(f"{target.reference}: the score part ({digest[:12]}) is used by this evaluation", file=sys.stderr)
-    if target.study:
-        from study.database.engine import study_url
-        from study.database.ledger import Ledger
+    from study.database.engine import engine_of, open_storage, study_url
+    from study.database.score_uses import note_use, uses_of
+    from study.reporting.text import use_of_part
 
-        ledger = Ledger.open_existing(target.study, study_url(storage))
-        ledger.note_score_use(f"study.evaluate {target.name}")
-        print(f"uses of that part so far: {len(ledger.score_uses)}", file=sys.stderr)
+    use = f"study.evaluate {redact(target.checkpoint)}"
+    engine = engine_of(open_storage(study_url(storage), create=True))
+    with engine.begin() as connection:
+        note_use(connection, digest, use)
+        uses = uses_of(connection, digest)
+    engine.dispose()
+    told = f"the score part ({digest[:12]}) is used by this evaluation: {use_of_part(use, uses)}"
+    print(f"{target.reference}: {told}", file=sys.stderr)
 
 
 def evaluate_all(request: Request, given: argparse.Namespace) -> int:

@@ -202,11 +202,15 @@ class StudySpec(Section):
 def as_of_today(identity: Mapping[str, Any]) -> dict[str, Any]:
     """A stored `StudySpec.identity` with the settings that came after it, at their defaults: what its trials ran with.
 
-    As it is where its trial is no valid one any more.
+    As it is where its trial is no valid one any more, or the model that it attacks is gone.
     """
+    from trainables.building import saved_config
+
     try:
         trial = TRIAL_CONFIGS[identity["trainable"]].model_validate(identity["trial"])
-    except (ValidationError, KeyError):
+        if isinstance(trial, AttackTrialConfig):
+            trial = trial.against(saved_config(trial.checkpoint))
+    except (OSError, ValueError, KeyError):
         return dict(identity)
     return {**identity, "trial": trial_identity(trial.model_dump(mode="json"))}
 

@@ -16,8 +16,16 @@ from study.database.engine import LedgerError
 from study.database.ledger import Ledger
 from study.planning.confirmation import finalists
 from study.records import TrialRecord
-from study.reporting.confirmation import Finalist, comparisons, confirmation_page, finalists_of
+from study.reporting.confirmation import (
+    Finalist,
+    comparisons,
+    confirmation_page,
+    finalists_of,
+    show_confirmation,
+)
 from study.spec.study_spec import checked_spec
+from trainables.config import TrialConfig
+from trainables.data_parts import cached_parts
 from trainables.saved_trial import DamagedCheckpoint
 
 SPEC = {"objective": {"metric": "robust/acc", "mode": "max"}}
@@ -106,15 +114,52 @@ def test_the_table_has_the_interval_the_paired_difference_and_the_shrinkage(tmp_
     assert beside == pytest.approx([2 * first.adjusted_p, 1.0] * 2)
     spec = checked_spec("test", {**study_dict(tmp_path), "space": {}, "baselines": [{}], "limits": {"trials": 1}})
     shown = spec.model_copy(update={"trial": {**spec.trial, "repeats": 4, "evaluation": {"tier": "standard"}}})
-    text = confirmation_page("name", shown, result, [first, second], uses=2, searched_trials=16)
-    assert "used 2 times" in text
+    text = confirmation_page("name", shown, result, [first, second], uses=["other", "tiny"], searched_trials=16)
+    assert "interval over seeds. Trials 7, 8, 0 were confirmed before their samples were stored" in text
+    assert "tier `standard`; use 2 of this part. Mean" in text
     assert "| 7 | 7 | 0.800 [0.645, 0.898]" in text
     assert "had 0.950 there and has 0.800 here: +0.150" in text
     assert "about 1.8 standard deviations" in text
     assert "| 0.010 | 100% of the seeds |" in text
     certain = replace(first, adjusted_p=2e-5)
-    text = confirmation_page("name", shown, result, [certain], uses=2, searched_trials=16)
+    text = confirmation_page("name", shown, result, [certain], uses=["other", "tiny"], searched_trials=16)
     assert "| < 0.001 | 100% of the seeds |" in text
+
+
+def test_the_samples_error_is_in_the_intervals_and_in_p(tmp_path: Path) -> None:
+    """Three seeds that agree: all doubt is in which samples were drawn."""
+    chosen, found = [trial(7, 0.95), trial(0, 0.5, baseline=True)], []
+    for number, right in enumerate(([1, 1, 1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0, 0, 0])):
+        record = confirmed(tmp_path, number, [float(np.mean(right))] * 3)
+        with np.load(tmp_path / str(number) / "evaluation.npz") as old:
+            arrays = {**old, "samples/robust/acc": np.array([right] * 3, dtype=bool)}
+        np.savez(tmp_path / str(number) / "evaluation.npz", **arrays)
+        found.append(record)
+    result = finalists_of(chosen, found)
+    # Half of ten: q = t(9)² / 10 · 10 / 9 = 2.2622² / 9 = 0.5686, half width √(q / 4 + q² / 4) / (1 + q).
+    assert f"{result[0].means['robust/acc']:.4f}" == "0.5000 [0.1990, 0.8010]"
+    assert f"{result[0].means['clean/acc']:.3f}" == "1.000 [0.966, 1.000]"  # of which no samples were stored
+    (one,) = comparisons(result)
+    # One sample of ten: mean 0.1, standard error √(0.1 / 10) = 0.1, so t = 1 at 9 degrees of freedom: p = 0.3434.
+    assert f"{one.difference.difference:+.4f}" == "+0.1000 [-0.1262, +0.3262]"
+    assert (one.sampled, one.difference.p_value) == (True, pytest.approx(0.3434, abs=5e-5))
+    spec = checked_spec("test", {**study_dict(tmp_path), "space": {}, "baselines": [{}], "limits": {"trials": 1}})
+    shown = spec.model_copy(update={"trial": {**spec.trial, "repeats": 3, "evaluation": {"tier": "standard"}}})
+    text = confirmation_page("name", shown, result, [one], uses=["tiny"], searched_trials=16)
+    assert "interval over seeds and samples (kappa: over seeds).\n" in text
+
+    old = [result[0], replace(result[1], right=None)]  # one that was confirmed before
+    (one,) = comparisons(old)
+    assert (one.sampled, one.difference.p_value) == (False, 0.0)
+    text = confirmation_page("name", shown, old, [one], uses=["tiny"], searched_trials=16)
+    assert "Trials 0 were confirmed before their samples were stored: the sampling error is not in" in text
+    folder = tmp_path / "shown"
+    show_confirmation("name", shown, chosen, found, uses=["tiny", "later"], folder=str(folder), searched_trials=16)
+    facts = json.loads((folder / "confirm.json").read_text())
+    assert [entry["samples"] for entry in facts["finalists"]] == [10, 10]
+    assert facts["score_uses"] == ["tiny", "later"]
+    assert "; use 1 of this part (2 so far). Mean" in (folder / "confirm.md").read_text()
+    assert "right" not in facts["finalists"][0]
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x05\x06" + bytes(18)])
@@ -161,9 +206,11 @@ def test_a_study_is_confirmed_once_with_fresh_seeds_on_the_part_kept_back(tmp_pa
     flags = ("--top", "1", "--seeds", "2", "--tier", "probe")
     done = confirm(tmp_path, *flags)
     assert done.returncode == 0, done.stderr
-    assert "used 1 time;" in done.stdout or "used 1 time." in done.stdout
+    assert "; use 1 of this part. Mean and 95 % interval over seeds and samples" in done.stdout
     search = Ledger.open_existing("tiny", storage_path=str(tmp_path / "runs"))
-    (name,) = search.score_uses
+    config = TrialConfig.model_validate(study["trial"])
+    part = cached_parts(config.dataset, "strict")["score"].digest
+    (name,) = search.score_uses(part)
     records = Ledger.open_existing(name, storage_path=str(tmp_path / "runs")).records()
     assert [record.state for record in records] == ["COMPLETE", "COMPLETE"]
     old = {record.number: record for record in search.records()}
@@ -178,13 +225,19 @@ def test_a_study_is_confirmed_once_with_fresh_seeds_on_the_part_kept_back(tmp_pa
     assert [one["trial"] for one in found["finalists"]] == [1, 0]
     for one, record in zip(found["finalists"], records, strict=True):
         assert np.mean(one["seeds"]) == pytest.approx(record.metrics["robust/acc"])
+        assert one["samples"] == 20
+    assert all(one["sampled"] for one in found["comparisons"])
 
     again = confirm(tmp_path, *flags, "--once")  # the same confirmation is no new use
     assert again.returncode == 0, again.stderr
+    search.note_score_use(part, "somebody else")  # whoever it was, it is a use of the same part
     other = confirm(tmp_path, "--top", "1", "--seeds", "3", "--tier", "probe", "--once")
     assert other.returncode == 2
-    assert "has been used 1 time" in other.stderr
-    assert name in other.stderr
+    assert f"has been used 2 times: {name}, somebody else" in other.stderr
+    seen = confirm(tmp_path, *flags)
+    assert "; use 1 of this part (2 so far). Mean" in seen.stdout
+    elsewhere = confirm(tmp_path, *flags, "--set", "trial.score_on=tune")
+    assert (elsewhere.returncode, "ends on the score part" in elsewhere.stderr) == (2, True)
 
 
 def test_a_finalist_without_the_metric_is_no_winner() -> None:

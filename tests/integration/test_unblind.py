@@ -1,8 +1,10 @@
 """The validation of criteria, on numbers worked out by hand; and a locked study that runs to its end."""
 
 import json
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,12 +12,13 @@ from tiny_studies import study_dict
 
 from ardmvc_core.data import DatasetConfig
 from ardmvc_core.data.locked import trapped
+from study.database.engine import study_url
 from study.database.ledger import Ledger
 from study.driver.run import run_study
 from study.records import TrialRecord
 from study.reporting import unblinding as unblind
 from study.reporting.unblinding import Truth, criteria, truths, unblinding_page
-from study.spec.study_spec import checked_spec
+from study.spec.study_spec import StudySpec, checked_spec
 from trainables import data_parts
 from trainables.config import TrialConfig
 from trainables.trial import Trial
@@ -49,7 +52,7 @@ def rows(text: str) -> dict[str, list[str]]:
 
 
 def test_ranks_picks_and_regrets_are_those_of_the_numbers() -> None:
-    found = rows(unblinding_page("name", RECORDS, TRUTHS))
+    found = rows(unblinding_page("name", RECORDS, TRUTHS, "use 1 of this part"))
     pra = found["PRA (select/pra)"]
     # Ranks of PRA 1 2 3 6 5 4, of the truth 1 3 2 6 4 5: d² = 0 + 1 + 1 + 0 + 1 + 1, ρ = 1 − 6 · 4 / 210.
     assert pra[0].startswith(f"{1 - 24 / 210:+.2f} [")
@@ -65,7 +68,7 @@ def test_ranks_picks_and_regrets_are_those_of_the_numbers() -> None:
 
 def test_what_is_not_feasible_is_not_picked() -> None:
     records = [replace(r, metrics={**r.metrics, "select/feasible": float(r.number != 3)}) for r in RECORDS]
-    found = rows(unblinding_page("name", records, TRUTHS))
+    found = rows(unblinding_page("name", records, TRUTHS, "use 1 of this part"))
     # Without 0.8 a random one of the others has 2.1 / 5: 0.2 / 0.38.
     assert found["PRA (select/pra)"][4:8] == ["4", "0.600", "0.200", "0.53"]
     assert found["a random feasible trial (expected)"][5:7] == ["0.420", "0.380"]
@@ -73,14 +76,14 @@ def test_what_is_not_feasible_is_not_picked() -> None:
 
 def test_what_each_baseline_would_have_cost_stands_beside_the_rules() -> None:
     records = [replace(r, baseline=r.number == 1) for r in RECORDS]
-    found = rows(unblinding_page("name", records, TRUTHS))
+    found = rows(unblinding_page("name", records, TRUTHS, "use 1 of this part"))
     assert found["baseline, trial 1"][4:7] == ["1", "0.400", "0.400"]
     assert "baseline, trial 0" not in found
 
 
 def test_a_criterion_that_ranks_badly_is_not_validated() -> None:
     records = [record(number, -pra) for number, pra in enumerate(PRA)]
-    assert "PRA is not validated on this data set" in unblinding_page("name", records, TRUTHS)
+    assert "PRA is not validated on this data set" in unblinding_page("name", records, TRUTHS, "use 1 of this part")
 
 
 def test_rules_without_numbers_are_left_out() -> None:
@@ -91,7 +94,7 @@ def test_rules_without_numbers_are_left_out() -> None:
 
 def test_too_few_trials_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 4 complete trials, got 3"):
-        unblinding_page("name", RECORDS[:3], TRUTHS[:3])
+        unblinding_page("name", RECORDS[:3], TRUTHS[:3], "use 1 of this part")
 
 
 def test_what_was_scored_is_not_scored_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,6 +119,24 @@ def test_what_was_scored_is_not_scored_again(tmp_path: Path, monkeypatch: pytest
     asked.clear()
     truths(RECORDS[:2], str(tmp_path), say=said.append)
     assert asked == [0, 1]
+
+
+def test_a_use_of_the_score_part_is_counted_with_those_of_others(
+    tiny_spec: Callable[..., StudySpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tiny_spec()
+    ledger = Ledger.open_or_create(spec, study_url(spec.storage.path), None)
+    ledger.note_score_use("part", "other.confirm-1")
+    monkeypatch.setattr(unblind, "saved_config", lambda checkpoint: SimpleNamespace(dataset=checkpoint))
+    monkeypatch.setattr(unblind, "cached_parts", lambda dataset, protocol: {"score": SimpleNamespace(digest="part")})
+    monkeypatch.setattr(unblind, "_score", lambda checkpoint, number: asdict(TRUTHS[number]))
+    with pytest.raises(ValueError, match="at least 4 complete trials, got 3"):
+        unblind.unblind(ledger, RECORDS[:3], str(tmp_path))
+    assert ledger.score_uses("part") == ["other.confirm-1"]  # a refusal uses nothing
+    monkeypatch.setattr(unblind, "unblinding_page", lambda name, records, found, use: use)  # the real one takes long
+    for _ in range(2):
+        assert unblind.unblind(ledger, RECORDS, str(tmp_path)) == "use 2 of this part"
+    assert ledger.score_uses("part") == ["other.confirm-1", "tiny: study.report --unblind"]
 
 
 @pytest.mark.parametrize(

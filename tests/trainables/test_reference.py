@@ -172,9 +172,14 @@ def test_seeds_agree_with_themselves_and_their_values_are_kept(tmp_path: Path) -
     trial = Trial(config(repeats=2))
     report = trial.run_round()
     trial.save(tmp_path)
-    seeds = np.load(tmp_path / "evaluation.npz")["seeds/robust/acc"]
+    arrays = np.load(tmp_path / "evaluation.npz")
+    seeds = arrays["seeds/robust/acc"]
     assert seeds.shape == (2,)
     assert seeds.mean() == pytest.approx(report["robust/acc"])
+    for metric in ("clean/acc", "robust/acc", "robust/flip"):
+        assert arrays[f"samples/{metric}"].shape == (2, len(arrays["robust/flipped"]))
+        assert arrays[f"samples/{metric}"].mean(axis=1) == pytest.approx(arrays[f"seeds/{metric}"])
+    assert (arrays["samples/robust/flip"][0] == arrays["robust/flipped"]).all()
     assert 0 <= report["select/seed_agreement"] <= 1
     assert json.loads((tmp_path / "config.json").read_text())["reference"] == vote(tune.labels.numpy()).digest()
 

@@ -15,6 +15,7 @@ from ardmvc_core.attacks.kinds import Given
 from ardmvc_core.attacks.target import EvaluationError
 from ardmvc_core.attacks.tiers import plan
 from ardmvc_core.evaluation.official import evaluate_official
+from ardmvc_core.evaluation.score_card import OUTCOMES
 from ardmvc_core.evaluation.worst_case import evaluate_suite, probe
 
 
@@ -54,6 +55,9 @@ def test_worst_case_of_two_attacks_by_hand():
     assert {name: got[name] for name in want} == pytest.approx(want)
     tables = evaluation.arrays()
     assert tables["robust/flipped"].tolist() == [True, False, True, True]
+    assert tables["clean/right"].tolist() == [True, True, True, False]
+    assert tables["robust/right"].tolist() == [False, True, False, False]
+    assert all(got[metric] == tables[name].mean() for metric, name in OUTCOMES.items())
     assert tables["confusion/class_clean"].tolist() == [[0, 2], [1, 1]]
     assert tables["confusion/class_first"].tolist() == [[1, 1], [1, 1]]
     assert tables["confusion/clean_second"].tolist() == [[0, 1], [1, 2]]

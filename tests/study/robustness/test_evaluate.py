@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 import torch
 from mlflow import MlflowClient
 from optuna.trial import TrialState
@@ -31,6 +32,7 @@ from ardmvc_core.evaluation.intervals import Interval, bootstrap_interval
 from study.compare import main as compare_main
 from study.database.engine import LedgerError, study_url
 from study.database.ledger import Ledger
+from study.database.score_uses import all_uses
 from study.evaluate import main
 from study.reporting import style as figures
 from study.reporting.progress import _Lines
@@ -317,7 +319,7 @@ def test_each_eps_has_a_report_of_its_own_and_figures_of_before_go(checkpoint: P
     (tmp_path / "eps_0.05").mkdir()
     (tmp_path / "eps_0.05" / "figures").symlink_to(theirs.parent)
     arguments = ("--tier", "probe", "--eps", "0.05,0.2", "--views", "1", "--samples", "4", "--part", "score", "--json")
-    ended = evaluate(str(checkpoint), *arguments, "--out", str(tmp_path))
+    ended = evaluate(str(checkpoint), *arguments, "--out", str(tmp_path), "--storage", str(tmp_path / "runs"))
     assert ended.code == 0, ended.err
     found = json.loads(ended.out)
     assert [one["budget"]["eps"] for one in found] == [0.05, 0.2]
@@ -325,7 +327,11 @@ def test_each_eps_has_a_report_of_its_own_and_figures_of_before_go(checkpoint: P
     assert [one["erasable"][0] for one in found] == [0, 0]
     assert [Path(one["folder"]).name for one in found] == ["eps_0.05", "eps_0.2"]
     assert (old.exists(), (old.parent / "mine.png").exists(), theirs.exists()) == (False, True, True)
-    assert "the score part (" in ended.err
+    part = found[0]["facts"]["parts"]["score"]
+    assert f"the score part ({part[:12]}) is used by this evaluation: use 1 of this part\n" in ended.err
+    # Of no study, and counted all the same.
+    with sa.create_engine(study_url(tmp_path / "runs").reveal()).connect() as connection:
+        assert all_uses(connection) == [(part, f"study.evaluate {checkpoint}")]
 
 
 @pytest.mark.usefixtures("quick")
