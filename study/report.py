@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from study.cli import Parser, exit_code_of, refuse
+from study.ranking.label_free import NOT_CORRECTNESS
 from study.ranking.objectives import goals
 from study.ranking.summary import summary
 from study.records import TrialRecord
@@ -29,7 +30,9 @@ FORMATS = ("table", "md", "csv", "parquet", "json", "html")
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = Parser(
-        prog="python -m study.report", description=__doc__, epilog="Exit codes: 0 done, 2 bad input, 130 interrupted."
+        prog="python -m study.report",
+        description=__doc__,
+        epilog=f"{NOT_CORRECTNESS} Exit codes: 0 done, 2 bad input, 130 interrupted.",
     )
     result.add_argument("name", help="name of the study")
     result.add_argument("--format", choices=FORMATS, default="table", help="default: %(default)s")
@@ -38,11 +41,19 @@ def parser() -> argparse.ArgumentParser:
         "--storage", default="runs", metavar="DIR", help="the study's storage.path; default: %(default)s"
     )
     result.add_argument("--figures", type=Path, metavar="DIR", help="write the figures there as PNG")
-    result.add_argument(
+    truth = result.add_mutually_exclusive_group()
+    truth.add_argument(
         "--unblind",
         action="store_true",
         help="attacks every trial's model on the score part, reads the labels, and says how well criteria that need "
         "none chose; for benchmark data, when nothing is left to choose",
+    )
+    truth.add_argument(
+        "--label-probe",
+        type=Path,
+        metavar="LABELS.csv",
+        help="compares the vote that trials were scored against with a few labels (columns sample,label; 50 samples, "
+        "say), and bounds how far PRA is from robust ACC; when the choice is made",
     )
     result.add_argument("--debug", action="store_true", help="tracebacks and debug messages")
     return result
@@ -80,6 +91,11 @@ def _run(given: argparse.Namespace) -> int:
 
     if given.format == "parquet" and given.output is None:
         raise SpecError(["--format parquet needs --output FILE"])
+    probe = None
+    if given.label_probe is not None:
+        from study.reporting.label_probe import label_probe_page, read_probe
+
+        probe = read_probe(given.label_probe)  # what cannot be read is refused before anything is opened
     try:
         ledger = Ledger.open_existing(given.name, storage_path=given.storage)
         records, spec = ledger.records(), ledger.spec
@@ -87,6 +103,8 @@ def _run(given: argparse.Namespace) -> int:
             from study.reporting.unblinding import unblind
 
             content = unblind(ledger, records, given.storage).encode()
+        elif probe is not None:
+            content = label_probe_page(ledger.name, records, spec, given.storage, probe).encode()
         else:
             content = _render(given, ledger.name, records, spec)
         if given.figures is not None:

@@ -42,6 +42,10 @@ from trainables.saved_trial import (
 )
 from trainables.surrogates import COUNTS, train_surrogates
 
+SECOND_PARTITION = (
+    "select/…: other voters agree on a second stable partition, so that the vote may be for one that is not the classes"
+)
+
 Report = dict[str, Any]
 """Flat metrics, and beside them `round`, `rounds`, `seconds`, `budget`, `warnings` (a JSON list), `done`, and `failure`
 when the trial cannot go on."""
@@ -202,7 +206,8 @@ class Trial:
         scores["select/clean_loss"] = clean_clustering_loss(model, scored.views, self.config.batch_size)
         if attacked == "probe":
             scores = {name.replace("select/", "probe/"): value for name, value in scores.items()}
-        return replace(found, values={**found.values, **scores})
+        second = (SECOND_PARTITION,) if self.reference.second_partition else ()
+        return replace(found, values={**found.values, **scores}, warnings=(*found.warnings, *second))
 
     def _report(self, metrics: Mapping[str, float], begin: float) -> Report:
         self.seconds += time.monotonic() - begin

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import nn
 
 from ardmvc_core.attacks.target import device_of, inference_target
@@ -18,7 +18,7 @@ from ardmvc_core.evaluation.metrics import IntArray, fit_map, occupancy
 from ardmvc_core.losses.contrastive import mean_contrast
 from ardmvc_core.losses.ddc import ddc_terms
 from ardmvc_core.seeding import derive_seed
-from ardmvc_core.selection.reference_partition import ENTROPY_RATIO, FloatArray, ReferencePartition, fewest
+from ardmvc_core.selection.reference_partition import ENTROPY_RATIO, ReferencePartition, fewest
 from ardmvc_core.types import ModelOutput, Views
 
 CONTRAST_WEIGHT = 0.1
@@ -34,16 +34,17 @@ def select_scores(
     """How a trial agrees with the reference, on clean views and under all attacks.
 
     PRA is worst-case accuracy with the reference in place of the classes: the two differ by no more than the share of
-    samples on which the reference is wrong. A constant partition has at most the largest reference share.
+    samples on which the reference is wrong. Agreement is not correctness: with another strong partition in the views
+    the reference may be wrong throughout, and PRA 1. A constant partition has at most the largest reference share.
 
     Args:   clean_clusters: (N,) in 0..K-1, the trial on the samples of the reference. flipped: (N,) bool, moved by at
         least one attack. n_clusters: K.
     Returns: by name: `select/utility` U, share of samples put as in the reference under the best one-to-one map;
         `select/pra`, share of those put so and not flipped; `select/pra_weighted`, the same with each sample weighing
         as much as its vote share; `select/stability`, PRA/U, 0 where U is 0; `select/entropy`, normalised;
-        `select/occupied`, number of clusters; `select/reliable`, 1 if the reference is, else 0; `select/feasible`, 1
-        if `guards_hold` and, where the reference is reliable, U reaches `utility_floor`, else 0. All but `occupied` are
-        in [0, 1].
+        `select/occupied`, number of clusters; `select/reliable`, 1 if the reference is, else 0;
+        `select/second_partition`, 1 if other voters have found one, else 0; `select/feasible`, 1 if `guards_hold` and,
+        where the reference is reliable, U reaches `utility_floor`, else 0. All but `occupied` are in [0, 1].
     Raises: ValueError if lengths differ or a cluster is not in 0..K-1.
     """
     moved = np.asarray(flipped)
@@ -66,6 +67,7 @@ def select_scores(
         "select/entropy": entropy,
         "select/occupied": float(occupied),
         "select/reliable": float(reference.reliable),
+        "select/second_partition": float(reference.second_partition),
         "select/feasible": float(sound and useful),
     }
 
@@ -86,25 +88,6 @@ def utility_floor(largest_share: float) -> float:
     can do; the floor is then 0.5, and collapse is left to the other guards.
     """
     return 2 * largest_share if 2 * largest_share < 1 else 0.5
-
-
-def criterion_b(kappa: ArrayLike, seed_agreement: ArrayLike, clean_loss: ArrayLike) -> FloatArray:
-    """Rank of each trial within the study, for where the reference is unreliable.
-
-    Args:   kappa, seed_agreement: (M,), higher is better. clean_loss: (M,), lower is better. NaN is worse than any
-        number. Only trials that pass the guards should be among them.
-    Returns: (M,) mean of the three ranks, from 1 (worst in all) to M (best in all); ties share their mean rank.
-    Raises: ValueError if the three are no vectors of one length.
-    """
-    columns = [np.asarray(values, dtype=np.float64) for values in (kappa, seed_agreement, clean_loss)]
-    shapes = [column.shape for column in columns]
-    if columns[0].ndim != 1 or len(set(shapes)) != 1:
-        raise ValueError(f"kappa, seed_agreement and clean_loss must be vectors of one length, got shapes {shapes}")
-    from scipy.stats import rankdata
-
-    columns[2] = -columns[2]
-    ranks = [rankdata(np.where(np.isnan(column), -np.inf, column)) for column in columns]
-    return np.mean(ranks, axis=0)
 
 
 def clean_clustering_loss(model: nn.Module, views: Views, batch_size: int) -> float:

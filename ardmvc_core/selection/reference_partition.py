@@ -23,8 +23,15 @@ MIN_ENTROPY = 0.5
 MIN_VIEW_SHARE = 0.1
 """G3: lowest share of the fusion weight that a view may have, times 1/V."""
 
+REFERENCE_VERSION = 2
+"""Part of a stored reference and of its digest: raised whenever the same models would give another one."""
+
 RELIABLE_AGREEMENT = 0.6
 """Lowest mean ARI among kept plain models at which their vote may judge trials."""
+
+
+class OldReference(ValueError):
+    """A stored reference is of another `REFERENCE_VERSION`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +57,16 @@ class ReferencePartition:
     agreement: float
     """Mean ARI over pairs of kept runs, in [−0.5, 1]; 1 if only one was kept."""
     reliable: bool
-    """Whether at least two runs were kept and agree by 0.6; if not, trials are to be ranked by `criterion_b`."""
+    """Whether at least two runs were kept and agree by 0.6, and there is no second partition; if not, trials are to be
+    ranked by `robust/kappa`."""
     kept: tuple[int, ...]
     """Places of the kept runs in the list given, lowest loss first."""
     entropy: float
     """H_ref: median normalised entropy of the kept runs, in [0, 1]."""
     largest_share: float
     """Share of samples in the largest reference cluster: the most that a constant partition can agree."""
+    second_partition: bool = False
+    """Whether voters of other families have found a second stable partition (`voters.second_partition`)."""
 
     def first(self, count: int) -> "ReferencePartition":
         """The reference of the first samples."""
@@ -72,14 +82,21 @@ class ReferencePartition:
             "kept": np.array(self.kept, dtype=np.int64),
             "entropy": np.array(self.entropy, dtype=np.float64),
             "largest_share": np.array(self.largest_share, dtype=np.float64),
+            "second_partition": np.array(self.second_partition, dtype=np.bool_),
+            "version": np.array(REFERENCE_VERSION, dtype=np.int64),
         }
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "ReferencePartition":
         """What `to_arrays` returned, or an opened .npz of it; further arrays are ignored.
 
-        Raises: ValueError, naming them, if arrays are missing.
+        Raises: ValueError, naming them, if arrays are missing; its child OldReference for another version.
         """
+        if "clusters" in arrays and (version := int(arrays.get("version", 1))) != REFERENCE_VERSION:
+            raise OldReference(
+                f"is a reference partition of version {version}, and this program makes version {REFERENCE_VERSION}: "
+                "scores against the two cannot be compared"
+            )
         missing = [name for name in cls.__dataclass_fields__ if name not in arrays]
         if missing:
             raise ValueError(f"the arrays are no reference partition: {', '.join(missing)} missing")
@@ -91,6 +108,7 @@ class ReferencePartition:
             kept=tuple(int(place) for place in arrays["kept"]),
             entropy=float(arrays["entropy"]),
             largest_share=float(arrays["largest_share"]),
+            second_partition=bool(arrays["second_partition"]),
         )
 
     def digest(self) -> str:

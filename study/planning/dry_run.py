@@ -1,6 +1,7 @@
 """What a study would do, without doing it: the resolved spec, its first trials, resources and cost."""
 
 import json
+import textwrap
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from study.planning.cost import Cost, Passes, trial_cost
 from study.planning.preflight import data_facts, target_trial
 from study.planning.saved_models import with_target
 from study.planning.suggestions import preview
+from study.ranking.label_free import NOT_CORRECTNESS, guarded
 from study.spec.study_spec import StudySpec
 from trainables.config import AttackTrialConfig, TrialConfig
 
@@ -98,6 +100,11 @@ def _lines(spec: StudySpec, trials: list[PlannedTrial]) -> list[str]:
         f"({work['epochs']} in all) × {work['seeds']} seeds",
         f"# in total   about {total.forward:,} forward and {total.backward:,} backward passes of one batch each, "
         "if no trial is stopped early",
+        *(
+            textwrap.wrap(NOT_CORRECTNESS, 118, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+            if guarded(spec.objectives)
+            else ()
+        ),
         "# nothing was started",
     ]
     return lines

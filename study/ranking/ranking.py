@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from study.ranking.label_free import by_criterion_b, feasible, guarded, ranked_by_b
+from study.ranking.label_free import by_kappa, feasible, guarded, ranked_by_kappa
 from study.ranking.objectives import dominates, upward
 from study.records import Goal, TrialRecord
 
@@ -45,8 +45,8 @@ def rank(records: Iterable[TrialRecord], objectives: Sequence[Goal]) -> list[Row
     """All trials, best first: ranked ones, then those of another budget, pruned, failed and unfinished ones.
 
     Only COMPLETE trials of the main budget get a rank: a trial that was stopped early, or attacked with another budget,
-    was measured with another ruler. Where the objective is `select/pra` and the plain models agree too little to vote,
-    criterion B ranks in its place (`ranked_by_b`).
+    was measured with another ruler. Where the objective is `select/pra` and the vote is not reliable,
+    `robust/kappa` ranks in its place (`ranked_by_kappa`).
     """
     records = sorted(records, key=lambda record: record.number)
     budget = main_budget(records)
@@ -56,8 +56,8 @@ def rank(records: Iterable[TrialRecord], objectives: Sequence[Goal]) -> list[Row
         if found is not None and record.budget == budget:
             points[record.number] = upward(found, objectives)
     candidates = [record for record in records if record.number in points]
-    if ranked_by_b(candidates, objectives):
-        points = by_criterion_b(candidates)
+    if ranked_by_kappa(candidates, objectives):
+        points = by_kappa(candidates)
     ranks = _fronts(points) if len(objectives) > 1 else _places(points)
     rows = [
         Row(

@@ -64,6 +64,6 @@ class Standing:
 
     @property
     def best(self) -> TrialRecord | None:
-        """As the function `best` of all trials, but by the objective where that one ranks by criterion B."""
+        """As the function `best` of all trials, but by the objective where that one ranks by `robust/kappa`."""
         budget = max(self._budgets, key=self._budgets.__getitem__, default="")
         return min(self._leaders.get(budget, {}).values(), key=lambda record: record.number, default=None)

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from study.ranking.label_free import choice, feasible, guarded, ranked_by_b
+from study.ranking.label_free import NOT_CORRECTNESS, choice, feasible, guarded, ranked_by_kappa, shows_pra
 from study.ranking.objectives import pooled, spread, value
 from study.ranking.ranking import rank, scores
 from study.records import Goal, TrialRecord
@@ -86,6 +86,8 @@ def summary(records: Iterable[TrialRecord], objectives: Sequence[Goal]) -> str:
     others = sum(not row.main_budget for row in rows)
     if others:
         lines.append(f"Left out: {others} complete trial(s) with another evaluation budget.")
+    if shows_pra(records):
+        lines.append(NOT_CORRECTNESS)
     return "\n".join(lines)
 
 
@@ -115,7 +117,7 @@ def _differences(ranked: Sequence[TrialRecord], beside: Sequence[TrialRecord], o
     """
     top = ranked[0]
     lines: list[str] = ["warning: the best trial is a baseline; no searched trial is better"] if top.baseline else []
-    if ranked_by_b([top], [objective]):
+    if ranked_by_kappa([top], [objective]):
         return lines  # this objective has not ranked them
     own, metric = (scores(top, [objective]) or (math.nan,))[0], objective.metric
     shared, tests = pooled(ranked, metric), (len(ranked) - 1) * len(beside)

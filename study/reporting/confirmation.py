@@ -18,6 +18,7 @@ from ardmvc_core.evaluation.intervals import (
     share_interval,
     t_interval,
 )
+from study.ranking.label_free import NOT_CORRECTNESS, shows_pra
 from study.ranking.summary import LEAST_P, short_names, show
 from study.records import TrialRecord
 from study.reporting.text import markdown_table, plain_json, three_decimals, use_of_part
@@ -143,6 +144,8 @@ def show_confirmation(
     finalists = finalists_of(chosen, found)
     compared = comparisons(finalists)
     text = confirmation_page(study, spec, finalists, compared, uses=uses, searched_trials=searched_trials)
+    if shows_pra(chosen):
+        text = f"{text}\n\nThe search had PRA. {NOT_CORRECTNESS}"
     # Each sample's outcomes stay in the trials' arrays; here it is said of how many the intervals are.
     told = [
         {name: value for name, value in asdict(one).items() if name != "right"}

@@ -17,10 +17,10 @@ from ardmvc_core.data.dataset import MultiViewDataset
 from ardmvc_core.data.reading import MIB, reading
 from ardmvc_core.evaluation.worst_case import evaluate_suite
 from ardmvc_core.networks.kmeans import CALIBRATION_BATCH
-from ardmvc_core.selection.criteria import clean_clustering_loss, criterion_b, silhouette
+from ardmvc_core.selection.criteria import clean_clustering_loss, silhouette
 from ardmvc_core.selection.validation import CriterionReport, validate_criterion
 from study.database.ledger import Ledger
-from study.ranking.label_free import feasible
+from study.ranking.label_free import KAPPA, NOT_CORRECTNESS, feasible
 from study.ranking.ranking import main_budget
 from study.records import TrialRecord
 from study.reporting.text import markdown_table, use_of_part
@@ -127,20 +127,15 @@ def criteria(records: Sequence[TrialRecord], found: Sequence[Truth]) -> dict[str
     def column(name: str) -> np.ndarray:
         return np.array([own.get(name, math.nan) for own in metrics])
 
-    loss = -np.array([truth.clean_loss for truth in found])
-    agreement = column("select/seed_agreement")
     rules = {
         "PRA (select/pra)": column("select/pra"),
         "stability alone (1 − robust/flip)": 1 - column("robust/flip"),
-        "robust/kappa": column("robust/kappa"),
+        KAPPA: column(KAPPA),
         "utility (select/utility)": column("select/utility"),
-        "seed agreement": agreement,
-        "lowest clean clustering loss": loss,
+        "seed agreement": column("select/seed_agreement"),
+        "lowest clean clustering loss": -np.array([truth.clean_loss for truth in found]),
         "own silhouette": np.array([truth.silhouette for truth in found]),
     }
-    kappa = rules["robust/kappa"]
-    if np.isfinite(kappa).any():
-        rules["criterion B (ranks of κ, seed agreement, loss)"] = criterion_b(kappa, agreement, -loss)
     return {name: values for name, values in rules.items() if np.isfinite(values).any()}
 
 
@@ -165,7 +160,7 @@ def unblinding_page(name: str, records: Sequence[TrialRecord], found: Sequence[T
     ]
     rows, verdict = [], ""
     for rule, values in criteria(records, found).items():
-        guarded = kept if rule.startswith(("PRA", "criterion B")) and kept.any() else None
+        guarded = kept if rule.startswith(("PRA", KAPPA)) and kept.any() else None
         report = validate_criterion(values, robust, feasible=guarded, seed=SEED)
         beside = validate_criterion(values, clean, seed=SEED)
         rows.append(_row(rule, report, beside, found, robust))
@@ -180,7 +175,7 @@ def unblinding_page(name: str, records: Sequence[TrialRecord], found: Sequence[T
     rows.append(["a random feasible trial (expected)", *[""] * 5, f"{mean:.3f}", f"{robust.max() - mean:.3f}", "", ""])
     oracle = found[int(robust.argmax())]
     last = f"Tuning with labels would have picked trial {oracle.trial} with {oracle.robust_acc:.3f}. {verdict}".strip()
-    return "\n".join([*lines, markdown_table(HEADINGS, rows), "", last]) + "\n"
+    return "\n".join([*lines, markdown_table(HEADINGS, rows), "", last, "", NOT_CORRECTNESS]) + "\n"
 
 
 def _check_enough(trials: Sequence[object]) -> None:

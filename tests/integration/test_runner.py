@@ -290,6 +290,14 @@ def test_a_damaged_reference_partition_is_made_again(
     assert f"{tmp_path / REFERENCE_FILE} is made again" in caplog.text
 
 
+def test_a_reference_partition_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    runner._check_reference(str(tmp_path))
+    old = {"clusters": np.zeros(50, np.int64), "weights": np.ones(50), "agreement": np.array(1.0)}
+    np.savez_compressed(tmp_path / REFERENCE_FILE, allow_pickle=False, **old)
+    with pytest.raises(runner.StudyRefused, match=r"reference.npz: is a reference partition of version 1.*--set name"):
+        runner._check_reference(str(tmp_path))
+
+
 @pytest.fixture
 def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
     """ray_folder(temporary, RAY_TMPDIR) → the folder that a driver makes for its Ray, deleted afterwards."""

@@ -15,6 +15,7 @@ from ardmvc_core.data.locked import trapped
 from study.database.engine import study_url
 from study.database.ledger import Ledger
 from study.driver.run import run_study
+from study.ranking.label_free import NOT_CORRECTNESS
 from study.records import TrialRecord
 from study.reporting import unblinding as unblind
 from study.reporting.unblinding import Truth, criteria, truths, unblinding_page
@@ -52,7 +53,9 @@ def rows(text: str) -> dict[str, list[str]]:
 
 
 def test_ranks_picks_and_regrets_are_those_of_the_numbers() -> None:
-    found = rows(unblinding_page("name", RECORDS, TRUTHS, "use 1 of this part"))
+    page = unblinding_page("name", RECORDS, TRUTHS, "use 1 of this part")
+    assert NOT_CORRECTNESS in page
+    found = rows(page)
     pra = found["PRA (select/pra)"]
     # Ranks of PRA 1 2 3 6 5 4, of the truth 1 3 2 6 4 5: d² = 0 + 1 + 1 + 0 + 1 + 1, ρ = 1 − 6 · 4 / 210.
     assert pra[0].startswith(f"{1 - 24 / 210:+.2f} [")
@@ -71,6 +74,7 @@ def test_what_is_not_feasible_is_not_picked() -> None:
     found = rows(unblinding_page("name", records, TRUTHS, "use 1 of this part"))
     # Without 0.8 a random one of the others has 2.1 / 5: 0.2 / 0.38.
     assert found["PRA (select/pra)"][4:8] == ["4", "0.600", "0.200", "0.53"]
+    assert found["robust/kappa"][4:8] == ["4", "0.600", "0.200", "0.53"]
     assert found["a random feasible trial (expected)"][5:7] == ["0.420", "0.380"]
 
 

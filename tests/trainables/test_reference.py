@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 
 from ardmvc_core.data.dataset import Part
 from ardmvc_core.data.locked import LabelsLocked, Unblinding, trapped
-from ardmvc_core.selection.reference_partition import ReferencePartition
+from ardmvc_core.selection.reference_partition import REFERENCE_VERSION, OldReference, ReferencePartition
 from trainables import data_parts
 from trainables.config import SelectionConfig, TrialConfig
 from trainables.reference import plain_config, provide_reference, reference_file, reference_from
@@ -109,6 +109,48 @@ def test_a_reference_survives_its_file_and_tells_plain_models_from_the_defence()
     assert len(reference.clusters) == len(tune)
 
 
+def nuisance(file: Path) -> None:
+    """Two views of three classes, and in both a stronger partition into three that is independent of the classes."""
+    draw = np.random.default_rng(0)
+    labels, other = draw.permutation(np.arange(600) % 3), draw.permutation(np.arange(600) % 3)
+    views = []
+    for width in (20, 30):
+        strong, weak = draw.choice([-0.25, 0.25], (3, width)), draw.choice([-0.125, 0.125], (3, width))
+        noise = 0.1 * draw.standard_normal((600, width))
+        views.append(np.clip(0.5 + strong[other] + weak[labels] + noise, 0, 1))
+    np.savez(file, view_0=views[0], view_1=views[1], labels=labels)
+
+
+def test_a_strong_partition_that_is_not_the_classes_is_flagged(tmp_path: Path) -> None:
+    """PRA 1 and robust ACC 0.38: every method finds the stronger partition, and only what it leaves tells."""
+    nuisance(tmp_path / "views.npz")
+    trial = Trial(
+        config(
+            dataset={"name": "npz", "path": str(tmp_path / "views.npz")},
+            evaluation={**TINY, "eps": 0.001, "samples": 100},
+            epochs=10,
+            evaluate_every=10,
+        )
+    )
+    report = trial.run_round()
+    assert report["select/pra"] > 0.9
+    assert report["robust/acc"] < 0.5
+    assert trial.reference is not None
+    assert trial.reference.agreement > 0.9
+    assert (report["select/second_partition"], report["select/reliable"]) == (1.0, 0.0)
+    assert any("second stable partition" in warning for warning in json.loads(report["warnings"]))
+
+
+def test_voters_of_other_families_do_not_object_to_the_only_partition() -> None:
+    settings = config()
+    reference = reference_from(reference_file(settings.model_dump_json(), 1))
+    assert not reference.second_partition
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, **{**reference.to_arrays(), "version": np.array(1)})
+    with pytest.raises(OldReference, match=r"^reference.npz: is a reference partition of version 1"):
+        reference_from(file.getvalue())
+
+
 def test_a_damaged_reference_is_refused_and_never_read_as_another() -> None:
     buffer = io.BytesIO()
     whole = vote(np.arange(50) % 3)
@@ -123,7 +165,7 @@ def test_a_damaged_reference_is_refused_and_never_read_as_another() -> None:
             continue
         assert found.digest() == whole.digest()  # a bit that says nothing, such as one of a time
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, clusters=whole.clusters)
+    np.savez(buffer, allow_pickle=False, clusters=whole.clusters, version=np.array(REFERENCE_VERSION))
     with pytest.raises(ValueError, match="weights"):
         reference_from(buffer.getvalue())
 

@@ -13,7 +13,6 @@ from ardmvc_core.evaluation.metrics import fit_map, kappa
 from ardmvc_core.models.simvc import SiMVCConfig, build
 from ardmvc_core.selection.criteria import (
     clean_clustering_loss,
-    criterion_b,
     guards_hold,
     select_scores,
     silhouette,
@@ -294,16 +293,6 @@ def test_guards_and_floor_by_hand() -> None:
 def test_scores_refuse_flips_of_another_form(flipped: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"flipped must be bool of the shape of the reference \(12,\)"):
         select_scores(reference(BASE), BASE, flipped, 3)
-
-
-def test_criterion_b_by_hand() -> None:
-    nan = float("nan")
-    ranks = criterion_b([0.1, 0.3, 0.2, nan], [0.5, 0.5, nan, nan], np.array([-1.0, 2.0, nan, -3.0]))
-    # 2 4 3 1, 3.5 3.5 1.5 1.5 and, lowest loss first, 3 2 1 4.
-    np.testing.assert_allclose(ranks, [8.5 / 3, 9.5 / 3, 5.5 / 3, 6.5 / 3])
-    np.testing.assert_allclose(criterion_b([1, 2], [nan, nan], [5, 5]), [(1 + 1.5 + 1.5) / 3, (2 + 1.5 + 1.5) / 3])
-    with pytest.raises(ValueError, match="vectors of one length"):
-        criterion_b([1, 2], [1, 2], [1, 2, 3])
 
 
 def test_seed_agreement_by_hand() -> None:

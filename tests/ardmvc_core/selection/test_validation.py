@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ardmvc_core.selection.validation import CriterionReport, validate_criterion
+from ardmvc_core.selection.validation import CriterionReport, validate_criterion, vote_error
 
 # Ranks of the truth against 1..8 differ by 1, 1, 0, 1, 1, 0, 1, 1.
 CRITERION = np.array([1, 2, 3, 4, 5, 6, 7, 8.0])
@@ -167,3 +167,21 @@ def test_the_upper_half_needs_four_trials_and_groups() -> None:
 def test_refuses_what_cannot_be_validated(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         report(**({"criterion": CRITERION, "truth": TRUTH} | changed))
+
+
+def test_the_error_of_a_vote_by_hand() -> None:
+    """Clusters 1, 2, 0 are classes 0, 1, 2 under the best map; two of ten are elsewhere.
+
+    Wilson, z = 1.96: (0.2 + z²/20 ± z √(0.2 · 0.8 / 10 + z²/400)) / (1 + z²/10).
+    """
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 2])
+    vote = np.array([1, 1, 1, 0, 2, 2, 1, 0, 0, 0])
+    found = vote_error(vote, labels, 3)
+    assert found.value == pytest.approx(0.2)
+    z2 = 1.959964**2
+    half = math.sqrt(z2 * (0.016 + z2 / 400))
+    assert found.low == pytest.approx((0.2 + z2 / 20 - half) / (1 + z2 / 10))
+    assert found.high == pytest.approx((0.2 + z2 / 20 + half) / (1 + z2 / 10))
+    assert vote_error(labels, labels, 3).value == 0
+    # As many classes as clusters are known of, not as many as were seen.
+    assert vote_error(np.array([3, 3]), np.array([0, 0]), 4).value == 0

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from study.ranking.label_free import preferred, ranked_by_b, tie_error, tied
+from study.ranking.label_free import NOT_CORRECTNESS, preferred, ranked_by_kappa, tie_error, tied
 from study.ranking.objectives import goals
 from study.ranking.ranking import best, main_budget, rank, scores, since_improvement
 from study.ranking.standing import Standing
@@ -106,20 +106,28 @@ def test_trials_within_a_standard_error_are_told_apart_by_utility_then_by_weaker
     assert picked(best_one, strong, unset) == [0, 1, 2]
 
 
-def test_where_the_reference_is_unreliable_criterion_b_ranks() -> None:
-    """By hand, best last: kappa 1 3 2, agreement 1 2 3, lowest loss 2 3 1: means 4/3, 8/3 and 2."""
+def test_where_the_reference_is_unreliable_kappa_ranks() -> None:
     numbers = [
-        {"pra": 0.9, "kappa": 0.1, "seed_agreement": 0.2, "clean_loss": 1.0},
+        {"pra": 0.9, "kappa": 0.1, "seed_agreement": 0.9, "clean_loss": 0.1},
         {"pra": 0.5, "kappa": 0.8, "seed_agreement": 0.5, "clean_loss": 0.5},
-        {"pra": 0.7, "kappa": 0.6, "seed_agreement": 0.9, "clean_loss": 2.0},
+        {"pra": 0.7, "kappa": 0.6, "seed_agreement": 0.2, "clean_loss": 2.0},
     ]
     records = [judged(number, reliable=0.0, **own) for number, own in enumerate(numbers)]
-    assert ranked_by_b(records, LABEL_FREE)
-    assert not ranked_by_b(records, ROBUST)
+    assert ranked_by_kappa(records, LABEL_FREE)
+    assert not ranked_by_kappa(records, ROBUST)
     assert [(row.record.number, row.rank) for row in rank(records, LABEL_FREE)] == [(1, 1), (2, 2), (0, 3)]
     assert picked(*records) == [1, 2, 0]
-    assert "ranked by criterion B" in summary(records, LABEL_FREE)
-    # What is not feasible still has no rank, and does not count in the others' ranks.
+    assert "agree too little for their vote to judge trials: trials are ranked by robust/kappa" in summary(
+        records, LABEL_FREE
+    )
+    second = [replace(r, metrics={**r.metrics, "select/second_partition": 1.0}) for r in records]
+    assert "hold a second stable partition, and the vote may be for the wrong one: trials" in summary(
+        second, LABEL_FREE
+    )
+    # A trial without the number comes last.
+    del records[1].metrics["robust/kappa"]
+    assert [row.record.number for row in rank(records, LABEL_FREE)] == [2, 0, 1]
+    # What is not feasible still has no rank.
     records[1] = replace(records[1], metrics={**records[1].metrics, "select/feasible": 0.0})
     assert [(row.record.number, row.rank) for row in rank(records, LABEL_FREE)] == [(2, 1), (0, 2), (1, None)]
     # The objective's differences say nothing of an order that it did not make.
@@ -130,6 +138,12 @@ def test_where_the_reference_is_unreliable_criterion_b_ranks() -> None:
     assert "agree too little for their vote" in summary(pareto, both)
     reliable = [judged(number, **own) for number, own in enumerate(numbers)]
     assert [row.record.number for row in rank(reliable, LABEL_FREE)] == [0, 2, 1]
+
+
+def test_a_summary_with_pra_says_that_agreement_is_not_correctness() -> None:
+    assert summary([judged(0, 0.9)], LABEL_FREE).endswith(NOT_CORRECTNESS)
+    assert summary([judged(0, 0.9)], ROBUST).endswith(NOT_CORRECTNESS)
+    assert NOT_CORRECTNESS not in summary([trial(0, 0.9)], ROBUST)
 
 
 def test_what_is_not_feasible_is_said() -> None:
