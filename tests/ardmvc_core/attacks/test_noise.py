@@ -28,6 +28,16 @@ def test_uniform_noise_fills_the_ball():
     assert values.std().item() == pytest.approx(0.2 / 3**0.5, abs=0.01)  # of a uniform distribution on ±0.2
 
 
+def test_noise_in_l2_lies_on_the_surface_or_fills_the_ball():
+    views = (torch.full((4000, 2), 0.5),)
+    budget = AttackBudget(norm="l2", eps=0.4)
+    lengths = {kind: (noise(kind, budget, views)[0] - views[0]).norm(dim=1) for kind in ("sign", "uniform")}
+    assert torch.allclose(lengths["sign"], torch.full((4000,), 0.4))
+    assert lengths["uniform"].max() <= 0.4 + 1e-6
+    # A disc of half the radius has a quarter of the area: 4000 draws, ± 0.007.
+    assert (lengths["uniform"] < 0.2).float().mean().item() == pytest.approx(0.25, abs=0.03)
+
+
 @pytest.mark.parametrize("kind", ["sign", "uniform"])
 def test_noise_respects_bounds_and_views(kind):
     views = (torch.zeros(20, 4), torch.ones(20, 4), torch.full((20, 4), 0.5))

@@ -73,6 +73,20 @@ def test_each_attack_of_the_standard_tier_runs_or_says_why_not():
     assert "one width" in skipped["batch_mix"]
 
 
+def test_in_l2_a_tier_breaks_what_can_be_broken_and_leaves_out_what_knows_only_linf():
+    model, views = planted(n=24, n_clusters=3)
+    distance = model.distance(views, norm="l2")
+    budget = AttackBudget(norm="l2", eps=float(distance.median()))
+    result = run_suite(model, views, budget, tier="tune")
+    clear = (distance / budget.eps - 1).abs() > 0.01
+    assert torch.equal(result.flipped[clear], (distance < budget.eps)[clear])
+    options = {"tier": "standard", "attacks": brief(3), "surrogates": (model,)}
+    records = run_suite(model, views, budget, attacker_views=views, **options).records
+    skipped = {record.key for record in records if record.skipped == "it attacks in L∞ only"}
+    assert skipped == {"square", "gan_official", "generator", "rays"}
+    assert not any(record.skipped for record in records if record.key.startswith(("apgd", "transfer")))
+
+
 def test_generators_and_surrogates_break_what_can_be_broken():
     model, views, eps, distance = median_case(2, sizes=(4, 4), n=24)
     _, many = planted(n=100, sizes=(4, 4), seed=3)

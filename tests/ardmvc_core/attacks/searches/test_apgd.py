@@ -49,6 +49,23 @@ def test_a_linear_model_of_two_clusters_is_broken_exactly_where_it_must_be(objec
     assert torch.equal(found.flipped[clear], (distance < eps)[clear])
 
 
+@pytest.mark.parametrize("objective", [ce, margin, targeted_margin(1)])
+@pytest.mark.parametrize("stop_on_flip", [False, True])
+def test_in_l2_a_linear_model_is_broken_exactly_where_it_must_be(objective, stop_on_flip):
+    # Largest rise of w·x in balls of radius r · ε_v: r · Σ_v ε_v |w_v|₂; it flips where that exceeds the gap.
+    model, views = planted(sizes=(4, 6))
+    shares = (1.0, 2.0)
+    distance = model.distance(views, shares, "l2")
+    r = float(distance.median())
+    budget = AttackBudget(norm="l2", eps=tuple(r * share for share in shares))
+    found = run(model, views, budget, objective, stop_on_flip=stop_on_flip, steps=50)
+    clear = (distance - r).abs() > 1e-3 * r
+    assert 0.4 < float(found.flipped.float().mean()) < 0.6
+    assert torch.equal(found.flipped[clear], (distance < r)[clear])
+    for before, after, eps in zip(views, found.views, budget.eps_per_view(2), strict=True):
+        assert (after - before).norm(dim=1).max() <= eps * (1 + 1e-5)
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 256])
 def test_each_view_has_its_own_radius_and_masked_views_do_not_move(batch_size):
     model, views = planted(sizes=(4, 2, 6))
