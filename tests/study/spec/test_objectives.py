@@ -40,6 +40,7 @@ def scores(report: dict[str, Any]) -> set[str]:
     [
         {},
         {"evaluation": {**BUDGET, "further_attacks": ["square"]}},
+        {"evaluation": {**BUDGET, "further_attacks": ["apgd_l2", "view_replaced", "view_dropped"]}},
         {"protocol": "official"},
     ],
 )
