@@ -26,7 +26,7 @@ _HOMES = {
     "Trainer": "ardmvc_core.training",
     "calibrate": "ardmvc_core.training",
     # attacks
-    "AttackBudget": "ardmvc_core.attacks.budget",
+    "Threat": "ardmvc_core.attacks.threat",
     "TIERS": "ardmvc_core.attacks.tiers",
     "apgd": "ardmvc_core.attacks.searches.apgd",
     "fit_gan": "ardmvc_core.attacks.generators.gan",

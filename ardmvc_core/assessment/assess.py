@@ -187,7 +187,7 @@ def assess(
         eps_curve=curves.eps,
         subset_flips=curves.subset_flips,
         subset_unions=curves.subset_unions,
-        erasable=erasability(views, budget.attack_budget().eps_per_view(len(views))),
+        erasable=erasability(views, budget.threat().eps_per_view(len(views))),
         inconsistencies=tuple(check_consistency(suite.evaluation.values, attacks)),
     )
 
@@ -229,7 +229,7 @@ def _checks(
     return run_checks(
         model,
         suite.data.views,
-        budget.attack_budget(),
+        budget.threat(),
         suite.result,
         seed=budget.seed,
         batch_size=budget.batch_size,
@@ -298,9 +298,7 @@ def _subset_rates(
 
 
 def _tuned(model: nn.Module, views: Views, budget: ResolvedBudget) -> SuiteResult:
-    return run_suite(
-        model, views, budget.attack_budget(), tier=CURVE_TIER, seed=budget.seed, batch_size=budget.batch_size
-    )
+    return run_suite(model, views, budget.threat(), tier=CURVE_TIER, seed=budget.seed, batch_size=budget.batch_size)
 
 
 def _subsets(views: Sequence[int], seed: int) -> list[tuple[int, ...]]:

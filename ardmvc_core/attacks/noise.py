@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ardmvc_core.attacks.attack import draw_seed, seeded_on
-from ardmvc_core.attacks.budget import AttackBudget, per_row, project, unit_length
+from ardmvc_core.attacks.threat import Threat, per_row, project, unit_length
 from ardmvc_core.ranges import check_values
 from ardmvc_core.types import Perturb, Views
 
@@ -27,7 +27,7 @@ class NoiseConfig:
 
 
 def prepare_noise(
-    config: NoiseConfig, model: nn.Module, views: Views, generator: torch.Generator, *, budget: AttackBudget
+    config: NoiseConfig, model: nn.Module, views: Views, generator: torch.Generator, *, budget: Threat
 ) -> Perturb:
     """Noise with a fixed draw.
 

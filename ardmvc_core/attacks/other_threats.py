@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ardmvc_core.attacks.budget import l2_budget, sample_distances
 from ardmvc_core.attacks.suite import run_suite
 from ardmvc_core.attacks.target import assign, inference_target
+from ardmvc_core.attacks.threat import l2_threat, sample_distances
 from ardmvc_core.attacks.tiers import OtherThreat, Tier
 from ardmvc_core.seeding import generator
 from ardmvc_core.types import Views
@@ -57,7 +57,7 @@ def run_other_threat(
 
     Args:   model: left as it was found. views: V × (N, *shape_v), clean, N ≥ 1, on the model's device. l2_eps: radius
             over the median distance between these samples, for all views or one per view. attacked_views: as in
-            `AttackBudget`. seed: of every draw. batch_size: samples of a pass, ≥ 1.
+            `Threat`. seed: of every draw. batch_size: samples of a pass, ≥ 1.
     Raises: EvaluationError if the target changes or gives logits that are not finite; ValueError for a number of
             radii that is not V.
     """
@@ -90,7 +90,7 @@ def _moved_in_l2(
     if not any(distances[v] > 0 for v in attacked_views or range(len(views))):
         same = "samples do not differ: the median distance between them is 0"
         return ThreatRecord(key="apgd_l2", flipped=np.zeros(len(views[0]), dtype=bool), skipped=same)
-    budget = l2_budget(eps, distances, attacked_views)
+    budget = l2_threat(eps, distances, attacked_views)
     found = run_suite(model, views, budget, tier=L2_TIER, seed=seed, batch_size=batch_size)
     return ThreatRecord(
         key="apgd_l2",

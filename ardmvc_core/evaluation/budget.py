@@ -5,8 +5,8 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
-from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.generators.gan import GANConfig, official_gan
+from ardmvc_core.attacks.threat import Threat
 from ardmvc_core.attacks.tiers import OTHER_THREATS, TIERS_VERSION, FurtherAttack, OtherThreat, Tier
 from ardmvc_core.data import DATASETS
 from ardmvc_core.ranges import (
@@ -114,9 +114,9 @@ class ResolvedBudget(EvalBudget):
             del found["l2_eps"]
         return found
 
-    def attack_budget(self) -> AttackBudget:
+    def threat(self) -> Threat:
         """The main ε as a budget of attacks."""
-        return AttackBudget(eps=self.eps, attacked_views=self.attacked_views)
+        return Threat(eps=self.eps, attacked_views=self.attacked_views)
 
 
 def too_few(scored: int, n_clusters: int) -> str | None:

@@ -72,7 +72,7 @@ def evaluate_suite(
     result = run_suite(
         model,
         data.views,
-        budget.attack_budget(),
+        budget.threat(),
         tier=budget.tier,
         seed=budget.seed,
         batch_size=budget.batch_size,
@@ -127,7 +127,7 @@ def probe(model: nn.Module, data: MultiViewDataset, budget: ResolvedBudget) -> E
     result = run_suite(
         model,
         tuple(view[: budget.probe_samples] for view in data.views),
-        budget.attack_budget(),
+        budget.threat(),
         tier="probe",
         seed=budget.seed,
         batch_size=budget.batch_size,

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ardmvc_core.attacks.budget import AttackBudget, Norm, l2_budget, sample_distances
 from ardmvc_core.attacks.searches.pgd import frozen, frozen_statistics, pgd, random_start
+from ardmvc_core.attacks.threat import Norm, Threat, l2_threat, sample_distances
 from ardmvc_core.losses.contrastive import PairChoice, mean_contrast
 from ardmvc_core.losses.mitigator import KLDirection, mitigator_kl
 from ardmvc_core.models import simvc
@@ -52,15 +52,15 @@ class AdversarialConfig(ContrastConfig):
     mute_dead_units: bool = True
     """As for every such network, here on by default. The official protocol always leaves it out."""
 
-    def threat(self, distances: Sequence[float] | None = None) -> AttackBudget:
+    def threat(self, distances: Sequence[float] | None = None) -> Threat:
         """Threat model of the training attack.
 
         Args: distances: V medians of `sample_distances` of the training views; only L2 needs them.
         """
         if self.train_norm == "linf":
-            return AttackBudget(eps=self.train_eps)
+            return Threat(eps=self.train_eps)
         assert distances is not None
-        return l2_budget(self.train_eps, distances)
+        return l2_threat(self.train_eps, distances)
 
     def at_epoch(self, epoch: int) -> Self:
         """The config with the radii of one epoch, counted from 0: all of them grow by the same factor, and steps, which
@@ -118,7 +118,7 @@ def _measure_distances(model: nn.Module, views: Views, seed: int) -> None:
     model.get_buffer("sample_distances").copy_(torch.tensor(sample_distances(views)))
 
 
-def _threat(config: AdversarialConfig, model: FusedClustering) -> AttackBudget:
+def _threat(config: AdversarialConfig, model: FusedClustering) -> Threat:
     return config.threat(model.get_buffer("sample_distances").tolist() if config.train_norm == "l2" else None)
 
 

@@ -131,7 +131,7 @@ def _certificates(
 
     progress("certificates", 1.0)
     pool, budget = request.parts["attacker"].data.to(request.device).views, found.budget
-    return certify(request.model, found.suite.data, pool, budget.attack_budget(), sigma=given.certify, seed=budget.seed)
+    return certify(request.model, found.suite.data, pool, budget.threat(), sigma=given.certify, seed=budget.seed)
 
 
 def _surrogate_facts(one: "Surrogate", found: "Assessment") -> "SurrogateFacts":

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ardmvc_core.attacks.attack import choose_views, joined_views
-from ardmvc_core.attacks.budget import AttackBudget, limits, per_row, project, project_view, steepest
 from ardmvc_core.attacks.objectives.clean_reference import CleanReference
 from ardmvc_core.attacks.objectives.per_sample import SampleObjective
 from ardmvc_core.attacks.searches.pgd import frozen, random_start
+from ardmvc_core.attacks.threat import Threat, limits, per_row, project, project_view, steepest
 from ardmvc_core.batching import in_batches
 from ardmvc_core.types import Views
 
@@ -56,7 +56,7 @@ def apgd(
     views: Views,
     reference: CleanReference,
     objective: SampleObjective,
-    budget: AttackBudget,
+    budget: Threat,
     *,
     steps: int,
     generator: torch.Generator,
@@ -144,7 +144,7 @@ class _Run:
         views: Views,
         reference: CleanReference,
         objective: SampleObjective,
-        budget: AttackBudget,
+        budget: Threat,
         steps: int,
         stop_on_flip: bool,
     ) -> None:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ardmvc_core.attacks.budget import AttackBudget, limits, project_view, steepest, unit_length
+from ardmvc_core.attacks.threat import Threat, limits, project_view, steepest, unit_length
 from ardmvc_core.types import Views
 
 
-def random_start(views: Views, budget: AttackBudget, generator: torch.Generator) -> Views:
+def random_start(views: Views, budget: Threat, generator: torch.Generator) -> Views:
     """Clean views with noise on each attacked view, not projected: uniform from (−ε, ε), in L2 of length ε.
 
     Args:   views: V × (B, *shape). generator: on the views' device.
@@ -33,7 +33,7 @@ def random_start(views: Views, budget: AttackBudget, generator: torch.Generator)
 def pgd(
     objective: Callable[[Views], Tensor],
     views: Views,
-    budget: AttackBudget,
+    budget: Threat,
     *,
     step_ratio: float,
     steps: int,

@@ -8,7 +8,7 @@ from planted_models import planted
 
 from ardmvc_core.assessment.assess import CurvePoint, assess, erasability, half_flip_eps
 from ardmvc_core.assessment.consistency import map_from_confusion, scores_from_confusion
-from ardmvc_core.attacks.budget import sample_distances
+from ardmvc_core.attacks.threat import sample_distances
 from ardmvc_core.data.dataset import MultiViewDataset
 from ardmvc_core.evaluation.budget import EvalBudget
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from planted_models import LinearModel, planted
 
-from ardmvc_core.attacks.budget import sample_distances
 from ardmvc_core.attacks.other_threats import run_other_threat
+from ardmvc_core.attacks.threat import sample_distances
 from ardmvc_core.attacks.tiers import OTHER_THREATS
 
 

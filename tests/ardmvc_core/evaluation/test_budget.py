@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.generators.gan import official_gan
+from ardmvc_core.attacks.threat import Threat
 from ardmvc_core.evaluation.budget import EvalBudget
 
 
@@ -25,7 +25,7 @@ def test_budget_resolves_to_the_data_sets_eps(name, eps):
     resolved = EvalBudget().resolve(name, 2)
     assert resolved.eps == eps
     assert resolved.resolve(name, 2) == resolved
-    assert EvalBudget(eps=0.05).resolve(name, 2).attack_budget() == AttackBudget(eps=0.05)
+    assert EvalBudget(eps=0.05).resolve(name, 2).threat() == Threat(eps=0.05)
 
 
 def test_given_eps_wins_and_is_checked():

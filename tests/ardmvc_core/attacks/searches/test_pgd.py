@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.searches.pgd import frozen, frozen_statistics, pgd, random_start
+from ardmvc_core.attacks.threat import Threat
 
-BUDGET = AttackBudget(eps=0.2)
+BUDGET = Threat(eps=0.2)
 
 
 def test_linear_objective_ends_in_the_corner_of_the_budget():
@@ -29,7 +29,7 @@ def test_in_l2_a_linear_objective_ends_where_its_slope_leaves_the_ball():
     # The slope of each view is 5 and 10 long: the furthest points are clean + ε_v · slope / length.
     slopes = (torch.tensor([3.0, -4.0]), torch.tensor([6.0, 8.0]))
     clean = (torch.tensor([[0.5, 0.5]]),) * 2
-    budget = AttackBudget(norm="l2", eps=(0.1, 0.3))
+    budget = Threat(norm="l2", eps=(0.1, 0.3))
 
     def objective(views):
         return (views[0] * slopes[0]).sum() + (views[1] * slopes[1]).sum()
@@ -42,14 +42,14 @@ def test_in_l2_a_linear_objective_ends_where_its_slope_leaves_the_ball():
 
 def test_each_view_steps_by_a_share_of_its_own_eps():
     clean = (torch.full((1, 2), 0.5),) * 2
-    budget = AttackBudget(eps=(0.1, 0.3))
+    budget = Threat(eps=(0.1, 0.3))
     got = pgd(lambda views: views[0].sum() - views[1].sum(), clean, budget, step_ratio=0.5, steps=1, start=clean)
     assert torch.allclose(torch.cat(got), torch.tensor([[0.55, 0.55], [0.35, 0.35]]))
 
 
 def test_a_random_start_in_l2_lies_on_the_sphere():
     clean = (torch.full((500, 2, 3), 0.5), torch.full((500, 4), 0.5))
-    budget = AttackBudget(norm="l2", eps=(0.4, 0.2), attacked_views=(0,))
+    budget = Threat(norm="l2", eps=(0.4, 0.2), attacked_views=(0,))
     first, second = random_start(clean, budget, torch.Generator().manual_seed(3))
     change = (first - clean[0]).flatten(1)
     assert torch.allclose(change.norm(dim=1), torch.full((500,), 0.4))
@@ -79,7 +79,7 @@ def test_view_that_the_objective_ignores_keeps_its_projected_start():
 
 def test_view_outside_the_budget_stays_clean():
     clean = (torch.full((1, 2), 0.5),) * 2
-    budget = AttackBudget(eps=0.2, attacked_views=(1,))
+    budget = Threat(eps=0.2, attacked_views=(1,))
     start = random_start(clean, budget, torch.Generator().manual_seed(0))
     assert start[0] is clean[0]
     got = pgd(lambda views: views[0].sum() + views[1].sum(), clean, budget, step_ratio=0.5, steps=3, start=start)

@@ -17,7 +17,7 @@ MOST_COMPARED = 500
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackBudget:
+class Threat:
     """A ball around each clean view, intersected with the range of valid inputs; training and evaluation read it."""
 
     norm: Norm = "linf"
@@ -60,7 +60,7 @@ class AttackBudget:
         return tuple(e if v in self.attacked_views else 0.0 for v, e in enumerate(eps))
 
 
-def limits(clean: Views, budget: AttackBudget) -> tuple[Views, Views]:
+def limits(clean: Views, budget: Threat) -> tuple[Views, Views]:
     """Smallest and largest allowed value of each input: ± ε in both norms, intersected with the bounds.
 
     Args:   clean: V × (B, *shape), inside the bounds.
@@ -73,7 +73,7 @@ def limits(clean: Views, budget: AttackBudget) -> tuple[Views, Views]:
     return lows, highs
 
 
-def project(clean: Views, attacked: Views, budget: AttackBudget) -> Views:
+def project(clean: Views, attacked: Views, budget: Threat) -> Views:
     """Views that the budget allows, near the attacked ones; in L∞ the nearest.
 
     Args:   clean, attacked: V × (B, *shape), same shapes; clean inside the bounds.
@@ -135,22 +135,22 @@ def sample_distances(views: Views) -> tuple[float, ...]:
     return tuple(found)
 
 
-def l2_budget(
+def l2_threat(
     share: float | tuple[float, ...], distances: Sequence[float], attacked_views: tuple[int, ...] | None = None
-) -> AttackBudget:
+) -> Threat:
     """The L2 budget whose radii are shares of the distances between samples.
 
     Args:   share: > 0, for all views or one per view. distances: V numbers, of `sample_distances`. attacked_views: as
-            in `AttackBudget`; a view in which samples do not differ (distance 0) is left out.
-    Raises: ValueError if no view is left, or as `AttackBudget` and `eps_per_view`.
+            in `Threat`; a view in which samples do not differ (distance 0) is left out.
+    Raises: ValueError if no view is left, or as `Threat` and `eps_per_view`.
     """
-    shares = AttackBudget(norm="l2", eps=share, attacked_views=attacked_views).eps_per_view(len(distances))
+    shares = Threat(norm="l2", eps=share, attacked_views=attacked_views).eps_per_view(len(distances))
     radii = tuple(e * d for e, d in zip(shares, distances, strict=True))
     if not any(radii):
         raise ValueError("eps has no size in L2: the median distance between samples is 0 in every attacked view")
     # A budget has a radius > 0 for each view; of those that are not attacked it is not read.
     attacked = tuple(v for v, radius in enumerate(radii) if radius > 0)
-    return AttackBudget(norm="l2", eps=tuple(radius or 1.0 for radius in radii), attacked_views=attacked)
+    return Threat(norm="l2", eps=tuple(radius or 1.0 for radius in radii), attacked_views=attacked)
 
 
 def _shapes(views: Views) -> list[tuple[int, ...]]:
