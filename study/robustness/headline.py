@@ -2,7 +2,7 @@
 
 from ardmvc_core.assessment.assess import Assessment
 from ardmvc_core.assessment.case import CheckResult
-from ardmvc_core.attacks.other_threats import DONORS, L2_TIER, ThreatRecord
+from ardmvc_core.attacks.other_threats import L2_TIER, ThreatRecord
 from ardmvc_core.attacks.suite import AttackRecord
 from ardmvc_core.evaluation.intervals import Interval
 from study.reporting.text import with_bounds
@@ -66,7 +66,7 @@ def other_threat_rule(found: Assessment, record: ThreatRecord) -> str:
         share = " and ".join(f"{e:g}" for e in eps) if isinstance(eps, tuple) else f"{eps:g}"
         return f"ε is {share} of the median distance between two samples of the view; attacks of the tier `{L2_TIER}`"
     if record.key == "view_replaced":
-        return f"by that of another sample; the worst view of each sample and {DONORS} samples drawn at random"
+        return "by that of another sample, drawn at random; the worst view of each sample"
     return "the mean of all samples stands there; the worst view of each sample"
 
 
