@@ -26,8 +26,8 @@ _HOMES = {
     "Trainer": "ardmvc_core.training",
     "calibrate": "ardmvc_core.training",
     # attacks
-    "AttackBudget": "ardmvc_core.attacks.budget",
     "TIERS": "ardmvc_core.attacks.tiers",
+    "Threat": "ardmvc_core.attacks.threat",
     "apgd": "ardmvc_core.attacks.searches.apgd",
     "fit_gan": "ardmvc_core.attacks.generators.gan",
     "plan": "ardmvc_core.attacks.tiers",

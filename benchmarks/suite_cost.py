@@ -34,7 +34,7 @@ def main() -> None:
     parts = cached_parts(config.dataset, "strict")
     held_out = [parts[name].data.views for name in ("tune", "score")]
     views = tuple(torch.cat(view) for view in zip(*held_out, strict=True))
-    budget = replace(config.evaluation, tier="tune").resolve("noisy_digits", len(views)).attack_budget()
+    budget = replace(config.evaluation, tier="tune").resolve("noisy_digits", len(views)).threat()
     for tier, count in SIZES.items():
         rows = torch.randint(len(views[0]), (count,), generator=torch.Generator().manual_seed(0))
         samples = tuple(view[rows] for view in views)

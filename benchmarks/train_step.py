@@ -206,7 +206,7 @@ def candidates(views: Views) -> list[Candidate]:
     textbook = textbook_network().to(views[0])
 
     def plain(model: FusedClustering, stream: torch.Generator) -> Tensor:
-        return textbook_step(model, views, random_start(views, CONFIG.budget(), stream))
+        return textbook_step(model, views, random_start(views, CONFIG.threat(), stream))
 
     long = step_flop(textbook, views, parameters_in_attack=True)
     short = step_flop(ours, views, parameters_in_attack=False)
@@ -245,7 +245,7 @@ def check_double(device: torch.device, seed: int, samples: int) -> dict[str, flo
 def check_single(paths: list[Candidate], views: Views, weights: dict[str, Tensor], seed: int) -> dict[str, float]:
     """The whole step's loss in single precision, and the outer gradient on the same attacked views."""
     textbook, ours = paths[0], paths[1]
-    start = random_start(views, CONFIG.budget(), generator(seed, "inner attack", device=views[0].device))
+    start = random_start(views, CONFIG.threat(), generator(seed, "inner attack", device=views[0].device))
     ours.model.load_state_dict(weights)
     moved = attack_in_training(CONFIG, ours.model.train(), views, start)
     gradients = []

@@ -45,6 +45,12 @@ def _add_threat_flags(result: argparse.ArgumentParser) -> None:
         "--eps", metavar="E[,E2,…]", help="L∞ radii in (0, 1], a report for each; default: the trial's own"
     )
     result.add_argument(
+        "--l2",
+        type=float,
+        metavar="E",
+        help="radius in L2 over the median distance between two samples, in (0, 1]; default: the trial's own",
+    )
+    result.add_argument(
         "--views", metavar="V[,V2,…]", help="views that may be attacked, such as 0,1; default: the trial's own"
     )
     result.add_argument(
@@ -67,6 +73,9 @@ def _add_depth_flags(result: argparse.ArgumentParser) -> None:
     )
     result.add_argument("--everyone", action="store_true", help="each attack on every sample, to compare attacks")
     result.add_argument("--no-subsets", action="store_true", help="leaves subsets of views out")
+    result.add_argument(
+        "--no-other-threats", action="store_true", help="leaves attacks in L2 and on one whole view out"
+    )
     result.add_argument(
         "--certify",
         type=float,

@@ -42,7 +42,7 @@ class AttackTrial:
         self.budget = config.evaluation.resolve(self.target.dataset.name, len(self.scored.views))
         self.trainer = GANTrainer(
             config.attack,
-            self.budget.attack_budget(),
+            self.budget.threat(),
             self.model,
             parts["attacker"].data.to(self.device).views,
             generator(config.seed, "attacker"),

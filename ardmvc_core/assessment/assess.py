@@ -16,7 +16,7 @@ from ardmvc_core.assessment.checks import STEP_GRID, SanityReport, run_checks
 from ardmvc_core.assessment.consistency import check_consistency, scores_from_confusion
 from ardmvc_core.attacks.suite import SuiteResult, run_suite
 from ardmvc_core.attacks.target import inference_target
-from ardmvc_core.attacks.tiers import Tier, plan
+from ardmvc_core.attacks.tiers import OTHER_THREATS, OtherThreat, Tier, plan
 from ardmvc_core.data import DATASETS, MultiViewDataset
 from ardmvc_core.evaluation.budget import ResolvedBudget
 from ardmvc_core.evaluation.intervals import Interval, bootstrap_interval, wilson
@@ -110,6 +110,16 @@ class Assessment:
                 }
                 for record in result.records
             ],
+            "other_threats": [
+                {
+                    "key": record.key,
+                    **{score: values.get(f"{record.key}/{score}") for score in ("flip", "acc")},
+                    "radii": list(record.radii),
+                    "noise_flip": record.noise_flip,
+                    "skipped": record.skipped,
+                }
+                for record in self.suite.threats
+            ],
             "eps_curve": {f"{eps:g}": asdict(point) for eps, point in self.eps_curve.items()},
             "eps50": self.eps50,
             "step_curve": {"steps": list(STEP_GRID), **{name: list(r) for name, r in self.sanity.step_curve.items()}},
@@ -134,6 +144,7 @@ def assess(
     everyone: bool = False,
     eps_grid: Sequence[float] | None = None,
     subsets: bool = True,
+    threats: Sequence[OtherThreat] = OTHER_THREATS,
     entropy_reference: float = 1.0,
     labels_locked: bool | None = None,
     progress: Progress | None = None,
@@ -144,6 +155,7 @@ def assess(
         attacker_views: V × (M, *shape_v), what generators are fitted on. surrogates: for the
         transfer attack. everyone: each attack on every sample, so that attacks can be compared. eps_grid: None:
         the data set's; empty: no curve. subsets: whether subsets of views are attacked, where there are several.
+        threats: other threats, each scored by itself and outside the headline, whatever the budget names.
         entropy_reference, labels_locked: as in `run_checks`.
     Raises: as `evaluate_suite`.
     """
@@ -159,6 +171,7 @@ def assess(
         budget,
         surrogates=surrogates,
         everyone=everyone,
+        threats=threats,
         progress=share.of_suite,
     )
     curves = _curves(model, suite, budget, grid, chosen, share)
@@ -174,7 +187,7 @@ def assess(
         eps_curve=curves.eps,
         subset_flips=curves.subset_flips,
         subset_unions=curves.subset_unions,
-        erasable=erasability(views, budget.attack_budget().eps_per_view(len(views))),
+        erasable=erasability(views, budget.threat().eps_per_view(len(views))),
         inconsistencies=tuple(check_consistency(suite.evaluation.values, attacks)),
     )
 
@@ -216,7 +229,7 @@ def _checks(
     return run_checks(
         model,
         suite.data.views,
-        budget.attack_budget(),
+        budget.threat(),
         suite.result,
         seed=budget.seed,
         batch_size=budget.batch_size,
@@ -285,9 +298,7 @@ def _subset_rates(
 
 
 def _tuned(model: nn.Module, views: Views, budget: ResolvedBudget) -> SuiteResult:
-    return run_suite(
-        model, views, budget.attack_budget(), tier=CURVE_TIER, seed=budget.seed, batch_size=budget.batch_size
-    )
+    return run_suite(model, views, budget.threat(), tier=CURVE_TIER, seed=budget.seed, batch_size=budget.batch_size)
 
 
 def _subsets(views: Sequence[int], seed: int) -> list[tuple[int, ...]]:
@@ -318,8 +329,9 @@ def _mapping(suite: SuiteEvaluation) -> Tensor | None:
 
 def _intervals(suite: SuiteEvaluation, seed: int) -> dict[str, Interval]:
     values, n = suite.evaluation.values, len(suite.data)
-    shares = [name for name in ("clean/acc", "robust/acc", "robust/flip") if name in values]
-    found = {name: wilson(round(values[name] * n), n) for name in shares}
+    kinds = ("robust", *(record.key for record in suite.threats))
+    shares = ["clean/acc", *(f"{kind}/{score}" for kind in kinds for score in ("acc", "flip"))]
+    found = {name: wilson(round(values[name] * n), n) for name in shares if name in values}
     if suite.data.labels is None:
         return found
     labels = suite.data.labels.cpu().numpy()

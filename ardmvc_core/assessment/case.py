@@ -9,12 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.kinds import Ascend
 from ardmvc_core.attacks.objectives.clean_reference import CleanReference, logits_of
 from ardmvc_core.attacks.objectives.per_sample import SampleObjective
 from ardmvc_core.attacks.searches.apgd import Ascent, apgd
 from ardmvc_core.attacks.suite import SuiteResult
+from ardmvc_core.attacks.threat import Threat
 from ardmvc_core.attacks.tiers import plan
 from ardmvc_core.batching import in_full_batches
 from ardmvc_core.seeding import generator
@@ -39,7 +39,7 @@ class Case:
     """One model, the run of the suite on it, and what has been computed for the checks so far."""
 
     def __init__(
-        self, model: nn.Module, views: Views, budget: AttackBudget, result: SuiteResult, seed: int, batch_size: int
+        self, model: nn.Module, views: Views, budget: Threat, result: SuiteResult, seed: int, batch_size: int
     ) -> None:
         self.model, self.views, self.budget, self.result = model, views, budget, result
         self.reference = result.reference
@@ -47,9 +47,9 @@ class Case:
         self.count = len(self.reference.clusters)
         self.survivors = torch.nonzero(~result.flipped)[:, 0]
         self.step_curve: dict[str, tuple[float, ...]] = {}
-        self._runs: dict[tuple[SampleObjective, int, AttackBudget], Ascent] = {}
+        self._runs: dict[tuple[SampleObjective, int, Threat], Ascent] = {}
 
-    def ascend(self, objective: SampleObjective, steps: int, budget: AttackBudget | None = None) -> Ascent:
+    def ascend(self, objective: SampleObjective, steps: int, budget: Threat | None = None) -> Ascent:
         """One run from the start that all checks share; several of them look at the same one."""
         key = (objective, steps, budget or self.budget)
         if key not in self._runs:

@@ -9,7 +9,7 @@ from torch import nn
 
 from ardmvc_core.assessment.smoothing import SmoothingConfig, certify_smoothing, check_no_attack_breaks
 from ardmvc_core.assessment.view_votes import view_votes
-from ardmvc_core.attacks.budget import AttackBudget
+from ardmvc_core.attacks.threat import Threat
 from ardmvc_core.data.dataset import MultiViewDataset
 from ardmvc_core.evaluation.metrics import fit_map
 from ardmvc_core.types import Views
@@ -46,7 +46,7 @@ class Certificates:
 
 
 def certify(
-    model: nn.Module, data: MultiViewDataset, pool: Views, budget: AttackBudget, *, sigma: float, seed: int
+    model: nn.Module, data: MultiViewDataset, pool: Views, budget: Threat, *, sigma: float, seed: int
 ) -> Certificates:
     """Smooths the first 200 samples, and lets the views of all of them vote.
 

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from ardmvc_core.assessment.case import Case, CheckResult, Verdict, input_gradients, not_applicable
 from ardmvc_core.assessment.planted_point import plant_readouts
-from ardmvc_core.attacks.budget import AttackBudget, project
 from ardmvc_core.attacks.noise import NoiseConfig, prepare_noise
 from ardmvc_core.attacks.objectives.clean_reference import clean_reference
 from ardmvc_core.attacks.objectives.per_sample import ce, margin
@@ -27,6 +26,7 @@ from ardmvc_core.attacks.searches.apgd import apgd
 from ardmvc_core.attacks.searches.soft_rectifiers import soft_rectifiers
 from ardmvc_core.attacks.suite import SuiteResult
 from ardmvc_core.attacks.target import inference_target
+from ardmvc_core.attacks.threat import Threat, project
 from ardmvc_core.data import DATASETS
 from ardmvc_core.evaluation.metrics import occupancy
 from ardmvc_core.seeding import generator
@@ -67,7 +67,7 @@ class SanityReport:
 def run_checks(
     model: nn.Module,
     views: Views,
-    budget: AttackBudget,
+    budget: Threat,
     result: SuiteResult,
     *,
     seed: int = 7,

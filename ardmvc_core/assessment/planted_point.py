@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.noise import NoiseConfig, prepare_noise
+from ardmvc_core.attacks.threat import Threat
 from ardmvc_core.seeding import generator
 from ardmvc_core.types import ModelOutput, Views
 
@@ -40,9 +40,7 @@ class PlantedReadouts(nn.Module):
 
 
 @torch.no_grad()
-def plant_readouts(
-    model: nn.Module, views: Views, budget: AttackBudget, seed: int
-) -> tuple[PlantedReadouts | None, Views]:
+def plant_readouts(model: nn.Module, views: Views, budget: Threat, seed: int) -> tuple[PlantedReadouts | None, Views]:
     """A readout for each sample with one known adversarial point: a corner of the ball, apart from 999 noisy copies.
 
     Args:   views: V × (B, *shape_v). budget: the noise is uniform in 0.95 of its ball.

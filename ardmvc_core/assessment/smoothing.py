@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ardmvc_core.attacks.attack import joined_views
-from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.target import EvaluationError, device_of, inference_target
+from ardmvc_core.attacks.threat import Threat
 from ardmvc_core.batching import in_batches
 from ardmvc_core.evaluation.metrics import Integers, kappa
 from ardmvc_core.seeding import generator
@@ -224,7 +224,7 @@ def check_no_attack_breaks(
     model: nn.Module,
     views: Views,
     smoothed: SmoothedAssignments,
-    budget: AttackBudget,
+    budget: Threat,
     config: SmoothingConfig,
     *,
     steps: int = 20,

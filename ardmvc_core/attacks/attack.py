@@ -7,8 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.objectives.clean_reference import CleanReference
+from ardmvc_core.attacks.threat import Threat
 from ardmvc_core.types import Views
 
 
@@ -18,7 +18,7 @@ class Scene:
 
     model: nn.Module
     """The target, in inference mode."""
-    budget: AttackBudget
+    budget: Threat
     seed: int
     batch_size: int
     """Samples of a pass, ≥ 1."""

@@ -146,6 +146,7 @@ class Query:
         return 0
 
     def run(self, scene: Scene, views: Views, clean: CleanReference, stream: torch.Generator) -> AttackedPoints:
+        _only_linf(scene)
         result = self.search(
             scene.model,
             views,
@@ -221,6 +222,7 @@ class Generate:
     def run(self, scene: Scene, views: Views, clean: CleanReference, stream: torch.Generator) -> AttackedPoints:
         if scene.attacker_views is None:
             raise NotApplicable("no attacker views were given to fit it on")
+        _only_linf(scene)
         points, flipped, saturation = views, torch.zeros_like(clean.clusters, dtype=torch.bool), 0.0
         for number in range(self.seeds):
             own = generator(scene.seed, "suite", self.key, number)
@@ -243,6 +245,12 @@ class Given:
 
     def run(self, scene: Scene, views: Views, clean: CleanReference, stream: torch.Generator) -> AttackedPoints:
         return AttackedPoints(attacked_views(self.key, self.perturb, scene.model, views, scene.budget))
+
+
+def _only_linf(scene: Scene) -> None:
+    """Raises: NotApplicable for another ball than that of L∞, whose corners the attack counts on."""
+    if scene.budget.norm != "linf":
+        raise NotApplicable("it attacks in L∞ only")
 
 
 def _flips(scene: Scene, points: Views, clean: CleanReference) -> torch.Tensor:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ardmvc_core.attacks.attack import Attack, AttackedPoints, NotApplicable, Scene
-from ardmvc_core.attacks.budget import AttackBudget, project
 from ardmvc_core.attacks.noise import NOISE_KINDS, NoiseConfig, prepare_noise
 from ardmvc_core.attacks.objectives.clean_reference import CleanReference, clean_reference, logits_of
 from ardmvc_core.attacks.target import EvaluationError, inference_target
+from ardmvc_core.attacks.threat import Threat, project
 from ardmvc_core.attacks.tiers import FurtherAttack, Tier, noise_draws, plan
 from ardmvc_core.networks.kmeans import KMeansHead
 from ardmvc_core.seeding import generator
@@ -97,7 +97,7 @@ class SuiteResult:
 def run_suite(
     model: nn.Module,
     views: Views,
-    budget: AttackBudget,
+    budget: Threat,
     *,
     tier: Tier,
     seed: int = 7,

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ardmvc_core.attacks.budget import AttackBudget, project
+from ardmvc_core.attacks.threat import Threat, project
 from ardmvc_core.batching import in_full_batches
 from ardmvc_core.errors import UserError
 from ardmvc_core.types import Perturb, Views
@@ -92,7 +92,7 @@ def assign(model: nn.Module, views: Views, batch_size: int) -> NDArray[np.int64]
     return torch.cat(clusters).cpu().numpy()
 
 
-def attacked_views(name: str, perturb: Perturb, model: nn.Module, views: Views, budget: AttackBudget) -> Views:
+def attacked_views(name: str, perturb: Perturb, model: nn.Module, views: Views, budget: Threat) -> Views:
     """What an attack makes of the views, projected into the budget whatever the attack claims.
 
     Raises: EvaluationError if the output has other shapes or dtypes, or values that are not finite.

@@ -25,7 +25,10 @@ from ardmvc_core.attacks.searches.square import square
 
 Tier = Literal["probe", "tune", "standard", "plus"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
-FurtherAttack = Literal["gan_official", "generator", "square"]
+OtherThreat = Literal["apgd_l2", "view_replaced", "view_dropped"]
+"""Attacks that may do something else than a tier's, and are scored by themselves (`attacks.other_threats`)."""
+OTHER_THREATS: tuple[OtherThreat, ...] = get_args(OtherThreat)
+FurtherAttack = Literal["gan_official", "generator", "square", OtherThreat]
 """Attacks that a budget may name beside a tier."""
 TIERS_VERSION = 5
 """Raised whenever a tier runs other attacks than before; part of the digest of every budget that has a tier."""
@@ -45,7 +48,8 @@ def noise_draws(tier: Tier) -> int:
 def plan(
     tier: Tier, n_clusters: int, *, centroid_head: bool = False, further: Sequence[FurtherAttack] = ()
 ) -> tuple[Attack, ...]:
-    """The attacks of a tier in the order in which they run, and after them the further ones that it has not.
+    """The attacks of a tier in the order in which they run, and after them the further ones that it has not; other
+    threats are none of them.
 
     Args:   n_clusters: K ≥ 2; targeted attacks go for at most min(K − 1, 9) runners-up. centroid_head: the logits are
             read from centroids, so that the margin between centroids is the margin itself and is left out.
@@ -53,7 +57,7 @@ def plan(
     """
     attacks = _plan(tier, n_clusters, centroid_head)
     keys = {attack.key for attack in attacks}
-    return (*attacks, *(FURTHER[name] for name in further if name not in keys))
+    return (*attacks, *(FURTHER[name] for name in further if name in FURTHER and name not in keys))
 
 
 def _plan(tier: Tier, n_clusters: int, centroid_head: bool) -> tuple[Attack, ...]:

@@ -5,14 +5,15 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
-from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.generators.gan import GANConfig, official_gan
-from ardmvc_core.attacks.tiers import TIERS_VERSION, FurtherAttack, Tier
+from ardmvc_core.attacks.threat import Threat
+from ardmvc_core.attacks.tiers import OTHER_THREATS, TIERS_VERSION, FurtherAttack, OtherThreat, Tier
 from ardmvc_core.data import DATASETS
 from ardmvc_core.ranges import (
     MOST_ENTRIES,
     BatchSize,
     Epsilon,
+    PositiveShare,
     Range,
     Samples,
     Seed,
@@ -40,7 +41,11 @@ class EvalBudget:
     tier: Tier = "tune"
     """What a trial ends with: a tier of the suite (`attacks.tiers`)."""
     further_attacks: tuple[FurtherAttack, ...] = ()
-    """Attacks that run after those of the tier, unless it has them; `gan_official` is the published one."""
+    """Attacks that run after those of the tier, unless it has them; `gan_official` is the published one. `apgd_l2`,
+    `view_replaced` and `view_dropped` are other threats: they have scores of their own and are not in `robust/…`."""
+    l2_eps: PositiveShare | tuple[PositiveShare, ...] = 0.1
+    """Radius of `apgd_l2` over the median distance between two scored samples in the view, in (0, 1]; for all views or
+    one per view. Part of the digest only where `further_attacks` names it."""
     probe_samples: Samples = 200
     """Samples that the tier `probe` attacks after every round but the last, ≥ 1; clean scores are on all `samples`."""
     official: GANConfig = field(default_factory=official_gan)
@@ -60,6 +65,11 @@ class EvalBudget:
         if len(set(self.further_attacks)) != len(self.further_attacks):
             raise ValueError(f"further_attacks must be distinct, got {self.further_attacks}")
 
+    @property
+    def other_threats(self) -> tuple[OtherThreat, ...]:
+        """Those of the further attacks that are threats of their own."""
+        return tuple(name for name in OTHER_THREATS if name in self.further_attacks)
+
     def scored(self, size: int) -> int:
         """How many samples of a part of that size are scored."""
         return size if self.samples is None else min(size, self.samples)
@@ -67,7 +77,7 @@ class EvalBudget:
     def resolve(self, dataset_name: str, n_views: int) -> "ResolvedBudget":
         """The budget with the data set's ε where none is given.
 
-        Raises: ValueError for an unknown data set without an ε, or a number of ε that is not `n_views`.
+        Raises: ValueError for an unknown data set without an ε, or a number of ε, in L∞ or L2, that is not `n_views`.
         """
         source = DATASETS.get(dataset_name)
         if source is None and self.eps is None:
@@ -80,6 +90,8 @@ class EvalBudget:
                 raise ValueError(f"attacked_views must be distinct, each in 0..{n_views - 1}, got {views}")
         if isinstance(eps, tuple) and len(eps) != n_views:
             raise ValueError(f"eps must be one number or one per view ({n_views}), got {eps}")
+        if isinstance(self.l2_eps, tuple) and len(self.l2_eps) != n_views:
+            raise ValueError(f"l2_eps must be one number or one per view ({n_views}), got {self.l2_eps}")
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         return ResolvedBudget(**{**given, "eps": eps})
 
@@ -96,12 +108,15 @@ class ResolvedBudget(EvalBudget):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def settings(self) -> dict[str, Any]:
-        """Everything that `digest` is of: the fields, and the versions of what they name."""
-        return {"version": EVALUATION_VERSION, "tiers_version": TIERS_VERSION, **asdict(self)}
+        """Everything that `digest` is of: the fields that matter, and the versions of what they name."""
+        found = {"version": EVALUATION_VERSION, "tiers_version": TIERS_VERSION, **asdict(self)}
+        if "apgd_l2" not in self.further_attacks:
+            del found["l2_eps"]
+        return found
 
-    def attack_budget(self) -> AttackBudget:
+    def threat(self) -> Threat:
         """The main ε as a budget of attacks."""
-        return AttackBudget(eps=self.eps, attacked_views=self.attacked_views)
+        return Threat(eps=self.eps, attacked_views=self.attacked_views)
 
 
 def too_few(scored: int, n_clusters: int) -> str | None:

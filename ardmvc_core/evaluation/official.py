@@ -44,10 +44,10 @@ def evaluate_official(model: nn.Module, data: MultiViewDataset, budget: Resolved
     values: dict[str, float] = {}
     with frozen(target), _own_random_stream(budget.seed):
         values |= _official_scores("pre", target, data, data.views, budget)
-        attack_budget = budget.attack_budget()
+        threat = budget.threat()
         with bf16_encoders(target, budget.attack_precision == "bf16"):
-            gan = fit_gan(budget.official, attack_budget, target, data.views, generator(budget.seed, "official"))
-        attacked = attacked_views("gan", gan, target, data.views, attack_budget)
+            gan = fit_gan(budget.official, threat, target, data.views, generator(budget.seed, "official"))
+        attacked = attacked_views("gan", gan, target, data.views, threat)
         values |= _official_scores("post", target, data, attacked, budget)
     values["guard/official_gan_saturation"] = gan.saturation(data.views)
     return Evaluation(values, {})

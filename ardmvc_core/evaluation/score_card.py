@@ -48,9 +48,9 @@ class Evaluation:
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """By name: `labels`, `clusters/<clean or attack>` (N,), `confusion/class_<…>` (classes × clusters),
-        `confusion/clean_<attack>` (clusters × clusters), those of `OUTCOMES` (N,) bool, and `examples/…`: rows,
-        clusters, labels, and the pictures of each view before and after, for at most 8 samples of the strongest
-        attack."""
+        `confusion/clean_<attack>` (clusters × clusters), those of `OUTCOMES` and `<threat>/{right,flipped}` (N,) bool,
+        and `examples/…`: rows, clusters, labels, and the pictures of each view before and after, for at most 8 samples
+        of the strongest attack."""
         return dict(self.tables)
 
 
@@ -104,6 +104,15 @@ class ScoreCard:
             self.values[f"{name}/acc_refit"] = clustering_scores(labels, attacked, self.n_clusters).acc
             self._class_table(name, attacked)
 
+    def threat(self, name: str, moved: NDArray[np.bool_]) -> None:
+        """Flip rate and, with labels, ACC of the worst case of one threat, as in `union`. Args: moved: (M,), M ≤ N."""
+        clean = self.clean[: len(moved)]
+        self.tables[f"{name}/flipped"] = moved
+        self.values[f"{name}/flip"] = float(moved.mean())
+        if self.labels is not None:
+            right = self.tables[f"{name}/right"] = (self._map[clean] == self.labels[: len(moved)]) & ~moved
+            self.values[f"{name}/acc"] = float(right.mean())
+
     def union(self, clusters: IntArray, moved: NDArray[np.bool_], noise_flip: float, *, name: str = "robust") -> None:
         """Worst case over a run of the suite, in which each sample is where the first attack that moved it put it.
 
@@ -118,7 +127,6 @@ class ScoreCard:
         clean = self.clean[: len(moved)]
         self.tables[f"clusters/{name}"] = clusters
         self.tables[f"confusion/clean_{name}"] = confusion(clean, clusters, self.n_clusters, self.n_clusters)
-        self.tables[f"{name}/flipped"] = moved
         flip = float(moved.mean())
         weak = flip < min(1.0, noise_flip + CLEAR_OF_NOISE)
         self.values |= {"noise/flip": noise_flip, "guard/weak_attacks": float(weak)}
@@ -127,21 +135,20 @@ class ScoreCard:
                 f"all attacks together flip less than {CLEAR_OF_NOISE:.0%} more than random noise of the same budget "
                 "does: weak attacks are no sign of a robust model"
             )
-        self.values[f"{name}/flip"] = flip
         self.values[f"{name}/kappa"] = kappa(clean, moved, self.n_clusters)
         agreement = fixed_map_scores(clean, clusters, np.arange(self.n_clusters))
         self.values |= {f"{name}/{score}_clean": value for score, value in agreement.agreement.items()}
         if self.labels is not None:
             labels = self.labels[: len(moved)]
             self.values |= fixed_map_scores(labels, clusters, self._map).named(name)
-            right = self.tables[f"{name}/right"] = (self._map[clean] == labels) & ~moved
-            self.values[f"{name}/acc"] = float(right.mean())
             self.values[f"chance/{name}_acc"] = self.values["chance/acc"] * (1 - flip)
             # What the number can be computed from again: classes and clean clusters of the samples that stayed.
             table = np.zeros((self._n_classes, self.n_clusters), dtype=np.int64)
             np.add.at(table, (labels[~moved], clean[~moved]), 1)
             self.tables["confusion/class_kept"] = table
             self._class_table(name, clusters)
+        # Last: a sample that an attack repairs is right in `fixed_map_scores`, and wrong in the worst case.
+        self.threat(name, moved)
 
     def examples(self, clean_views: Views, attacked: Views, clusters: IntArray) -> None:
         """Keeps pictures of at most 8 samples, flipped ones first."""

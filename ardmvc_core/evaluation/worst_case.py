@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from ardmvc_core.attacks.attack import Attack
+from ardmvc_core.attacks.other_threats import ThreatRecord, run_other_threat
 from ardmvc_core.attacks.suite import Progress, SuiteResult, run_suite
 from ardmvc_core.attacks.target import assign, device_of, inference_target
+from ardmvc_core.attacks.tiers import OtherThreat
 from ardmvc_core.data.dataset import MultiViewDataset
 from ardmvc_core.evaluation.budget import ResolvedBudget
 from ardmvc_core.evaluation.score_card import Evaluation, ScoreCard, as_array
@@ -26,6 +28,8 @@ class SuiteEvaluation:
     result: SuiteResult
     data: MultiViewDataset
     """The scored samples, on the model's device."""
+    threats: tuple[ThreatRecord, ...] = ()
+    """Of the other threats that ran or were skipped; none is in `result`."""
 
 
 def scored_samples(model: nn.Module, data: MultiViewDataset, budget: ResolvedBudget) -> MultiViewDataset:
@@ -45,16 +49,18 @@ def evaluate_suite(
     everyone: bool = False,
     progress: Progress | None = None,
     attacks: Sequence[Attack] | None = None,
+    threats: Sequence[OtherThreat] | None = None,
 ) -> SuiteEvaluation:
     """Runs the budget's tier and further attacks on a model in inference mode and scores it.
 
     Args: model: left as it was found. data: the scored part; without labels only label-free metrics appear.
         attacker_views: what generators are fitted on; None: they are skipped. surrogates, everyone, progress, attacks:
-        as in `run_suite`.
+        as in `run_suite`. threats: in place of those that the budget names; with `attacks` given it names none.
     Returns: `clean/…` of `SCORES`, `chance/{acc,nmi,ari,robust_acc}`, `guard/{clusters_used,min_share}`, `noise/flip`,
         `robust/…` of `ROBUST_SCORES` of the union, `robust/{nmi,ami,ari}_clean` between clean and attacked clusters,
         per attack `<key>/new` (share of the samples that it flips first) and, where it ran on every sample, `<key>/…`
-        of `ATTACK_SCORES`, and `cost/{forwards,backwards}` in passes of a sample.
+        of `ATTACK_SCORES`, `<threat>/{acc,flip}` of the worst case of each other threat that ran, and
+        `cost/{forwards,backwards}` in passes of a sample, those of other threats not counted.
     Raises: EvaluationError if the target changes or cannot be judged.
     """
     data = scored_samples(model, data, budget)
@@ -66,7 +72,7 @@ def evaluate_suite(
     result = run_suite(
         model,
         data.views,
-        budget.attack_budget(),
+        budget.threat(),
         tier=budget.tier,
         seed=budget.seed,
         batch_size=budget.batch_size,
@@ -87,7 +93,25 @@ def evaluate_suite(
     card.values["cost/forwards"] = float(sum(record.forwards for record in result.records))
     card.values["cost/backwards"] = float(sum(record.backwards for record in result.records))
     card.examples(data.views, result.views, result.clusters.cpu().numpy())
-    return SuiteEvaluation(evaluation=card.evaluation(), result=result, data=data)
+    if threats is None:
+        threats = budget.other_threats if attacks is None else ()
+    others = []
+    for key in threats:
+        if progress is not None:
+            progress(key, 1.0)
+        found = run_other_threat(
+            key,
+            model,
+            data.views,
+            l2_eps=budget.l2_eps,
+            attacked_views=budget.attacked_views,
+            seed=budget.seed,
+            batch_size=budget.batch_size,
+        )
+        others.append(found)
+        if not found.skipped:
+            card.threat(key, found.flipped)
+    return SuiteEvaluation(evaluation=card.evaluation(), result=result, data=data, threats=tuple(others))
 
 
 def probe(model: nn.Module, data: MultiViewDataset, budget: ResolvedBudget) -> Evaluation:
@@ -103,7 +127,7 @@ def probe(model: nn.Module, data: MultiViewDataset, budget: ResolvedBudget) -> E
     result = run_suite(
         model,
         tuple(view[: budget.probe_samples] for view in data.views),
-        budget.attack_budget(),
+        budget.threat(),
         tier="probe",
         seed=budget.seed,
         batch_size=budget.batch_size,

@@ -3,7 +3,7 @@
 Source: "Adversarially Robust Deep Multi-View Clustering", ICML 2024.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, Self
@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.searches.pgd import frozen, frozen_statistics, pgd, random_start
+from ardmvc_core.attacks.threat import Norm, Threat, l2_threat, sample_distances
 from ardmvc_core.losses.contrastive import PairChoice, mean_contrast
 from ardmvc_core.losses.mitigator import KLDirection, mitigator_kl
+from ardmvc_core.models import simvc
 from ardmvc_core.models.comvc import ContrastConfig, aligned_clustering_terms
-from ardmvc_core.models.simvc import DDCOutput, FusedClustering, adam, build, calibrate, looks
+from ardmvc_core.models.simvc import DDCOutput, FusedClustering, adam, calibrate, looks
 from ardmvc_core.ranges import ExtraEpochs, Positive, PositiveShare, StepRatio, Steps, Weight
-from ardmvc_core.types import Method, Stage, StageObjective, StepContext, Views
+from ardmvc_core.types import Method, Stage, StageObjective, StepContext, Views, ViewShapes
 
 InnerObjective = Literal["contrastive", "assignment", "both"]
 
@@ -30,14 +31,18 @@ class AdversarialConfig(ContrastConfig):
 
     adversarial_weight: Weight = 1.0
     """λ ≥ 0: weight of CoMVC's loss on the attacked views."""
-    train_eps: PositiveShare = 0.2
-    """L∞ radius of the attack during training, in (0, 1], in units of the input range."""
+    train_norm: Norm = "linf"
+    """What `train_eps` limits: `linf` the largest change of a value, `l2` the Euclidean length of a change."""
+    train_eps: PositiveShare | tuple[PositiveShare, ...] = 0.2
+    """Radius of the attack during training, in (0, 1], for all views or one per view. `linf`: in units of the input
+    range; `l2`: a share of the median distance between the training samples of the view."""
     train_steps: Steps = 10
     """Gradient steps of the attack during training, ≥ 1."""
     train_step_ratio: StepRatio = 0.1
-    """Step size of that attack as a share of `train_eps`, > 0."""
+    """Length of a step of that attack over the radius of the view, > 0."""
     train_eps_warmup: ExtraEpochs = 0
-    """Epochs over which the radius grows linearly up to `train_eps`, ≥ 0; 0: it is there from the start (paper)."""
+    """Epochs over which the radius, of each view, grows linearly up to `train_eps`, ≥ 0; 0: it is there from the start
+    (paper)."""
     inner_objective: InnerObjective = "contrastive"
     """What the attack raises: the contrastive loss (paper), the cross-entropy to the clean assignments, or both."""
     inner_pairs: PairChoice = "all"
@@ -47,15 +52,27 @@ class AdversarialConfig(ContrastConfig):
     mute_dead_units: bool = True
     """As for every such network, here on by default. The official protocol always leaves it out."""
 
-    def budget(self) -> AttackBudget:
-        """Threat model of the training attack."""
-        return AttackBudget(eps=self.train_eps)
+    def threat(self, distances: Sequence[float] | None = None) -> Threat:
+        """Threat model of the training attack.
+
+        Args: distances: V medians of `sample_distances` of the training views; only L2 needs them.
+        """
+        if self.train_norm == "linf":
+            return Threat(eps=self.train_eps)
+        assert distances is not None
+        return l2_threat(self.train_eps, distances)
 
     def at_epoch(self, epoch: int) -> Self:
-        """The config with the radius of one epoch, counted from 0; step sizes are shares of it and grow along."""
+        """The config with the radii of one epoch, counted from 0: all of them grow by the same factor, and steps, which
+        are shares of them, grow along."""
         if epoch + 1 >= self.train_eps_warmup:
             return self
-        return replace(self, train_eps=self.train_eps * (epoch + 1) / self.train_eps_warmup)
+
+        def grown(eps: float) -> float:
+            return eps * (epoch + 1) / self.train_eps_warmup
+
+        eps = self.train_eps
+        return replace(self, train_eps=tuple(map(grown, eps)) if isinstance(eps, tuple) else grown(eps))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +97,29 @@ class ARDMVCAMConfig(AdversarialConfig):
     """Added to every assignment before the logarithm, not renormalised; > 0."""
     kl_stop_gradient: bool = False
     """Whether the clean assignments are a constant in the divergence (the published code: no)."""
+
+
+def build(config: AdversarialConfig, view_shapes: ViewShapes, n_clusters: int) -> FusedClustering:
+    """CoMVC's network for these views; in L2 with a buffer `sample_distances`, (V,), which training fills.
+
+    Raises: ValueError as `simvc.build`, or if `train_eps` names another number of views.
+    """
+    n_views = len(view_shapes)
+    if isinstance(config.train_eps, tuple) and len(config.train_eps) != n_views:
+        raise ValueError(f"train_eps must be one number or one per view ({n_views}), got {config.train_eps}")
+    model = simvc.build(config, view_shapes, n_clusters)
+    if config.train_norm == "l2":
+        model.register_buffer("sample_distances", torch.ones(n_views))
+    return model
+
+
+def _measure_distances(model: nn.Module, views: Views, seed: int) -> None:
+    """Fills `sample_distances` with those of the training views."""
+    model.get_buffer("sample_distances").copy_(torch.tensor(sample_distances(views)))
+
+
+def _threat(config: AdversarialConfig, model: FusedClustering) -> Threat:
+    return config.threat(model.get_buffer("sample_distances").tolist() if config.train_norm == "l2" else None)
 
 
 def inner_objective(
@@ -136,8 +176,8 @@ def attack_in_training(
         return pgd(
             inner_objective(config, model, clean_assignments),
             views,
-            config.budget(),
-            step_size=config.train_eps * config.train_step_ratio,
+            _threat(config, model),
+            step_ratio=config.train_step_ratio,
             steps=config.train_steps,
             start=start,
         )
@@ -187,7 +227,7 @@ def stages(config: ARDMVCConfig | ARDMVCAMConfig, epochs: int) -> tuple[Stage, .
         if not _is_attacked(config):
             return aligned_clustering_terms(config, model(views), model.fusion.weights)
         now = config.at_epoch(step.epoch)
-        start = random_start(views, now.budget(), step.generator)
+        start = random_start(views, _threat(now, model), step.generator)
         if config.inner_objective == "contrastive":
             # Published order: attack, clean pass, attacked pass (it decides how the running statistics end up).
             moved = attack_in_training(now, model, views, start)
@@ -202,7 +242,8 @@ def stages(config: ARDMVCConfig | ARDMVCAMConfig, epochs: int) -> tuple[Stage, .
         optimizer=lambda model: adam(model, config.learning_rate),
         passes=config.train_steps + 2 if _is_attacked(config) else 1,
     )
-    return (Stage(name="train", epochs=epochs, objectives=(objective,)),)
+    prepare = _measure_distances if config.train_norm == "l2" and _is_attacked(config) else None
+    return (Stage(name="train", epochs=epochs, objectives=(objective,), prepare=prepare),)
 
 
 AR_DMVC = Method(

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ardmvc_core.attacks.generators.gan import GANConfig
+from ardmvc_core.attacks.other_threats import L2_TIER
 from ardmvc_core.attacks.tiers import FurtherAttack, Tier, noise_draws, plan
 from ardmvc_core.data import Protocol
 from ardmvc_core.evaluation.budget import ResolvedBudget
@@ -99,9 +100,11 @@ def _probe(budget: ResolvedBudget, size: int, n_clusters: int) -> Passes:
 
 
 def _strict(budget: ResolvedBudget, size: int, n_clusters: int) -> Passes:
-    """A clean pass for the scores, and the suite."""
+    """A clean pass for the scores, the suite, and `apgd_l2`; what replaced or dropped views take is too little to
+    count."""
     scored = budget.scored(size)
-    return _assign(scored, budget.batch_size) + _tier(budget.tier, budget, scored, n_clusters, budget.further_attacks)
+    found = _assign(scored, budget.batch_size) + _tier(budget.tier, budget, scored, n_clusters, budget.further_attacks)
+    return found + _tier(L2_TIER, budget, scored, n_clusters) if "apgd_l2" in budget.other_threats else found
 
 
 def _tier(

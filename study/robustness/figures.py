@@ -160,7 +160,7 @@ def moved_pictures(found: Assessment) -> Figure | None:
             images[v] = pair
     if not len(rows) or not images:
         return None
-    eps = found.budget.attack_budget().eps_per_view(len(found.suite.data.views))
+    eps = found.budget.threat().eps_per_view(len(found.suite.data.views))
     shown: list[tuple[str, list[Cell]]] = []
     for row in rows:
         cells: list[Cell] = []

@@ -2,6 +2,7 @@
 
 from ardmvc_core.assessment.assess import Assessment
 from ardmvc_core.assessment.case import CheckResult
+from ardmvc_core.attacks.other_threats import L2_TIER, ThreatRecord
 from ardmvc_core.attacks.suite import AttackRecord
 from ardmvc_core.evaluation.intervals import Interval
 from study.reporting.text import with_bounds
@@ -48,6 +49,25 @@ def threat(found: Assessment) -> str:
     attacked = found.budget.attacked_views
     views = "all views" if attacked is None else f"views {', '.join(map(str, attacked))} of {count}"
     return f"L∞ ε {size} on {views}"
+
+
+def other_threat(record: ThreatRecord) -> str:
+    """What the attacker of another threat may do, with its size in the data's units."""
+    if record.key == "apgd_l2":
+        radii = ", ".join(f"{radius:.3g}" for radius in record.radii)
+        return f"L2 ε {radii} (view by view)"
+    return "one view replaced" if record.key == "view_replaced" else "one view dropped"
+
+
+def other_threat_rule(found: Assessment, record: ThreatRecord) -> str:
+    """How the numbers of another threat come about."""
+    if record.key == "apgd_l2":
+        eps = found.budget.l2_eps
+        share = " and ".join(f"{e:g}" for e in eps) if isinstance(eps, tuple) else f"{eps:g}"
+        return f"ε is {share} of the median distance between two samples of the view; attacks of the tier `{L2_TIER}`"
+    if record.key == "view_replaced":
+        return "by that of another sample, drawn at random; the worst view of each sample"
+    return "the mean of all samples stands there; the worst view of each sample"
 
 
 def level_text(found: Assessment) -> str:

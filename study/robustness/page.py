@@ -20,6 +20,8 @@ from study.robustness.headline import (
     headline,
     level_text,
     measured_value,
+    other_threat,
+    other_threat_rule,
     threat,
     verdict_text,
     with_interval,
@@ -51,6 +53,7 @@ def robustness_page(found: Assessment, facts: Facts, figures: Sequence[str] = ()
         _erasability(found),
         _attacks(found, facts, figures),
         _subsets(found),
+        _other_threats(found),
         _checks(found, figures),
         "" if facts.certificates is None else section(facts.certificates, markdown_table),
         _not_run(found, facts),
@@ -169,6 +172,22 @@ def _subsets(found: Assessment) -> str:
     return f"## Subsets of views\n\nBy the tier `{CURVE_TIER}`.\n\n{markdown_table(['attacked', 'flip'], rows)}"
 
 
+def _other_threats(found: Assessment) -> str:
+    ran = [record for record in found.suite.threats if not record.skipped]
+    if not ran:
+        return ""
+    values, intervals = found.suite.evaluation.values, found.intervals
+    rows = []
+    for record in ran:
+        names = [f"{record.key}/{score}" for score in ("flip", "acc")]
+        numbers = [with_interval(values[name], intervals.get(name)) for name in names if name in values]
+        noise = three_decimals(record.noise_flip)
+        rows.append([f"`{record.key}`", other_threat(record), *numbers, noise, other_threat_rule(found, record)])
+    headings = ["attack", "what may change", "flip", *(["ACC"] if "robust/acc" in values else []), "noise flips"]
+    text = "Each by itself: none is part of the headline, and no check looks at them. ACC as in the worst case above."
+    return f"## Other threats\n\n{text}\n\n{markdown_table([*headings, 'how'], rows)}"
+
+
 def _checks(found: Assessment, figures: Sequence[str]) -> str:
     rows = [[c.id, c.title, measured_value(c), verdict_text(c), c.detail] for c in found.sanity.checks]
     parts = ["## Checks", markdown_table(["", "check", "value", "verdict", "detail"], rows)]
@@ -192,10 +211,14 @@ def _not_run(found: Assessment, facts: Facts) -> str:
         lines.append("the ε curve")
     if len(found.suite.data.views) > 1 and not found.subset_flips:
         lines.append("attacks on subsets of views")
+    ran_other = {record.key for record in found.suite.threats if not record.skipped}
+    lines += [f"attack `{record.key}`: {record.skipped}" for record in found.suite.threats if record.skipped]
+    if not found.suite.threats:
+        lines.append("attacks on one whole view")
     lines += [f"check {check.id}: {check.detail}" for check in found.sanity.checks if check.verdict == "N/A"]
     lines.append(
         "attackers who see only some of the views; attackers of a collection that is clustered anew after the attack; "
-        "other norms than L∞"
+        f"other norms than L∞{' and L2' if 'apgd_l2' in ran_other else ''}"
     )
     return "## Not run\n\n" + "\n".join(f"- {line}" for line in lines)
 

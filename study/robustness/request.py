@@ -65,6 +65,7 @@ def check_flags(given: argparse.Namespace) -> None:
             example = "0.05,0.1" if flag == "eps" else "0,1"
             faults.append(f"--{flag}: must be numbers such as {example}, got {getattr(given, flag)!r}")
     allowed = {
+        "l2": Range(0, 1, above=True),
         "samples": Range(LEAST_SAMPLES, 10**9),
         "seed": Range(0, 2**63 - 1),
         "repeat": Range(0, 999),
@@ -157,7 +158,7 @@ def _budgets(given: argparse.Namespace, config: "TrialConfig", n_views: int) -> 
     """
     own = config.evaluation
     changes: dict[str, Any] = {"tier": given.tier, "further_attacks": ()}
-    for flag, field in (("samples", "samples"), ("seed", "seed"), ("views", "attacked_views")):
+    for flag, field in (("samples", "samples"), ("seed", "seed"), ("views", "attacked_views"), ("l2", "l2_eps")):
         if getattr(given, flag) is not None:
             changes[field] = getattr(given, flag)
     found = []

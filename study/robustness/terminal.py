@@ -3,7 +3,7 @@
 from ardmvc_core.assessment.assess import CURVE_TIER, Assessment
 from study.reporting.text import text_columns, three_decimals
 from study.robustness.facts import Facts
-from study.robustness.headline import chance_text, counts_of, eps50, headline, measured_value, threat
+from study.robustness.headline import chance_text, counts_of, eps50, headline, measured_value, other_threat, threat
 
 
 def terminal_page(found: Assessment, facts: Facts) -> str:
@@ -29,6 +29,14 @@ def terminal_page(found: Assessment, facts: Facts) -> str:
         rows.append([record.key, *map(str, counts_of(record)), f"{union / len(found.suite.data):.3f}", acc])
         rows[-1].append(f"{record.seconds:.1f}")
     lines += ["", *text_columns(rows)]
+    others = [["other threat", "flip", "ACC", "noise"]]
+    for other in found.suite.threats:
+        if other.skipped:
+            others.append([f"skipped {other.key}: {other.skipped}"])
+            continue
+        scores = [values.get(f"{other.key}/flip"), values.get(f"{other.key}/acc"), other.noise_flip]
+        others.append([other_threat(other), *(three_decimals(score) or "-" for score in scores)])
+    lines += ["", *text_columns(others)] if len(others) > 1 else []
     marked = [check for check in found.sanity.checks if check.verdict in ("WARN", "FAIL")]
     counts = {verdict: sum(c.verdict == verdict for c in found.sanity.checks) for verdict in ("PASS", "INFO", "N/A")}
     told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)

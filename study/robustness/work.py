@@ -83,6 +83,7 @@ def assess_one(
 ) -> "tuple[Assessment, Facts]":
     from ardmvc_core.assessment.assess import assess
     from ardmvc_core.attacks.suite import counted_passes
+    from ardmvc_core.attacks.tiers import OTHER_THREATS
     from study.robustness.facts import Facts
 
     scored, attacker = request.parts[given.part], request.parts["attacker"]
@@ -96,6 +97,7 @@ def assess_one(
             surrogates=[one.model for one in surrogates if not one.failure],
             everyone=given.everyone,
             subsets=not given.no_subsets,
+            threats=() if given.no_other_threats else OTHER_THREATS,
             entropy_reference=request.entropy_reference,
             labels_locked=True if request.locked else None,
             progress=progress,
@@ -133,7 +135,7 @@ def _certificates(
 
     progress("certificates", 1.0)
     pool, budget = request.parts["attacker"].data.to(request.device).views, found.budget
-    return certify(request.model, found.suite.data, pool, budget.attack_budget(), sigma=given.certify, seed=budget.seed)
+    return certify(request.model, found.suite.data, pool, budget.threat(), sigma=given.certify, seed=budget.seed)
 
 
 def _surrogate_facts(one: "Surrogate", found: "Assessment") -> "SurrogateFacts":

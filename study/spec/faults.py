@@ -127,7 +127,9 @@ def faults_of(error: ValidationError, schema: type) -> list[Fault]:
             same = found.setdefault(fault.path, [])
             if fault not in same:
                 same.append(fault)
-    return [fault for same in found.values() for fault in _merged(same)]
+    # Of a key that may be a value or a list, a faulty entry says more than that the list is no value.
+    lists = {path.rpartition("[")[0] for path in found if path.endswith("]")}
+    return [fault for path, same in found.items() if not path or path not in lists for fault in _merged(same)]
 
 
 def every_fault(schema: type[BaseModel], raw: Mapping[str, Any], decisive: Collection[str] = ()) -> list[Fault]:

@@ -1,6 +1,6 @@
 """Which metrics a trial's last round reports: with another objective every trial would fail at its end."""
 
-from ardmvc_core.attacks.tiers import plan
+from ardmvc_core.attacks.tiers import OTHER_THREATS, plan
 from ardmvc_core.evaluation.metrics import ATTACK_SCORES, PUBLISHED, ROBUST_SCORES, SCORES, UNMAPPED_SCORES
 from ardmvc_core.selection.criteria import SELECT_SCORES
 from trainables.config import AttackTrialConfig, TrialConfig
@@ -22,12 +22,15 @@ def known_metrics(config: TrialConfig | AttackTrialConfig) -> list[str]:
     # Attacks after the first run on survivors only, so they have no score of their own.
     first = plan(config.evaluation.tier, 2)[0].key
     names += [*_group("robust", UNMAPPED_SCORES), *_group(first, ATTACK_SCORES), "noise/flip"]
+    names += [f"{threat}/{score}" for threat in config.evaluation.other_threats for score in ("acc", "flip")]
     return [name for name in names if needs_no_labels(name)] if config.labels_locked else names
 
 
 def probe_of(metric: str) -> str:
     """What the rounds before the last report in place of a score: itself, or the probe's score of the same name."""
-    return metric if metric.startswith(("clean/", "gan/", "noise/")) else f"probe/{metric.rsplit('/', 1)[-1]}"
+    # No probe looks at other threats, and its own score says nothing of them.
+    itself = ("clean", "gan", "noise", *OTHER_THREATS)
+    return metric if metric.partition("/")[0] in itself else f"probe/{metric.rsplit('/', 1)[-1]}"
 
 
 def without_probe(config: TrialConfig | AttackTrialConfig, metric: str) -> bool:

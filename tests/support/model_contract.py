@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from ardmvc_core.attacks.attack import Attack
-from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.generators.gan import GANConfig, fit_gan
 from ardmvc_core.attacks.kinds import Generate, Query
 from ardmvc_core.attacks.objectives.clean_reference import clean_reference
@@ -29,6 +28,7 @@ from ardmvc_core.attacks.objectives.per_sample import ce, features
 from ardmvc_core.attacks.searches.apgd import apgd
 from ardmvc_core.attacks.searches.pgd import random_start
 from ardmvc_core.attacks.suite import run_suite
+from ardmvc_core.attacks.threat import Threat
 from ardmvc_core.attacks.tiers import plan
 from ardmvc_core.data.dataset import MultiViewDataset
 from ardmvc_core.evaluation.budget import EvalBudget
@@ -308,7 +308,7 @@ def check_samples_are_independent(method: Method, config: Any, case: Case) -> No
 def check_gradients_reach_the_views(method: Method, config: Any, case: Case) -> None:
     """Every objective of an attack has a finite gradient in every view, and not 0."""
     model, views = trained(method, config, case).model, case.views()
-    start = random_start(views, AttackBudget(eps=0.1), generator(SEED, "start"))
+    start = random_start(views, Threat(eps=0.1), generator(SEED, "start"))
     objectives = {"assignment": ce, "features": features(), "contrastive": contrast}
     with untouched(model):
         clean = clean_reference(model, views, case.samples)
@@ -350,7 +350,7 @@ def check_suite(method: Method, config: Any, case: Case) -> None:
             attacks.append(dataclasses.replace(attack, queries=20))
         elif not isinstance(attack, Generate):
             attacks.append(dataclasses.replace(attack, steps=10))
-    budget = AttackBudget(eps=LARGE_EPS)
+    budget = Threat(eps=LARGE_EPS)
     with untouched(model):
         result = run_suite(model, views, budget, tier="standard", attacks=attacks, surrogates=(model,), everyone=True)
     assert not [record.key for record in result.records if record.skipped and "one width" not in record.skipped]
@@ -364,7 +364,7 @@ def check_suite(method: Method, config: Any, case: Case) -> None:
 
 def _apgd(model: nn.Module, views: Views) -> Views:
     """The views under APGD on assignments."""
-    budget, stream = AttackBudget(eps=LARGE_EPS), generator(SEED, "apgd")
+    budget, stream = Threat(eps=LARGE_EPS), generator(SEED, "apgd")
     with untouched(model):
         clean = clean_reference(model, views, len(views[0]))
         attacked = apgd(model, views, clean, ce, budget, steps=10, generator=stream).best_views
@@ -379,7 +379,7 @@ def check_gan(method: Method, config: Any, case: Case) -> None:
     with untouched(model):
         for target in (model, copy.deepcopy(model).train()):
             parameters = [parameter.detach().clone() for parameter in target.parameters()]
-            fitted = fit_gan(gan, AttackBudget(eps=LARGE_EPS), target, views, generator(SEED, "gan"))
+            fitted = fit_gan(gan, Threat(eps=LARGE_EPS), target, views, generator(SEED, "gan"))
             check_within(views, fitted(target, views), LARGE_EPS)
             assert same(parameters, [parameter.detach() for parameter in target.parameters()])
 

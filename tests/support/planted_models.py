@@ -8,7 +8,7 @@ from ardmvc_core.types import ModelOutput
 
 
 class LinearModel(nn.Module):
-    """K linear scores of the concatenated views: the exact L∞ distance of a sample to another cluster is known."""
+    """K linear scores of the concatenated views: the exact distance of a sample to another cluster is known."""
 
     def __init__(self, weight, bias=None, scale=1.0):
         super().__init__()
@@ -22,21 +22,22 @@ class LinearModel(nn.Module):
         return ModelOutput(view_latents=latents, consensus=logits, logits=logits, assignments=logits.softmax(1))
 
     @torch.no_grad()
-    def distance(self, views, eps_per_view=None):
-        """(B,) smallest r at which moves of r · ε_v in view v reach another cluster; ε_v = 1 gives an L∞ radius.
+    def distance(self, views, eps_per_view=None, norm="linf"):
+        """(B,) smallest r at which moves of r · ε_v in view v reach another cluster; ε_v = 1 gives a radius.
 
-        For a linear score w_j − w_own the largest rise in the ball is r · Σ_v ε_v |w_j − w_own|_1; bounds of valid
-        inputs are not looked at.
+        For a linear score w_j − w_own the largest rise in the balls is r · Σ_v ε_v |w_j − w_own|, in the dual norm of
+        each view: L1 for L∞, L2 for L2; bounds of valid inputs are not looked at.
         """
         eps = eps_per_view or (1.0,) * len(views)
         x = torch.cat([view.flatten(1) for view in views], 1)
-        reach = torch.cat([torch.full_like(view.flatten(1)[0], e) for view, e in zip(views, eps, strict=True)])
         scores = F.linear(x, self.weight, self.bias)
         own = scores.argmax(1)
         gap = scores.gather(1, own[:, None]) - scores
-        norm = ((self.weight[None] - self.weight[own][:, None]).abs() * reach).sum(2)
-        norm.scatter_(1, own[:, None], 1.0)
-        return (gap / norm).scatter(1, own[:, None], torch.inf).min(1).values
+        slopes = (self.weight[None] - self.weight[own][:, None]).split([view[0].numel() for view in views], dim=2)
+        order = {"linf": 1, "l2": 2}[norm]
+        rise = sum(e * slope.norm(order, dim=2) for e, slope in zip(eps, slopes, strict=True))
+        rise.scatter_(1, own[:, None], 1.0)
+        return (gap / rise).scatter(1, own[:, None], torch.inf).min(1).values
 
 
 def planted(n=64, sizes=(3, 5), n_clusters=2, seed=0):

@@ -62,6 +62,8 @@ def test_unknown_keys_are_refused_at_every_level(changes: dict[str, Any]) -> Non
         ({"model": {"name": "ar_dmvc_am", "adversarial_weight": -1}}, r"adversarial_weight must be in \[0, 1000000\]"),
         ({"model": {"name": "ar_dmvc_am", "adversarial_weight": float("nan")}}, "finite"),
         ({"model": {"name": "ar_dmvc_am", "train_eps": 1.5}}, r"train_eps must be in \(0, 1\]"),
+        ({"model": {"name": "ar_dmvc_am", "train_eps": [0.1, -0.2]}}, r"train_eps must be in \(0, 1\], got -0.2"),
+        ({"model": {"name": "ar_dmvc_am", "train_norm": "l1"}}, "'linf' or 'l2'"),
         ({"evaluation": {"eps": 8}}, r"eps must be in \(0, 1\]"),
         ({"evaluation": {"further_attacks": ["square", "square"]}}, "further_attacks must be distinct"),
         ({"dataset": {"name": "npz"}}, "path must be the .npz file"),
@@ -76,6 +78,7 @@ def test_impossible_values_are_refused(changes: dict[str, Any], words: str) -> N
 def test_a_config_goes_through_json_unchanged() -> None:
     config = model_trial(
         dataset={"name": "noisy_digits", "classes": [1, 2, 3]},
+        model={"name": "ar_dmvc", "train_eps": [0.1, 0.2], "train_norm": "l2"},
         evaluation={"eps": [0.1, 0.2], "further_attacks": ["square"]},
     )
     assert TrialConfig.model_validate(json.loads(json.dumps(config.model_dump(mode="json")))) == config

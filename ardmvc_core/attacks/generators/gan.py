@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from torch.optim import Adam
 
 from ardmvc_core.attacks.attack import draw_seed, joined_views
-from ardmvc_core.attacks.budget import AttackBudget, project
 from ardmvc_core.attacks.generators.gan_networks import Discriminator, Generator, initialise_normal
 from ardmvc_core.attacks.objectives.shifts import Distance, complementarity_shift, consistency_shift
 from ardmvc_core.attacks.searches.pgd import frozen
+from ardmvc_core.attacks.threat import Threat, project
 from ardmvc_core.batching import in_batches
 from ardmvc_core.ranges import BatchSize, Epochs, LearningRate, Positive, Share, Weight, check_values
 from ardmvc_core.types import Views, ViewShapes
@@ -88,7 +88,7 @@ def official_gan() -> GANConfig:
     )
 
 
-def perturbations(outputs: Views, config: GANConfig, budget: AttackBudget) -> Views:
+def perturbations(outputs: Views, config: GANConfig, budget: Threat) -> Views:
     """Generator outputs in [−1, 1] → perturbations inside the ε-ball (not yet inside the bounds)."""
     eps = budget.eps_per_view(len(outputs))
     if config.output == "tanh":
@@ -96,7 +96,7 @@ def perturbations(outputs: Views, config: GANConfig, budget: AttackBudget) -> Vi
     return tuple(output.clamp(-e, e) for output, e in zip(outputs, eps, strict=True))
 
 
-def added(views: Views, moves: Views, budget: AttackBudget) -> Views:
+def added(views: Views, moves: Views, budget: Threat) -> Views:
     """Views with perturbations added, cut off at the bounds of valid inputs."""
     return tuple((view + move).clamp(*budget.bounds) for view, move in zip(views, moves, strict=True))
 
@@ -119,7 +119,7 @@ def generator_term(fake: Tensor, gan_loss: GANLoss) -> Tensor:
     return (fake.sigmoid() - 1).square().mean()
 
 
-def norm_term(moves: Views, config: GANConfig, budget: AttackBudget) -> Tensor:
+def norm_term(moves: Views, config: GANConfig, budget: Threat) -> Tensor:
     """Penalty on the size of perturbations, summed over views: scalar ≥ 0."""
     terms = []
     for move, eps in zip(moves, budget.eps_per_view(len(moves)), strict=True):
@@ -154,7 +154,7 @@ class GANNetworks:
 
 
 def gan_step(
-    networks: GANNetworks, config: GANConfig, budget: AttackBudget, model: nn.Module, views: Views
+    networks: GANNetworks, config: GANConfig, budget: Threat, model: nn.Module, views: Views
 ) -> dict[str, Tensor]:
     """One step of the discriminator, then one of the generator, on one batch.
 
@@ -197,7 +197,7 @@ class FittedGAN:
 
     generator: Generator
     config: GANConfig
-    budget: AttackBudget
+    budget: Threat
 
     def __call__(self, model: nn.Module, views: Views) -> Views:
         """Attacked views inside the budget; the model is not asked."""
@@ -232,7 +232,7 @@ class GANTrainer:
     """
 
     def __init__(
-        self, config: GANConfig, budget: AttackBudget, model: nn.Module, views: Views, generator: torch.Generator
+        self, config: GANConfig, budget: Threat, model: nn.Module, views: Views, generator: torch.Generator
     ) -> None:
         if len(views[0]) < 2:
             raise ValueError(f"views must hold at least 2 samples to fit a GAN, got {len(views[0])}")
@@ -306,9 +306,7 @@ class GANTrainer:
                 buffer.copy_(state["target_buffers"][name])
 
 
-def fit_gan(
-    config: GANConfig, budget: AttackBudget, model: nn.Module, views: Views, generator: torch.Generator
-) -> FittedGAN:
+def fit_gan(config: GANConfig, budget: Threat, model: nn.Module, views: Views, generator: torch.Generator) -> FittedGAN:
     """Runs all epochs of `GANTrainer`. Returns: the last epoch's generator as a Perturb."""
     trainer = GANTrainer(config, budget, model, views, generator)
     while not trainer.finished:

@@ -13,11 +13,11 @@ from torch import nn
 from torch.optim import Adam
 
 from ardmvc_core.attacks.attack import draw_seed
-from ardmvc_core.attacks.budget import AttackBudget, project
 from ardmvc_core.attacks.generators.gan_networks import Generator
 from ardmvc_core.attacks.objectives.clean_reference import CleanReference, clean_reference
 from ardmvc_core.attacks.objectives.per_sample import margin
 from ardmvc_core.attacks.searches.pgd import frozen
+from ardmvc_core.attacks.threat import Threat, project
 from ardmvc_core.batching import in_batches
 from ardmvc_core.ranges import Epochs, LearningRate, Positive, Range, Samples, check_values
 from ardmvc_core.types import Views
@@ -48,7 +48,7 @@ class MarginGeneratorConfig:
 class MarginGenerator:
     """A fitted generator; a Perturb."""
 
-    def __init__(self, network: Generator, budget: AttackBudget, flip_rate: float, epoch: int) -> None:
+    def __init__(self, network: Generator, budget: Threat, flip_rate: float, epoch: int) -> None:
         self.network, self.budget = network.eval(), budget
         self.flip_rate = flip_rate
         """Share of the validation samples that it flips, in [0, 1]."""
@@ -67,7 +67,7 @@ class MarginGenerator:
         return sum(int((out.abs() > FLAT).sum()) for out in kept) / sum(out.numel() for out in kept)
 
 
-def moved(network: Generator, views: Views, budget: AttackBudget) -> Views:
+def moved(network: Generator, views: Views, budget: Threat) -> Views:
     """Views plus ε·tanh, inside the bounds: differentiable in the network."""
     eps = budget.eps_per_view(len(views))
     shifted = tuple(view + e * output for view, output, e in zip(views, network(views), eps, strict=True))
@@ -76,7 +76,7 @@ def moved(network: Generator, views: Views, budget: AttackBudget) -> Views:
 
 def fit_margin_generator(
     config: MarginGeneratorConfig,
-    budget: AttackBudget,
+    budget: Threat,
     model: nn.Module,
     views: Views,
     generator: torch.Generator,
@@ -120,8 +120,6 @@ def fit_margin_generator(
 
 
 @torch.no_grad()
-def _flip_rate(
-    network: Generator, model: nn.Module, views: Views, reference: CleanReference, budget: AttackBudget
-) -> float:
+def _flip_rate(network: Generator, model: nn.Module, views: Views, reference: CleanReference, budget: Threat) -> float:
     clusters = [model(moved(network, batch, budget)).logits.argmax(1) for batch in in_batches(views, 256)]
     return float((torch.cat(clusters) != reference.clusters).double().mean())

@@ -1,7 +1,8 @@
 """Multi-view APGD: projected gradient ascent with momentum that sets its own step size, one state per sample.
 
-Source: Croce & Hein 2020 (APGD, Algorithm 1), here on several views with a radius each, with the model's own clean
-assignment in the place of the label, and two points returned: the first that flips the sample, and the best loss.
+Source: Croce & Hein 2020 (APGD, Algorithm 1; in L2 with gradients of length 1), here on several views with a radius
+each, with the model's own clean assignment in the place of the label, and two points returned: the first that flips the
+sample, and the best loss.
 """
 
 import math
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ardmvc_core.attacks.attack import choose_views, joined_views
-from ardmvc_core.attacks.budget import AttackBudget, limits, project
 from ardmvc_core.attacks.objectives.clean_reference import CleanReference
 from ardmvc_core.attacks.objectives.per_sample import SampleObjective
 from ardmvc_core.attacks.searches.pgd import frozen, random_start
+from ardmvc_core.attacks.threat import Threat, limits, per_row, project, project_view, steepest
 from ardmvc_core.batching import in_batches
 from ardmvc_core.types import Views
 
@@ -55,7 +56,7 @@ def apgd(
     views: Views,
     reference: CleanReference,
     objective: SampleObjective,
-    budget: AttackBudget,
+    budget: Threat,
     *,
     steps: int,
     generator: torch.Generator,
@@ -114,6 +115,7 @@ class _State:
     """Of the samples still in the run; the first axis of every tensor is theirs."""
 
     rows: Tensor
+    clean: Views
     lows: Views
     highs: Views
     point: Views
@@ -142,13 +144,13 @@ class _Run:
         views: Views,
         reference: CleanReference,
         objective: SampleObjective,
-        budget: AttackBudget,
+        budget: Threat,
         steps: int,
         stop_on_flip: bool,
     ) -> None:
         self.model, self.views, self.reference, self.objective = model, views, reference, objective
         self.steps, self.stop_on_flip = steps, stop_on_flip
-        self.eps = budget.eps_per_view(len(views))
+        self.norm, self.eps = budget.norm, budget.eps_per_view(len(views))
         self.attacked = [v for v, e in enumerate(self.eps) if e > 0]
         self.mean_eps = sum(self.eps) / len(self.attacked)
         self.lows, self.highs = limits(views, budget)
@@ -196,6 +198,7 @@ class _Run:
         rows = torch.arange(len(loss), device=loss.device)
         return _State(
             rows=rows,
+            clean=self.views,
             lows=self.lows,
             highs=self.highs,
             point=start,
@@ -244,12 +247,16 @@ class _Run:
         share = 1.0 if first else MOMENTUM
         moved = list(state.point)
         for v in self.attacked:
-            size = _per_row(state.step_size, state.point[v]) * (self.eps[v] / self.mean_eps)
-            target = torch.clamp(state.point[v] + size * state.gradient[v].sign(), state.lows[v], state.highs[v])
+            size = per_row(state.step_size, state.point[v]) * (self.eps[v] / self.mean_eps)
+            target = self._inside(state, v, state.point[v] + size * steepest(state.gradient[v], self.norm))
             mixed = state.point[v] + share * (target - state.point[v])
             mixed = mixed + (1 - share) * (state.point[v] - state.before[v])
-            moved[v] = torch.clamp(mixed, state.lows[v], state.highs[v])
+            moved[v] = self._inside(state, v, mixed)
         state.before, state.point = state.point, tuple(moved)
+
+    def _inside(self, state: _State, v: int, moved: Tensor) -> Tensor:
+        radius = self.eps[v] if self.norm == "l2" else None
+        return project_view(state.clean[v], moved, state.lows[v], state.highs[v], radius)
 
     def _record(self, state: _State, loss: Tensor, gradient: Views) -> None:
         state.rises = state.rises + (loss > state.loss)
@@ -286,7 +293,3 @@ class _Run:
             self.steps_to_flip[rows] = step
         if self.stop_on_flip and not self.coupled and bool(flips.any()):
             state.keep(~flips)
-
-
-def _per_row(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *(1,) * (like.dim() - 1))

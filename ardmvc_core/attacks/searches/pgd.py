@@ -7,46 +7,53 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ardmvc_core.attacks.budget import AttackBudget, limits
+from ardmvc_core.attacks.threat import Threat, limits, project_view, steepest, unit_length
 from ardmvc_core.types import Views
 
 
-def random_start(views: Views, budget: AttackBudget, generator: torch.Generator) -> Views:
-    """Clean views with uniform noise from (−ε, ε) on each attacked view, not projected.
+def random_start(views: Views, budget: Threat, generator: torch.Generator) -> Views:
+    """Clean views with noise on each attacked view, not projected: uniform from (−ε, ε), in L2 of length ε.
 
     Args:   views: V × (B, *shape). generator: on the views' device.
     Returns: V × (B, *shape), possibly outside the bounds.
     """
-    eps = budget.eps_per_view(len(views))
-    return tuple(
-        x + torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype).mul_(2 * e).sub_(e) if e > 0 else x
-        for x, e in zip(views, eps, strict=True)
-    )
+    moved = []
+    for x, e in zip(views, budget.eps_per_view(len(views)), strict=True):
+        if e == 0:
+            moved.append(x)
+        elif budget.norm == "linf":
+            draw = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+            moved.append(x + draw.mul_(2 * e).sub_(e))
+        else:
+            draw = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+            moved.append(x + e * unit_length(draw))
+    return tuple(moved)
 
 
 def pgd(
     objective: Callable[[Views], Tensor],
     views: Views,
-    budget: AttackBudget,
+    budget: Threat,
     *,
-    step_size: float,
+    step_ratio: float,
     steps: int,
     start: Views,
 ) -> Views:
-    """Maximises a scalar of the views by signed gradient steps, each followed by projection into the budget.
+    """Maximises a scalar of the views by steepest steps in the budget's norm, each followed by projection.
 
     Args:   objective: scalar of the views, differentiable; called `steps` times. Only gradients with respect to the
             attacked views are formed; run it under `frozen(model)`, or the graph also keeps what the parameters'
-            gradients would need. views: V × (B, *shape), clean. step_size: > 0, in input units. steps: ≥ 1.
+            gradients would need. views: V × (B, *shape), clean. step_ratio: > 0, length of a step over the view's ε.
+            steps: ≥ 1.
             start: V × (B, *shape), where the ascent begins; it enters the first iteration as it is (the published
             code evaluates the noisy start before any clipping).
     Returns: V × (B, *shape), detached, inside the budget. A view that the objective does not read keeps its start,
         projected; a view that is not attacked comes back clean.
-    Raises: ValueError if step_size or steps is not positive.
+    Raises: ValueError if step_ratio or steps is not positive.
     Source: Madry et al. 2018, Eq. 2 ff.; inner maximisation of AR-DMVC (ICML 2024).
     """
-    if not step_size > 0:
-        raise ValueError(f"step_size must be > 0, got {step_size}")
+    if not step_ratio > 0:
+        raise ValueError(f"step_ratio must be > 0, got {step_ratio}")
     if not steps >= 1:
         raise ValueError(f"steps must be ≥ 1, got {steps}")
     eps = budget.eps_per_view(len(views))
@@ -63,8 +70,10 @@ def pgd(
         with torch.no_grad():
             for v, gradient in zip(attacked, gradients, strict=True):
                 # A view that the objective ignores has no gradient: it only gets projected.
-                moved = current[v] if gradient is None else torch.add(current[v], gradient.sign(), alpha=step_size)
-                current[v] = torch.clamp(moved, lows[v], highs[v])
+                moved = current[v]
+                if gradient is not None:
+                    moved = torch.add(moved, steepest(gradient, budget.norm), alpha=eps[v] * step_ratio)
+                current[v] = project_view(clean[v], moved, lows[v], highs[v], eps[v] if budget.norm == "l2" else None)
     return tuple(x.detach() for x in current)
 
 

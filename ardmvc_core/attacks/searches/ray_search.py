@@ -12,9 +12,9 @@ measuring; and where no single value helps any more, it begins again from random
 import torch
 from torch import Tensor, nn
 
-from ardmvc_core.attacks.budget import AttackBudget, limits
 from ardmvc_core.attacks.objectives.clean_reference import CleanReference
 from ardmvc_core.attacks.searches.query_result import QueryResult, check_counts, may_arrive
+from ardmvc_core.attacks.threat import Threat, limits
 from ardmvc_core.batching import in_full_batches
 from ardmvc_core.types import Views
 
@@ -27,7 +27,7 @@ def ray_search(
     model: nn.Module,
     views: Views,
     reference: CleanReference,
-    budget: AttackBudget,
+    budget: Threat,
     *,
     queries: int,
     generator: torch.Generator,
@@ -80,7 +80,7 @@ def ray_search(
 class _Rays:
     """The points that a direction and a radius stand for; the values of all attacked views are one axis of length D."""
 
-    def __init__(self, views: Views, budget: AttackBudget) -> None:
+    def __init__(self, views: Views, budget: Threat) -> None:
         eps = budget.eps_per_view(len(views))
         lower, upper = budget.bounds
         self.views, self.bounds = views, budget.bounds

@@ -9,10 +9,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ardmvc_core.attacks.budget import AttackBudget, limits
 from ardmvc_core.attacks.objectives.clean_reference import CleanReference
 from ardmvc_core.attacks.objectives.per_sample import margin
 from ardmvc_core.attacks.searches.query_result import QueryResult, check_counts, may_arrive
+from ardmvc_core.attacks.threat import Threat, limits
 from ardmvc_core.batching import in_full_batches
 from ardmvc_core.types import Views
 
@@ -27,7 +27,7 @@ def square(
     model: nn.Module,
     views: Views,
     reference: CleanReference,
-    budget: AttackBudget,
+    budget: Threat,
     *,
     queries: int,
     generator: torch.Generator,
@@ -87,7 +87,7 @@ def share_at(step: int, steps: int) -> float:
 class _Proposals:
     """Candidates inside the budget; all that is random is drawn for all samples, also for those no longer asked for."""
 
-    def __init__(self, views: Views, budget: AttackBudget, generator: torch.Generator) -> None:
+    def __init__(self, views: Views, budget: Threat, generator: torch.Generator) -> None:
         self.views, self.generator = views, generator
         self.lows, self.highs = limits(views, budget)
         self.attacked = [v for v, e in enumerate(budget.eps_per_view(len(views))) if e > 0]

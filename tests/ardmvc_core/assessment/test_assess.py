@@ -8,6 +8,7 @@ from planted_models import planted
 
 from ardmvc_core.assessment.assess import CurvePoint, assess, erasability, half_flip_eps
 from ardmvc_core.assessment.consistency import map_from_confusion, scores_from_confusion
+from ardmvc_core.attacks.threat import sample_distances
 from ardmvc_core.data.dataset import MultiViewDataset
 from ardmvc_core.evaluation.budget import EvalBudget
 
@@ -41,6 +42,32 @@ def test_the_curve_finds_the_exact_rates_of_a_linear_model():
     alone = model.distance(data.views, (grid[1], 0.0))
     close = int(((alone - 1).abs() < 0.02).sum()) / 60
     assert found.subset_flips[(0,)] == pytest.approx(float((alone < 1).double().mean()), abs=close + 1e-9)
+
+
+def test_other_threats_stand_beside_the_headline_with_sizes_and_intervals():
+    model, data = dataset()
+    distances = sample_distances(data.views)
+    distance = model.distance(data.views, distances, "l2")
+    share = float(distance.median())
+    options = {"eps_grid": (), "subsets": False}
+    found = assess(model, data, None, budget(0.05, l2_eps=share), **options)
+    report = json.loads(json.dumps(found.as_json()))
+    moved, replaced, dropped = report["other_threats"]
+    clear = int(((distance / share - 1).abs() < 0.02).sum()) / 60
+    assert moved["radii"] == pytest.approx([share * d for d in distances])
+    assert moved["flip"] == pytest.approx(float((distance < share).double().mean()), abs=clear + 1e-9)
+    for record in (moved, replaced, dropped):
+        # Every sample is right on clean views, so what is not moved is right.
+        assert record["acc"] == pytest.approx(1 - record["flip"])
+        for score in ("flip", "acc"):
+            interval = report["intervals"][f"{record['key']}/{score}"]
+            assert interval["low"] <= record[score] <= interval["high"]
+            assert interval["high"] - interval["low"] > 0.05
+    without = assess(model, data, None, budget(0.05), threats=(), **options).as_json()
+    assert without["other_threats"] == []
+    assert without["budget_hash"] == report["budget_hash"]
+    assert {name: report["headline"][name] for name in without["headline"]} == without["headline"]
+    assert {name: report["metrics"][name] for name in without["metrics"]} == without["metrics"]
 
 
 def test_everything_can_be_computed_again_from_the_stored_tables():

@@ -11,16 +11,16 @@ from ardmvc_core.assessment import checks as checks_module
 from ardmvc_core.assessment.checks import run_checks
 from ardmvc_core.assessment.planted_point import plant_readouts
 from ardmvc_core.attacks import kinds
-from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.kinds import Given
 from ardmvc_core.attacks.searches.apgd import apgd
 from ardmvc_core.attacks.suite import run_suite
+from ardmvc_core.attacks.threat import Threat
 from ardmvc_core.evaluation.metrics import occupancy
 from ardmvc_core.types import ModelOutput
 
 
 def checked(model, views, eps, **options):
-    budget = AttackBudget(eps=eps)
+    budget = Threat(eps=eps)
     result = run_suite(model, views, budget, tier="probe")
     report = run_checks(model, views, budget, result, **options)
     return report, {check.id: check for check in report.checks}
@@ -36,7 +36,7 @@ def honest(scale=1.0):
 def test_an_honest_model_passes_every_check():
     model, views, eps = honest()
     labels = model(views).logits.argmax(1)
-    curve = {e: run_suite(model, views, AttackBudget(eps=e), tier="probe").flip_rate for e in (eps / 2, eps, 2 * eps)}
+    curve = {e: run_suite(model, views, Threat(eps=e), tier="probe").flip_rate for e in (eps / 2, eps, 2 * eps)}
     report, checks = checked(model, views, eps, labels=labels, mapping=torch.arange(3), eps_curve=curve)
     assert report.failed == ()
     assert report.established
@@ -72,7 +72,7 @@ def test_a_truly_robust_model_passes_every_check():
 
 def test_attacks_that_never_find_anything_fail_on_planted_points(monkeypatch):
     def broken(model, views, clean, objective, budget, **options):
-        return apgd(model, views, clean, objective, AttackBudget(eps=1e-9), **options)
+        return apgd(model, views, clean, objective, Threat(eps=1e-9), **options)
 
     monkeypatch.setattr(checks_module, "apgd", broken)
     monkeypatch.setattr(kinds, "apgd", broken)
@@ -83,7 +83,7 @@ def test_attacks_that_never_find_anything_fail_on_planted_points(monkeypatch):
 
 def test_an_attack_that_does_nothing_fails_c7c():
     model, views, eps = honest()
-    budget = AttackBudget(eps=eps)
+    budget = Threat(eps=eps)
     idle = Given(key="idle", perturb=lambda model, views: views)
     result = run_suite(model, views, budget, tier="probe", attacks=[idle])
     assert result.flip_rate == 0.0
@@ -123,7 +123,7 @@ def test_a_black_box_that_beats_masked_gradients_fails_c4():
 
     model, views, eps = honest()
     masked = Masked(model.weight.data, model.bias.data).eval()
-    budget = AttackBudget(eps=2 * eps)
+    budget = Threat(eps=2 * eps)
     result = run_suite(masked, views, budget, tier="probe")
     square = replace(
         result.records[0], key="square", flipped=model.distance(views) < 2 * eps, details={}, tested=~result.flipped
@@ -206,7 +206,7 @@ def test_occupancy_and_entropy(clusters, k, want):
 
 def test_planted_points_are_adversarial_and_their_surroundings_are_not():
     model, views, _ = honest()
-    budget = AttackBudget(eps=0.05)
+    budget = Threat(eps=0.05)
     planted_model, kept = plant_readouts(model, tuple(view[:10] for view in views), budget, seed=0)
     clean = planted_model(kept).logits.argmax(1)
     assert clean.tolist() == [0] * len(kept[0])

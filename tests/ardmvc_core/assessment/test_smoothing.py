@@ -18,11 +18,11 @@ from ardmvc_core.assessment.smoothing import (
     scaled_radius,
 )
 from ardmvc_core.assessment.view_votes import view_votes
-from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.target import EvaluationError
+from ardmvc_core.attacks.threat import Threat
 from ardmvc_core.types import ModelOutput, Views
 
-BUDGET = AttackBudget(eps=0.1)
+BUDGET = Threat(eps=0.1)
 
 
 class SumModel(nn.Module):

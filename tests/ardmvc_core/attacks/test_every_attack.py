@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.generators.gan import GANConfig, fit_gan
 from ardmvc_core.attacks.noise import NOISE_KINDS, NoiseConfig, prepare_noise
 from ardmvc_core.attacks.objectives.clean_reference import clean_reference
 from ardmvc_core.attacks.objectives.per_batch import contrast
 from ardmvc_core.attacks.objectives.per_sample import ce, features
 from ardmvc_core.attacks.searches.apgd import apgd
+from ardmvc_core.attacks.threat import Threat
 
 SETTINGS = {
     "noise": [{"kind": kind} for kind in NOISE_KINDS],
@@ -73,7 +73,7 @@ def prepare(name, fields, model, views, budget, seed=0):
 @each_attack
 @pytest.mark.parametrize(
     "budget",
-    [AttackBudget(eps=0.1), AttackBudget(eps=(0.02, 0.3)), AttackBudget(eps=0.2, attacked_views=(1,))],
+    [Threat(eps=0.1), Threat(eps=(0.02, 0.3)), Threat(eps=0.2, attacked_views=(1,))],
     ids=["one-eps", "eps-per-view", "one-view"],
 )
 def test_stays_in_budget(name, fields, budget, views):
@@ -95,7 +95,7 @@ def test_stays_in_budget(name, fields, budget, views):
 def test_leaves_the_model_as_it_was(name, fields, training, views):
     model = Cliff().train(training)
     before = copy.deepcopy(model.state_dict())
-    prepare(name, fields, model, views, AttackBudget(eps=0.1))(model, views)
+    prepare(name, fields, model, views, Threat(eps=0.1))(model, views)
     assert [module.training for module in model.modules()] == [training] * 4
     assert [parameter.requires_grad for parameter in (model.weight, model.fixed)] == [True, False]
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -106,7 +106,7 @@ def test_leaves_the_model_as_it_was(name, fields, training, views):
 
 @each_attack
 def test_same_seed_same_views(name, fields, views):
-    model, budget = Cliff().eval(), AttackBudget(eps=0.1)
+    model, budget = Cliff().eval(), Threat(eps=0.1)
     torch.manual_seed(1)
     first = prepare(name, fields, model, views, budget)(model, views)
     torch.manual_seed(2)
@@ -118,7 +118,7 @@ def test_same_seed_same_views(name, fields, views):
 @each_attack
 def test_flips_samples_at_the_edge(name, fields, views):
     model = Cliff().eval()
-    attacked = prepare(name, fields, model, views, AttackBudget(eps=0.2))(model, views)
+    attacked = prepare(name, fields, model, views, Threat(eps=0.2))(model, views)
     with torch.no_grad():
         assert model(views).logits.argmax(1).tolist() == [0] * 48
         assert (model(attacked).logits.argmax(1) == 1).float().mean() > 0.9

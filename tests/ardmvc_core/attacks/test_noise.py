@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.noise import NoiseConfig, prepare_noise
+from ardmvc_core.attacks.threat import Threat
 
 VIEWS = (torch.full((50, 1, 8, 8), 0.5), torch.full((50, 3), 0.5))
 
@@ -15,30 +15,40 @@ def noise(kind, budget, views=VIEWS, seed=0):
 
 
 def test_sign_noise_is_a_corner_of_the_ball():
-    moved = noise("sign", AttackBudget(eps=0.25))
+    moved = noise("sign", Threat(eps=0.25))
     for view in moved:
         assert set(view.unique().tolist()) == {0.25, 0.75}
     assert (moved[0] > 0.5).float().mean().item() == pytest.approx(0.5, abs=0.05)
 
 
 def test_uniform_noise_fills_the_ball():
-    values = noise("uniform", AttackBudget(eps=0.2))[0] - 0.5
+    values = noise("uniform", Threat(eps=0.2))[0] - 0.5
     assert values.abs().max() <= 0.2 + 1e-6
     assert values.mean().item() == pytest.approx(0, abs=0.01)
     assert values.std().item() == pytest.approx(0.2 / 3**0.5, abs=0.01)  # of a uniform distribution on ±0.2
 
 
+def test_noise_in_l2_lies_on_the_surface_or_fills_the_ball():
+    views = (torch.full((4000, 2), 0.5),)
+    budget = Threat(norm="l2", eps=0.4)
+    lengths = {kind: (noise(kind, budget, views)[0] - views[0]).norm(dim=1) for kind in ("sign", "uniform")}
+    assert torch.allclose(lengths["sign"], torch.full((4000,), 0.4))
+    assert lengths["uniform"].max() <= 0.4 + 1e-6
+    # A disc of half the radius has a quarter of the area: 4000 draws, ± 0.007.
+    assert (lengths["uniform"] < 0.2).float().mean().item() == pytest.approx(0.25, abs=0.03)
+
+
 @pytest.mark.parametrize("kind", ["sign", "uniform"])
 def test_noise_respects_bounds_and_views(kind):
     views = (torch.zeros(20, 4), torch.ones(20, 4), torch.full((20, 4), 0.5))
-    moved = noise(kind, AttackBudget(eps=(0.3, 0.3, 0.1), attacked_views=(0, 1)), views)
+    moved = noise(kind, Threat(eps=(0.3, 0.3, 0.1), attacked_views=(0, 1)), views)
     assert moved[0].min() == 0
     assert moved[1].max() == 1
     assert torch.equal(moved[2], views[2])
 
 
 def test_a_seed_fixes_the_draw():
-    budget = AttackBudget(eps=0.1)
+    budget = Threat(eps=0.1)
     assert torch.equal(noise("uniform", budget)[0], noise("uniform", budget)[0])
     assert not torch.equal(noise("uniform", budget)[0], noise("uniform", budget, seed=1)[0])
 

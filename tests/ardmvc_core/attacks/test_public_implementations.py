@@ -11,15 +11,15 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
-from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.objectives.clean_reference import CleanReference, clean_reference
 from ardmvc_core.attacks.objectives.per_sample import ce
 from ardmvc_core.attacks.searches.apgd import apgd
 from ardmvc_core.attacks.searches.square import square
+from ardmvc_core.attacks.threat import Threat
 from ardmvc_core.types import ModelOutput, Views
 
 EPS = 0.06
-BUDGET = AttackBudget(eps=EPS)
+BUDGET = Threat(eps=EPS)
 SIDE = 6
 SEEDS = (0, 1)
 ONE_POINT = 0.01

@@ -7,11 +7,11 @@ import torch
 from planted_models import LinearModel, planted
 from torch import nn
 
-from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.kinds import Ascend, Query
 from ardmvc_core.attacks.objectives.clean_reference import clean_reference
 from ardmvc_core.attacks.searches.apgd import apgd
 from ardmvc_core.attacks.suite import run_suite
+from ardmvc_core.attacks.threat import Threat
 from ardmvc_core.attacks.tiers import TIERS, plan
 from ardmvc_core.evaluation.metrics import clustering_scores, fit_map, fixed_map_scores
 from ardmvc_core.networks.kmeans import KMeansHead
@@ -35,7 +35,7 @@ def median_case(n_clusters=2, sizes=(3, 5), n=60):
 @pytest.mark.parametrize("n_clusters", [2, 3, 4, 12])
 def test_the_union_is_the_exact_worst_case_of_a_linear_model(n_clusters):
     model, views, eps, distance = median_case(n_clusters)
-    result = run_suite(model, views, AttackBudget(eps=eps), tier="tune")
+    result = run_suite(model, views, Threat(eps=eps), tier="tune")
     clear = (distance - eps).abs() > 0.02 * eps
     assert torch.equal(result.flipped[clear], (distance < eps)[clear])
     with torch.no_grad():
@@ -46,7 +46,7 @@ def test_the_union_is_the_exact_worst_case_of_a_linear_model(n_clusters):
 
 def test_attacks_run_on_survivors_and_new_flips_add_up():
     model, views, eps, _ = median_case(5)
-    result = run_suite(model, views, AttackBudget(eps=eps), tier="tune")
+    result = run_suite(model, views, Threat(eps=eps), tier="tune")
     gone = torch.zeros(60, dtype=torch.bool)
     for record in result.records:
         assert not (record.tested & gone).any()
@@ -57,15 +57,15 @@ def test_attacks_run_on_survivors_and_new_flips_add_up():
 
 def test_everyone_is_attacked_where_attacks_are_compared():
     model, views, eps, _ = median_case(5)
-    survivors = run_suite(model, views, AttackBudget(eps=eps), tier="tune")
-    everyone = run_suite(model, views, AttackBudget(eps=eps), tier="tune", everyone=True)
+    survivors = run_suite(model, views, Threat(eps=eps), tier="tune")
+    everyone = run_suite(model, views, Threat(eps=eps), tier="tune", everyone=True)
     assert all(bool(record.tested.all()) for record in everyone.records)
     assert bool((everyone.flipped >= survivors.flipped).all())
 
 
 def test_each_attack_of_the_standard_tier_runs_or_says_why_not():
     model, views, eps, _ = median_case(4, n=12)
-    result = run_suite(model, views, AttackBudget(eps=eps / 4), tier="standard", attacks=brief(4))
+    result = run_suite(model, views, Threat(eps=eps / 4), tier="standard", attacks=brief(4))
     assert [record.key for record in result.records] == [step.key for step in plan("standard", 4)]
     skipped = {record.key: record.skipped for record in result.records if record.skipped}
     assert skipped.keys() == {"transfer", "gan_official", "generator", "batch_contrast", "batch_mix"}
@@ -73,24 +73,38 @@ def test_each_attack_of_the_standard_tier_runs_or_says_why_not():
     assert "one width" in skipped["batch_mix"]
 
 
+def test_in_l2_a_tier_breaks_what_can_be_broken_and_leaves_out_what_knows_only_linf():
+    model, views = planted(n=24, n_clusters=3)
+    distance = model.distance(views, norm="l2")
+    budget = Threat(norm="l2", eps=float(distance.median()))
+    result = run_suite(model, views, budget, tier="tune")
+    clear = (distance / budget.eps - 1).abs() > 0.01
+    assert torch.equal(result.flipped[clear], (distance < budget.eps)[clear])
+    options = {"tier": "standard", "attacks": brief(3), "surrogates": (model,)}
+    records = run_suite(model, views, budget, attacker_views=views, **options).records
+    skipped = {record.key for record in records if record.skipped == "it attacks in L∞ only"}
+    assert skipped == {"square", "gan_official", "generator", "rays"}
+    assert not any(record.skipped for record in records if record.key.startswith(("apgd", "transfer")))
+
+
 def test_generators_and_surrogates_break_what_can_be_broken():
     model, views, eps, distance = median_case(2, sizes=(4, 4), n=24)
     _, many = planted(n=100, sizes=(4, 4), seed=3)
     other, _ = planted(sizes=(4, 4), seed=5)
     options = {"tier": "standard", "everyone": True, "attacks": brief()}
-    result = run_suite(model, views, AttackBudget(eps=2 * eps), attacker_views=many, surrogates=(model,), **options)
+    result = run_suite(model, views, Threat(eps=2 * eps), attacker_views=many, surrogates=(model,), **options)
     assert not any(record.skipped for record in result.records)
     clear = (distance / (2 * eps) - 1).abs() > 0.02
     assert torch.equal(result.flipped[clear], (distance < 2 * eps)[clear])
     # A surrogate that is the model itself transfers perfectly.
     assert result.record("transfer").flip_rate >= 0.95 * result.flip_rate
-    weak = run_suite(model, views, AttackBudget(eps=eps), surrogates=(other,), **options)
+    weak = run_suite(model, views, Threat(eps=eps), surrogates=(other,), **options)
     assert weak.record("transfer").flip_rate <= weak.record("apgd_ce").flip_rate
 
 
 def test_views_outside_the_mask_stay_bit_for_bit():
     model, views, _, _ = median_case(3, sizes=(4, 2, 3))
-    budget = AttackBudget(eps=0.1, attacked_views=(0, 2))
+    budget = Threat(eps=0.1, attacked_views=(0, 2))
     result = run_suite(model, views, budget, tier="standard", attacker_views=views, attacks=brief(3))
     assert torch.equal(result.views[1], views[1])
     clear = (model.distance(views, (0.1, 0.0, 0.1)) - 1).abs() > 0.02
@@ -106,7 +120,7 @@ def test_a_model_without_gradients_is_broken_by_what_needs_none():
                 return super().forward(views)
 
     masked = Masked(model.weight.data, model.bias.data)
-    result = run_suite(masked, views, AttackBudget(eps=2 * eps), tier="standard", attacks=brief(queries=1000))
+    result = run_suite(masked, views, Threat(eps=2 * eps), tier="standard", attacks=brief(queries=1000))
     assert result.record("apgd_ce").details["zero_gradient"] == 1.0
     # Random starts alone flip a few; searches find the rest.
     blind = sum(record.new for record in result.records if record.key.startswith(("apgd", "batch")))
@@ -119,7 +133,7 @@ def test_a_model_without_gradients_is_broken_by_what_needs_none():
 def test_a_constant_partition_cannot_be_moved():
     model = LinearModel(torch.zeros(3, 8), torch.tensor([1.0, 0.0, 0.0]))
     _, views = planted()
-    result = run_suite(model, views, AttackBudget(eps=0.5), tier="tune")
+    result = run_suite(model, views, Threat(eps=0.5), tier="tune")
     assert result.flip_rate == 0.0
 
 
@@ -141,8 +155,8 @@ def test_frozen_centroids_are_attacked_through_their_logits():
     # The bisector is x + y = 1: a sample at s = x + y is |s − 1| / 2 away from it in L∞.
     views = (torch.tensor([[0.2], [0.35], [0.55], [0.9]]), torch.tensor([[0.2], [0.45], [0.55], [0.9]]))
     model = Centroids()
-    result = run_suite(model, views, AttackBudget(eps=0.12), tier="standard", attacks=brief(centroid_head=True))
-    assert run_suite(model, views, AttackBudget(eps=0.12), tier="tune").flipped.tolist() == result.flipped.tolist()
+    result = run_suite(model, views, Threat(eps=0.12), tier="standard", attacks=brief(centroid_head=True))
+    assert run_suite(model, views, Threat(eps=0.12), tier="tune").flipped.tolist() == result.flipped.tolist()
     assert result.flipped.tolist() == [False, True, True, False]
     assert "apgd_centroid" not in [step.key for step in plan("standard", 2, centroid_head=True)]
 
@@ -166,9 +180,7 @@ def test_consistent_relabelling_is_seen_by_flips_and_fixed_maps_only():
     views = (points[:, :1], points[:, 1:])
     model = Nearest()
     reference = clean_reference(model, views, 64)
-    run = apgd(
-        model, views, reference, cyclic, AttackBudget(eps=0.42), steps=100, generator=torch.Generator().manual_seed(0)
-    )
+    run = apgd(model, views, reference, cyclic, Threat(eps=0.42), steps=100, generator=torch.Generator().manual_seed(0))
     clusters = model(run.best_views).logits.argmax(1)
     assert bool((clusters != reference.clusters).all())
     mapping = fit_map(labels, reference.clusters, 4)
@@ -178,7 +190,7 @@ def test_consistent_relabelling_is_seen_by_flips_and_fixed_maps_only():
 
 def test_passes_are_counted_and_bounded_by_the_plan():
     model, views, _, _ = median_case(4, n=20)
-    result = run_suite(model, views, AttackBudget(eps=1e-4), tier="tune")
+    result = run_suite(model, views, Threat(eps=1e-4), tier="tune")
     for record, step in zip(result.records, plan("tune", 4), strict=True):
         assert record.forwards == 20 * step.forwards
         assert record.backwards == record.forwards - 20
@@ -187,7 +199,7 @@ def test_passes_are_counted_and_bounded_by_the_plan():
 def test_progress_rises_to_one():
     model, views, eps, _ = median_case(3, n=8)
     told = []
-    run_suite(model, views, AttackBudget(eps=eps), tier="tune", progress=lambda what, share: told.append((what, share)))
+    run_suite(model, views, Threat(eps=eps), tier="tune", progress=lambda what, share: told.append((what, share)))
     shares = [share for _, share in told]
     assert shares == sorted(shares)
     assert (shares[0], shares[-1]) == (0.0, 1.0)
@@ -216,4 +228,4 @@ def test_costs_are_those_of_the_specification():
 def test_an_unknown_tier_is_refused():
     model, views, eps, _ = median_case()
     with pytest.raises(ValueError, match="tier must be one of probe, tune, standard, plus, got 'strong'"):
-        run_suite(model, views, AttackBudget(eps=eps), tier="strong")
+        run_suite(model, views, Threat(eps=eps), tier="strong")

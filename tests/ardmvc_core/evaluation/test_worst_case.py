@@ -271,6 +271,36 @@ def test_the_published_attack_runs_where_a_budget_names_it():
     assert "gan_official" not in [record.key for record in suite_records(model, data, resolved(eps=0.1))]
 
 
+def test_other_threats_have_scores_of_their_own_and_change_no_other_number():
+    # Cluster 1 where the first view is above 0.5; its mean is 0.525, so samples of cluster 0 flip without it. The only
+    # one flips with the first view of any other, and so does the one that it stands in for.
+    plain = resolved(eps=0.1, tier="probe")
+    named = resolved(eps=0.1, tier="probe", further_attacks=("apgd_l2", "view_replaced", "view_dropped"), l2_eps=0.5)
+    before, found = (evaluate_suite(Threshold(), FOUR, None, budget) for budget in (plain, named))
+    got, was = found.evaluation.metrics(), before.evaluation.metrics()
+    threats = ("apgd_l2", "view_replaced", "view_dropped")
+    assert set(got) - set(was) == {f"{threat}/{score}" for threat in threats for score in ("acc", "flip")}
+    assert {name: got[name] for name in was} == was
+    assert [record.key for record in found.result.records] == [record.key for record in before.result.records]
+    # Clean: 1, 1, 0, 1, of which the last is wrong. Dropped: only the third moves, and it was right.
+    assert (got["view_dropped/flip"], got["view_dropped/acc"]) == (1 / 4, 2 / 4)
+    assert got["view_replaced/flip"] == 2 / 4
+    assert got["view_replaced/acc"] in (1 / 4, 2 / 4)  # the last sample was wrong before
+    # Distances of the first view: three of 0 and three of 0.1, so the median is 0.05, and no sample is that near to 0.5
+    # when ε is half of it; the second view does not differ.
+    assert found.threats[0].radii == pytest.approx((0.025, 0.0))
+    assert (got["apgd_l2/flip"], got["apgd_l2/acc"]) == (0.0, 3 / 4)
+    assert found.evaluation.arrays()["view_dropped/flipped"].tolist() == [False, False, True, False]
+
+
+def test_without_labels_other_threats_have_a_flip_rate_only():
+    data = dataset([0.55, 0.55, 0.45, 0.55], None)
+    found = evaluate_suite(Threshold(), data, None, resolved(eps=0.1, tier="probe"), threats=("view_dropped",))
+    values = found.evaluation.metrics()
+    assert values["view_dropped/flip"] == 1 / 4
+    assert "view_dropped/acc" not in values
+
+
 def suite_records(model, data, budget):
     return evaluate_suite(model, data, data.views, budget).result.records
 

@@ -15,7 +15,7 @@ from ardmvc_core.models.ar_dmvc import (
     attack_in_training,
     inner_objective,
 )
-from ardmvc_core.training import calibrate
+from ardmvc_core.training import Trainer, calibrate
 from ardmvc_core.types import StepContext
 
 VARIANTS = ["dense", "dense3", "cnn"]
@@ -198,7 +198,7 @@ def _terms(config, model, views, seed: int = 5):
 def test_step_is_attack_clean_pass_and_attacked_pass(config):
     model, views = _tiny(config)
     terms = _terms(config, model, views)
-    start = random_start(views, config.budget(), torch.Generator().manual_seed(5))
+    start = random_start(views, config.threat(), torch.Generator().manual_seed(5))
     moved = attack_in_training(config, model, views, start, model(views).assignments.detach())
     wanted = adversarial_terms(config, model, model(views), model(moved))
     assert {name: value.item() for name, value in terms.items()} == {k: v.item() for k, v in wanted.items()}
@@ -222,6 +222,60 @@ def test_attack_leaves_parameters_gradients_and_statistics_alone(config):
         assert m.min() >= 0
         assert m.max() <= 1
         assert 0 < (m - x).abs().max() <= config.train_eps + 1e-6
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_each_view_is_attacked_within_its_own_radius(norm):
+    config = ARDMVCConfig(dense_widths=(6, 4), train_steps=10, train_step_ratio=0.5)
+    config = dataclasses.replace(config, train_norm=norm, train_eps=(0.1, 0.3))
+    model, views = _tiny(config)
+    trainer = Trainer(model, MODELS["ar_dmvc"].stages(config, 1), views, batch_size=8, seed=0)
+    trainer.run_epoch()
+    moved = attack_in_training(config, model, views, views)
+    changes = [moved_view - x for moved_view, x in zip(moved, views, strict=True)]
+    if norm == "linf":
+        assert "sample_distances" not in model.state_dict()
+        sizes, wanted = [change.abs().max() for change in changes], [0.1, 0.3]
+    else:
+        # ε is a share of the median distance of all 28 pairs of the 8 training samples.
+        medians = [np.median(torch.pdist(x).numpy()) for x in views]
+        assert model.sample_distances.tolist() == pytest.approx(medians, rel=1e-5)
+        sizes = [change.norm(dim=1).max() for change in changes]
+        wanted = [0.1 * medians[0], 0.3 * medians[1]]
+    assert [size.item() for size in sizes] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_the_radii_of_all_views_grow_by_one_factor():
+    config = ARDMVCConfig(train_eps=(0.1, 0.4), train_eps_warmup=4)
+    assert config.at_epoch(0).train_eps == pytest.approx((0.025, 0.1))
+    assert config.at_epoch(2).train_eps == pytest.approx((0.075, 0.3))
+    assert config.at_epoch(3) is config
+    assert dataclasses.replace(config, train_eps=0.4).at_epoch(0).train_eps == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("eps", [(), (0.1,), (0.1, 0.2, 0.3)])
+def test_a_radius_for_each_of_other_views_is_refused(eps):
+    with pytest.raises(ValueError, match=r"train_eps must be one number or one per view \(2\), got \("):
+        _tiny(ARDMVCConfig(train_eps=eps))
+
+
+def test_training_in_l2_goes_on_exactly():
+    config = ARDMVCConfig(dense_widths=(6, 4), train_steps=2, train_norm="l2", train_eps=0.3)
+    views = _tiny(config)[1]
+
+    def trainer():
+        return Trainer(_tiny(config)[0], MODELS["ar_dmvc"].stages(config, 4), views, batch_size=4, seed=3)
+
+    whole, first, second = trainer(), trainer(), trainer()
+    for _ in range(4):
+        whole.run_epoch()
+    for _ in range(2):
+        first.run_epoch()
+    second.load_state_dict(first.state_dict())
+    for _ in range(2):
+        second.run_epoch()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
 
 
 def test_published_switch_updates_the_statistics_in_every_iteration():
@@ -292,6 +346,9 @@ def test_black_views_do_not_turn_into_nan():
         ("train_eps", 0.0),
         ("train_eps", 1.5),
         ("train_eps", float("nan")),
+        ("train_eps", (0.1, -0.2)),
+        ("train_eps", (0.1, float("nan"))),
+        ("train_norm", "l1"),
         ("train_steps", 0),
         ("train_step_ratio", 0.0),
         ("inner_objective", "nothing"),

@@ -111,6 +111,19 @@ def test_a_further_attack_costs_only_at_the_end() -> None:
     assert (after.forward - before.forward, after.backward - before.backward) == (5000 * 3 + 2, 0)
 
 
+def test_apgd_in_l2_costs_a_tune_more_at_the_end() -> None:
+    # 33 samples in 3 batches of 16 (the last 1 joins where nothing is differentiated: 2). `tune` at 10 clusters: a
+    # reference and 5 draws of 2 kinds of noise; 40, 100 and 4 × 40 steps, each ascent with a start and a last look.
+    parts = {"train": 100, "tune": 40, "attacker": 30}
+    plain, further = (
+        trial_config({"name": "comvc"}, evaluation={**BUDGET, "further_attacks": names}) for names in ([], ["apgd_l2"])
+    )
+    before, after = (trial_cost(one, one.resolved_budget(), parts).evaluation for one in (plain, further))
+    steps = 40 + 100 + 4 * 40
+    assert after.forward - before.forward == 2 * 11 + (steps + 6) * 3 + 6 * 2
+    assert after.backward - before.backward == steps * 3
+
+
 def test_passes_of_the_official_protocol() -> None:
     # By hand: 3 epochs of 100 // 40 = 2 steps; 2 probes of 33 samples in batches of 16 (a last one of 1 joins: 2), on
     # 20 of them (2 batches) the reference, 2 draws of 2 kinds of noise, and 2 attacks of 20 steps, each with a start

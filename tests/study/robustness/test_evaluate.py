@@ -205,6 +205,7 @@ def test_the_markdown_has_its_sections_in_order(report: Report) -> None:
         "Erasability per view",
         "Attacks",
         "Subsets of views",
+        "Other threats",
         "Checks",
         "Not run",
         "Limits",
@@ -214,6 +215,19 @@ def test_the_markdown_has_its_sections_in_order(report: Report) -> None:
         assert re.search(rf"^\| C{number}[abc]? \|", report.markdown, flags=re.MULTILINE), number
     widths = {line.count(" | ") for line in report.markdown.split("## Checks")[1].splitlines() if line[:3] == "| C"}
     assert widths == {4}
+
+
+def test_other_threats_are_columns_with_their_size(report: Report) -> None:
+    moved, replaced, dropped = report.json["other_threats"]
+    section = report.markdown.split("## Other threats")[1].split("## ")[0]
+    radii = ", ".join(f"{radius:.3g}" for radius in moved["radii"])
+    assert f"L2 ε {radii} (view by view)" in section
+    assert f"L2 ε {radii} (view by view)" in report.ended.out
+    assert "0.1 of the median distance between two samples" in section
+    for record in (moved, replaced, dropped):
+        assert re.search(rf"^\| `{record['key']}` \| .*\| {record['flip']:.3f} \[", section, flags=re.MULTILINE)
+        assert report.arrays[f"{record['key']}/flipped"].mean() == record["flip"]
+    assert "other norms than L∞ and L2" in report.markdown
 
 
 def test_the_page_shows_attacks_and_every_check_that_did_not_pass(report: Report) -> None:
@@ -472,6 +486,8 @@ def refused(tmp_path: Path) -> Callable[..., str]:
         (["--views", "0,2"], "--views: must be distinct, each in 0..1, got (0, 2)"),
         (["--views", "-1"], "--views: must be in [0, 99], got -1"),
         (["--views", "one"], "--views: must be numbers such as 0,1, got 'one'"),
+        (["--l2", "nan"], "--l2: must be in (0, 1], got nan"),
+        (["--l2", "-0.1"], "--l2: must be in (0, 1], got -0.1"),
         (["--part", "train"], "--part: must be one of tune, score, got 'train'"),
         (["--certify", "0"], "--certify: must be in (0, 100], got 0.0"),
         (["--samples", "1"], "--samples: must be in [2, 1000000000], got 1"),

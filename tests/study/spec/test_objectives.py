@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from study.spec.objectives import known_metrics, objection
+from study.spec.objectives import known_metrics, objection, without_probe
 from trainables.attack_trial import AttackTrial
 from trainables.config import AttackTrialConfig, TrialConfig
 from trainables.trial import Trial
@@ -40,6 +40,7 @@ def scores(report: dict[str, Any]) -> set[str]:
     [
         {},
         {"evaluation": {**BUDGET, "further_attacks": ["square"]}},
+        {"evaluation": {**BUDGET, "further_attacks": ["apgd_l2", "view_replaced", "view_dropped"]}},
         {"protocol": "official"},
     ],
 )
@@ -50,6 +51,14 @@ def test_known_metrics_are_in_the_last_report_of_a_model_trial(changes: dict[str
     assert known <= found
     # What an attack found that met survivors only, and what it cost, nobody would optimise.
     assert {name for name in found - known if not name.endswith("/new") and not name.startswith("cost/")} == set()
+
+
+def test_no_pruner_knows_other_threats_before_the_last_round() -> None:
+    config = trial_config(evaluation={**BUDGET, "further_attacks": ["view_dropped"]})
+    assert "view_dropped/acc" in known_metrics(config)
+    assert "view_replaced/acc" not in known_metrics(config)
+    assert without_probe(config, "view_dropped/acc")
+    assert not without_probe(config, "robust/acc")
 
 
 def test_known_metrics_are_in_the_last_report_of_an_attacker_trial(tmp_path: Path) -> None:

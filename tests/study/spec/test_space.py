@@ -116,6 +116,11 @@ def test_build_trial_gives_the_config_or_the_faults() -> None:
     assert isinstance(config, TrialConfig)
     assert config.model.train_eps == 0.1
     assert faults == []
+    config, faults = build_trial(TrialConfig, TRIAL, {"model.train_eps": [0.1, 0.2]})
+    assert faults == []
+    assert config.model.train_eps == (0.1, 0.2)
+    _, faults = build_trial(TrialConfig, TRIAL, {"model.train_eps": [0.1, "x"]})
+    assert [str(fault) for fault in faults] == ["model.train_eps[1]: must be a number, got 'x'"]
     config, faults = build_trial(TrialConfig, TRIAL, {"model.train_eps": 2, "epochs": True})
     assert config is None
     assert str(faults[0]) == "model.train_eps: must be in (0, 1], got 2.0"

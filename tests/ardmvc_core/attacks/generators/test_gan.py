@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.generators.gan import (
     FittedGAN,
     GANConfig,
@@ -27,6 +26,7 @@ from ardmvc_core.attacks.generators.gan import (
 from ardmvc_core.attacks.generators.gan_networks import Discriminator, Generator, initialise_normal
 from ardmvc_core.attacks.objectives.shifts import complementarity_shift, consistency_shift
 from ardmvc_core.attacks.searches.pgd import frozen
+from ardmvc_core.attacks.threat import Threat
 from ardmvc_core.models.comvc import CoMVCConfig
 from ardmvc_core.models.simvc import build
 
@@ -51,7 +51,7 @@ def published(golden):
     views = tuple(torch.from_numpy(file[f"view{v}"]).double() for v in range(2))
     shapes = tuple(tuple(view.shape[1:]) for view in views)
     target = state(weights, "cnn/state/", lambda name: name.replace("clustering_module.", "head."))
-    budget = AttackBudget(eps=float(file["perturbation_eps"]), bounds=tuple(file["box"].tolist()))
+    budget = Threat(eps=float(file["perturbation_eps"]), bounds=tuple(file["box"].tolist()))
 
     def make(variant):
         model = build(CoMVCConfig(encoder="cnn_small"), shapes, int(weights["cnn/n_clusters"])).double()
@@ -185,7 +185,7 @@ def test_game_losses_by_hand():
 
 def test_norm_terms_by_hand():
     moves = (torch.tensor([[0.3, 0.4], [0.0, 0.0]]), torch.tensor([[0.6, 0.8], [0.6, 0.8]]))  # lengths ½, 0 and 1, 1
-    budget = AttackBudget(eps=0.2)
+    budget = Threat(eps=0.2)
     hinge = GANConfig(norm_budget=0.09)
     assert norm_term(moves, hinge, budget).item() == pytest.approx((0.25 - 0.09) / 2 + (1 - 0.09))
     # Without a bound of its own, it is ε² times two values: 0.08.
@@ -196,7 +196,7 @@ def test_norm_terms_by_hand():
 
 def test_outputs_become_perturbations_in_the_ball():
     outputs = (torch.tensor([[-1.0, 0.1, 0.5]]), torch.tensor([[1.0, 0.5, 0.0]]))
-    budget = AttackBudget(eps=(0.2, 0.4), attacked_views=(0,))
+    budget = Threat(eps=(0.2, 0.4), attacked_views=(0,))
     scaled = perturbations(outputs, GANConfig(output="tanh"), budget)
     torch.testing.assert_close(scaled[0], torch.tensor([[-0.2, 0.02, 0.1]]))
     cut = perturbations(outputs, GANConfig(output="clamp"), budget)
@@ -309,7 +309,7 @@ def seeded(seed=5):
 def test_fitted_generator_crosses_the_boundary(attackable):
     model, views = attackable
     config = GANConfig(epochs=15, learning_rate=3e-3, batch_size=10, mu_com=0.0)
-    gan = fit_gan(config, AttackBudget(eps=0.15), model, views, seeded())
+    gan = fit_gan(config, Threat(eps=0.15), model, views, seeded())
     before, after = model(views).logits.argmax(1), model(gan(model, views)).logits.argmax(1)
     assert before.tolist() == [1] * 20
     assert (before != after).float().mean() > 0.9
@@ -320,7 +320,7 @@ def test_fitted_generator_crosses_the_boundary(attackable):
 def trainer(attackable, **fields):
     model, views = attackable
     config = GANConfig(**{"epochs": 4, "batch_size": 8, "decay_share": 0.5, **fields})
-    return GANTrainer(config, AttackBudget(eps=0.1), model, views, seeded())
+    return GANTrainer(config, Threat(eps=0.1), model, views, seeded())
 
 
 def test_stop_and_go_on_is_exact(attackable):
@@ -388,7 +388,7 @@ def test_fitting_leaves_the_global_stream_alone(attackable):
 def test_a_single_sample_is_refused(attackable):
     model, views = attackable
     with pytest.raises(ValueError, match="at least 2 samples"):
-        GANTrainer(GANConfig(), AttackBudget(eps=0.1), model, tuple(view[:1] for view in views), seeded())
+        GANTrainer(GANConfig(), Threat(eps=0.1), model, tuple(view[:1] for view in views), seeded())
 
 
 @pytest.mark.parametrize(("output", "share"), [("tanh", 0.5), ("clamp", 0.75)])
@@ -397,6 +397,6 @@ def test_saturation_by_hand(output, share):
         def forward(self, views):
             return (torch.tensor([[0.995, -1.0, 0.5, 0.0]]).expand(len(views[0]), 4), views[1])
 
-    budget = AttackBudget(eps=0.3, attacked_views=(0,))
+    budget = Threat(eps=0.3, attacked_views=(0,))
     gan = FittedGAN(Fixed(), GANConfig(output=output), budget)
     assert gan.saturation((torch.rand(3, 4), torch.ones(3, 2))) == share

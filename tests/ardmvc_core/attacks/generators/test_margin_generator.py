@@ -4,9 +4,9 @@ import pytest
 import torch
 from planted_models import planted
 
-from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.generators.margin_generator import MarginGeneratorConfig, fit_margin_generator
 from ardmvc_core.attacks.objectives.clean_reference import clean_reference
+from ardmvc_core.attacks.threat import Threat
 
 
 def test_it_breaks_samples_that_it_was_not_fitted_on():
@@ -15,7 +15,7 @@ def test_it_breaks_samples_that_it_was_not_fitted_on():
     attacker, held_out = (tuple(view[part] for view in views) for part in (slice(0, 400), slice(400, 600)))
     distance = model.distance(held_out)
     eps = 2 * float(distance.median())
-    budget = AttackBudget(eps=eps, attacked_views=(0,))
+    budget = Threat(eps=eps, attacked_views=(0,))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     fitted = fit_margin_generator(
         MarginGeneratorConfig(epochs=200), budget, model, attacker, torch.Generator().manual_seed(0)
@@ -32,7 +32,7 @@ def test_it_breaks_samples_that_it_was_not_fitted_on():
 
 def test_equal_streams_give_equal_generators_and_others_do_not():
     model, views = planted(n=60)
-    budget, config = AttackBudget(eps=0.1), MarginGeneratorConfig(epochs=2)
+    budget, config = Threat(eps=0.1), MarginGeneratorConfig(epochs=2)
     first, again, other = (
         fit_margin_generator(config, budget, model, views, torch.Generator().manual_seed(seed))(model, views)
         for seed in (0, 0, 1)
@@ -43,7 +43,7 @@ def test_equal_streams_give_equal_generators_and_others_do_not():
 
 def test_views_that_may_not_move_do_not():
     model, views = planted(n=40)
-    budget = AttackBudget(eps=0.1, attacked_views=(1,))
+    budget = Threat(eps=0.1, attacked_views=(1,))
     fitted = fit_margin_generator(MarginGeneratorConfig(epochs=1), budget, model, views, torch.Generator())
     assert torch.equal(fitted(model, views)[0], views[0])
 
@@ -64,4 +64,4 @@ def test_bad_settings_are_refused(settings, message):
 def test_one_sample_is_too_few():
     model, views = planted(n=1)
     with pytest.raises(ValueError, match="at least 2 samples to fit a generator, got 1"):
-        fit_margin_generator(MarginGeneratorConfig(), AttackBudget(eps=0.1), model, views, torch.Generator())
+        fit_margin_generator(MarginGeneratorConfig(), Threat(eps=0.1), model, views, torch.Generator())

@@ -5,9 +5,9 @@ import torch
 from planted_models import LinearModel, planted
 from torch import nn
 
-from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.objectives.clean_reference import clean_reference
 from ardmvc_core.attacks.searches.ray_search import ray_search
+from ardmvc_core.attacks.threat import Threat
 from ardmvc_core.types import ModelOutput
 
 
@@ -36,7 +36,7 @@ def test_a_linear_model_of_two_clusters_is_broken_exactly_where_it_can_be(sizes)
     model, views = planted(sizes=sizes)
     distance = model.distance(views)
     eps = float(distance.median())
-    found = run(model, views, AttackBudget(eps=eps))
+    found = run(model, views, Threat(eps=eps))
     assert not found.flipped[distance > eps * 1.0001].any()
     assert found.flipped[distance < eps * 0.99].all()
     # Where the box does not interfere, the radius is the exact distance in budgets.
@@ -49,7 +49,7 @@ def test_a_sample_beyond_the_budget_is_given_its_radius():
     # Cluster 1 where x0 + x1 > 0.5, which the second sample leaves with x0 at the bound 0 and x1 lowered by 0.11.
     model = LinearModel(torch.tensor([[0.0, 0.0], [1.0, 1.0]]), bias=torch.tensor([0.5, 0.0]))
     views = (torch.tensor([[0.05, 0.59], [0.05, 0.61]]),)
-    found = run(model, views, AttackBudget(eps=0.1), queries=100)
+    found = run(model, views, Threat(eps=0.1), queries=100)
     assert float(found.best_loss[1]) == pytest.approx(-1.1, abs=3e-3)
 
 
@@ -58,7 +58,7 @@ def test_what_is_claimed_is_what_the_model_says_about_the_returned_views(queries
     model, views = planted(n_clusters=4)
     reference = clean_reference(model, views, 256)
     eps = float(model.distance(views).median())
-    found = run(model, views, AttackBudget(eps=eps), queries=queries)
+    found = run(model, views, Threat(eps=eps), queries=queries)
     assert torch.equal(model(found.views).logits.argmax(1) != reference.clusters, found.flipped)
     assert torch.equal(found.best_loss >= -1, found.flipped)
     for clean, attacked in zip(views, found.views, strict=True):
@@ -70,7 +70,7 @@ def test_a_sample_is_asked_about_no_more_than_allowed_and_not_after_its_flip():
     model, views = planted()
     reference = clean_reference(model, views, 256)
     victim = OnlyAssignments(lambda views: model(views).logits.argmax(1))
-    budget = AttackBudget(eps=float(model.distance(views).median()))
+    budget = Threat(eps=float(model.distance(views).median()))
     found = ray_search(
         victim, views, reference, budget, queries=150, generator=torch.Generator().manual_seed(0), batch_size=7
     )
@@ -89,7 +89,7 @@ def test_only_assignments_are_looked_at():
             victim,
             views,
             reference,
-            AttackBudget(eps=eps),
+            Threat(eps=eps),
             queries=200,
             generator=torch.Generator().manual_seed(0),
             batch_size=256,
@@ -108,7 +108,7 @@ def pattern(views):
 
 
 def test_where_no_block_helps_it_starts_again_from_random_signs():
-    views, budget = (torch.full((1, 4), 0.5),), AttackBudget(eps=0.1)
+    views, budget = (torch.full((1, 4), 0.5),), Threat(eps=0.1)
     # 1 + 2 + 4 blocks and the direction itself: what the first start can look at.
     first = run(OnlyAssignments(pattern), views, budget, queries=8)
     assert first.best_loss.tolist() == [-torch.inf]
@@ -119,7 +119,7 @@ def test_where_no_block_helps_it_starts_again_from_random_signs():
 
 
 def test_the_seed_decides_the_later_starts_and_the_batch_size_nothing():
-    views, budget = (torch.full((3, 4), 0.5),), AttackBudget(eps=0.1)
+    views, budget = (torch.full((3, 4), 0.5),), Threat(eps=0.1)
     counts = [
         run(OnlyAssignments(pattern), views, budget, queries=200, seed=seed, batch_size=size).queries.tolist()
         for seed, size in ((0, 256), (0, 256), (0, 2), (1, 256), (2, 256))
@@ -132,7 +132,7 @@ def test_the_seed_decides_the_later_starts_and_the_batch_size_nothing():
 def test_a_model_that_never_changes_its_mind_survives(shape):
     constant = OnlyAssignments(lambda views: torch.zeros(len(views[0]), dtype=torch.int64))
     views = (torch.full((2, *shape), 0.9), torch.full((2, 2), 0.1))
-    found = run(constant, views, AttackBudget(eps=0.2), queries=120)
+    found = run(constant, views, Threat(eps=0.2), queries=120)
     assert not found.flipped.any()
     assert found.best_loss.tolist() == [-torch.inf] * 2
     assert found.queries.tolist() == [120, 120]
@@ -143,7 +143,7 @@ def test_a_model_that_never_changes_its_mind_survives(shape):
 def test_the_arguments_are_left_alone():
     model, views = planted()
     before = tuple(view.clone() for view in views)
-    run(model, views, AttackBudget(eps=0.1), queries=20)
+    run(model, views, Threat(eps=0.1), queries=20)
     assert all(torch.equal(a, b) for a, b in zip(views, before, strict=True))
 
 
@@ -151,4 +151,4 @@ def test_the_arguments_are_left_alone():
 def test_limits_must_be_positive(limit):
     model, views = planted()
     with pytest.raises(ValueError, match=f"{limit} must be ≥ 1, got 0"):
-        run(model, views, AttackBudget(eps=0.1), **{limit: 0})
+        run(model, views, Threat(eps=0.1), **{limit: 0})

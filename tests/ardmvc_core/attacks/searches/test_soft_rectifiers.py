@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.searches.soft_rectifiers import soft_rectifiers
 from ardmvc_core.attacks.suite import run_suite
+from ardmvc_core.attacks.threat import Threat
 from ardmvc_core.types import ModelOutput
 
 WIDTH = 64
@@ -63,7 +63,7 @@ def test_a_unit_that_is_off_on_clean_samples_is_turned_on_where_the_ball_allows_
     x -= (missing / WIDTH)[:, None]
     views = (x[:, :20], x[:, 20:])
     model = DeadUnit(threshold=0.5 * WIDTH)
-    result = run_suite(model, views, AttackBudget(eps=EPS), tier="tune")
+    result = run_suite(model, views, Threat(eps=EPS), tier="tune")
     found = {record.key: int(record.flipped.sum()) for record in result.records}
     assert result.flipped.tolist() == [True, True, True, False, False]
     assert found.pop("apgd_soft_margin") == 3

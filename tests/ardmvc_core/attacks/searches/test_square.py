@@ -5,10 +5,10 @@ import torch
 from planted_models import image_and_vector, planted
 from torch import nn
 
-from ardmvc_core.attacks.budget import AttackBudget
 from ardmvc_core.attacks.objectives.clean_reference import clean_reference
 from ardmvc_core.attacks.objectives.per_sample import margin
 from ardmvc_core.attacks.searches.square import share_at, square
+from ardmvc_core.attacks.threat import Threat
 from ardmvc_core.types import ModelOutput
 
 
@@ -72,7 +72,7 @@ def test_a_linear_model_of_two_clusters_is_broken_exactly_where_it_can_be(sizes)
     model, views = planted(sizes=sizes)
     distance = model.distance(views)
     eps = float(distance.median())
-    flipped = run(model, views, AttackBudget(eps=eps)).flipped
+    flipped = run(model, views, Threat(eps=eps)).flipped
     assert not flipped[distance > eps * 1.0001].any()
     assert flipped[distance < eps * 0.97].all()
 
@@ -80,7 +80,7 @@ def test_a_linear_model_of_two_clusters_is_broken_exactly_where_it_can_be(sizes)
 def test_what_is_claimed_is_what_the_model_says_about_the_returned_views():
     model, views = planted(n_clusters=4)
     reference = clean_reference(model, views, 256)
-    found = run(model, views, AttackBudget(eps=float(model.distance(views).median())), queries=100)
+    found = run(model, views, Threat(eps=float(model.distance(views).median())), queries=100)
     output = model(found.views)
     assert torch.equal(output.logits.argmax(1) != reference.clusters, found.flipped)
     torch.testing.assert_close(margin(output, reference), found.best_loss)
@@ -91,7 +91,7 @@ def test_a_sample_is_asked_about_no_more_than_allowed_and_not_after_its_flip():
     model, views = planted()
     reference = clean_reference(model, views, 256)
     counting = Counting(model)
-    budget = AttackBudget(eps=float(model.distance(views).median()))
+    budget = Threat(eps=float(model.distance(views).median()))
     found = square(
         counting, views, reference, budget, queries=30, generator=torch.Generator().manual_seed(0), batch_size=7
     )
@@ -103,13 +103,13 @@ def test_a_sample_is_asked_about_no_more_than_allowed_and_not_after_its_flip():
 
 def test_more_queries_are_not_needed_where_one_is_enough():
     model, views = planted()
-    found = run(model, views, AttackBudget(eps=1.0), queries=1)
+    found = run(model, views, Threat(eps=1.0), queries=1)
     assert (found.queries == 1).all()
 
 
 def test_a_seed_decides_and_the_batch_size_does_not():
     model, views = image_and_vector()
-    budget = AttackBudget(eps=0.03)
+    budget = Threat(eps=0.03)
     first, again, cut = (run(model, views, budget, queries=60, batch_size=size) for size in (256, 256, 5))
     other = run(model, views, budget, queries=60, seed=1)
     for same in (again, cut):
@@ -120,7 +120,7 @@ def test_a_seed_decides_and_the_batch_size_does_not():
 
 def test_no_gradient_is_needed():
     model, views = planted()
-    budget = AttackBudget(eps=float(model.distance(views).median()))
+    budget = Threat(eps=float(model.distance(views).median()))
     plain, masked = run(model, views, budget), run(WithoutGradient(model), views, budget)
     assert torch.equal(plain.flipped, masked.flipped)
     assert torch.equal(plain.queries, masked.queries)
@@ -129,14 +129,14 @@ def test_no_gradient_is_needed():
 def test_the_arguments_are_left_alone():
     model, views = planted()
     before = tuple(view.clone() for view in views)
-    run(model, views, AttackBudget(eps=0.1), queries=20)
+    run(model, views, Threat(eps=0.1), queries=20)
     assert all(torch.equal(a, b) for a, b in zip(views, before, strict=True))
 
 
 def test_the_first_point_is_stripes_and_the_next_a_square_in_one_view():
     model = Recorder()
     views = (torch.full((600, 3, 10, 10), 0.5), torch.full((600, 100), 0.5))
-    run(model, views, AttackBudget(eps=0.25), queries=2, batch_size=1000)
+    run(model, views, Threat(eps=0.25), queries=2, batch_size=1000)
     stripes, moved = model.seen[1], model.seen[2]
     assert torch.equal((stripes[0] - 0.5).abs(), torch.full_like(views[0], 0.25))
     assert torch.equal(stripes[0], stripes[0][:, :, :1].expand_as(views[0]))
@@ -162,7 +162,7 @@ def test_no_query_is_spent_on_a_point_that_is_known():
     # Two values, one view: after the stripes every later square covers one value or both, and must change something.
     model = Recorder()
     views = (torch.full((200, 2), 0.5),)
-    run(model, views, AttackBudget(eps=0.25), queries=20, batch_size=1000)
+    run(model, views, Threat(eps=0.25), queries=20, batch_size=1000)
     first, *later = model.seen[1:]
     assert all((other[0] != first[0]).any(1).all() for other in later)
 
@@ -171,4 +171,4 @@ def test_no_query_is_spent_on_a_point_that_is_known():
 def test_limits_must_be_positive(limit):
     model, views = planted()
     with pytest.raises(ValueError, match=f"{limit} must be ≥ 1, got 0"):
-        run(model, views, AttackBudget(eps=0.1), **{limit: 0})
+        run(model, views, Threat(eps=0.1), **{limit: 0})
