@@ -41,7 +41,9 @@ class Shower:
         found = entries(records, ROWS, columns_of(given, records), protocols, self._absent, self._seeds)
         table, checked = Table(found, given.ci), claims(found)
         self.failed = any(record.state == "FAIL" and cell in self._asked for cell, record in newest(records).items())
-        print(terminal(table))
+        # What was run before is in the files; here stand the rows that were asked for.
+        asked = [entry for entry in found if entry.cell.model in (given.models or ROWS)]
+        print(terminal(Table(asked, given.ci)))
         print("\nThe paper's claims on these numbers:", *claim_lines(checked), sep="\n  ")
         name = study_name(given.scale, given.protocol, self._seeds)
         folder = given.output or Path(given.storage) / name

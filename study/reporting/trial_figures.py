@@ -49,12 +49,20 @@ def read_checkpoint(checkpoint: str | None, name: str) -> bytes | None:
 
 def trial_figures(record: TrialRecord, arrays: Arrays) -> dict[str, Figure]:
     """Every figure of one trial that its last evaluation allows, by file name without suffix."""
-    title = f"Trial {record.number}"
+    title = f"Trial {record.number}{_eps(record.config)}"
     found = {
         "confusion": confusion_figure(arrays, title),
         "pictures": example_pictures(arrays, title),
     }
     return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def _eps(config: Mapping[str, Any]) -> str:
+    """` at ε 0.1`, of the evaluation; empty where a config of an earlier version has none."""
+    eps = config.get("evaluation", {}).get("eps")
+    if eps is None:
+        return ""
+    return f" at ε {', '.join(f'{radius:g}' for radius in (eps if isinstance(eps, list | tuple) else [eps]))}"
 
 
 def strongest_attack(arrays: Arrays) -> str | None:
@@ -72,12 +80,14 @@ def strongest_attack(arrays: Arrays) -> str | None:
 
 
 def confusion_figure(arrays: Arrays, title: str = "") -> Figure | None:
-    """Classes against clusters on clean views and under the strongest attack; clusters ordered by the clean map.
+    """Classes against clusters on clean views and in the worst case over all attacks, or under the strongest attack
+    where no worst case is known (official protocol); clusters ordered by the clean map.
 
-    Args: arrays: `confusion/class_clean`, `confusion/class_<attack>`: (classes, clusters) counts.
+    Args: arrays: `confusion/class_clean`, `confusion/class_<robust or attack>`: (classes, clusters) counts.
     """
     attack = strongest_attack(arrays)
-    tables = {"clean": arrays.get("confusion/class_clean"), f"under {attack}": arrays.get(f"confusion/class_{attack}")}
+    worst = ("worst case", "robust") if "confusion/class_robust" in arrays else (f"under {attack}", attack)
+    tables = {name: arrays.get(f"confusion/class_{key}") for name, key in (("clean", "clean"), worst)}
     present = {name: np.asarray(table) for name, table in tables.items() if table is not None}
     if not present:
         return None

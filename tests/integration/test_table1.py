@@ -175,6 +175,11 @@ def test_show_prints_what_there_is_and_starts_nothing(
     assert "SEM on NoisyDigits: not run" in shown
     assert "SiMVC on NoisyDigits" not in shown
     assert records_of(folder) == before
+    assert main([*flags, *sets, "--models", "simvc"]) == 0
+    one_row = capsys.readouterr().out
+    assert any(line.startswith("CoMVC") for line in shown.splitlines())
+    assert any(line.startswith("SiMVC") for line in one_row.splitlines())
+    assert not any(line.startswith(("CoMVC", "InfoDDC", "SEM")) for line in one_row.splitlines())
 
 
 Refused = Callable[..., str]

@@ -156,6 +156,13 @@ def test_confusion_puts_what_is_right_on_the_diagonal() -> None:
     assert_readable(figure)
 
 
+def test_confusion_shows_the_worst_case_where_it_is_known() -> None:
+    worst = {**arrays(), "clusters/robust": arrays()["clusters/gan"], "confusion/class_robust": np.eye(5, dtype=int)}
+    figure = confusion_figure(worst, "Trial 3 at ε 0.1")
+    assert figure is not None
+    assert [axes.get_title() for axes in figure.axes] == ["clean, 100 samples", "worst case, 5 samples"]
+
+
 def test_the_attack_that_moves_most_is_shown() -> None:
     assert strongest_attack(arrays()) == "gan"
     only_probe = {"clusters/clean": np.array([0, 1]), "clusters/probe": np.array([0, 0])}
