@@ -60,7 +60,8 @@ def _run(given: argparse.Namespace) -> int:
         raise SpecError(
             [f"--once: the score part of {given.study!r} has been used {len(uses)} times: {', '.join(uses)}"]
         )
-    if only_planned(spec, given, "confirm"):
+    ran_on = {f"baselines[{number}]": ledger.contents_of(record) for number, record in enumerate(chosen)}
+    if only_planned(spec, given, "confirm", contents=ran_on):
         return 0
 
     from study.reporting.confirmation import show_confirmation

@@ -23,9 +23,9 @@ from study.ranking.label_free import feasible
 from study.ranking.ranking import main_budget
 from study.records import TrialRecord
 from study.reporting.text import markdown_table
-from trainables.building import load_model, pick_device, saved_config
-from trainables.config import TrialConfig
+from trainables.building import load_model, pick_device
 from trainables.data_parts import cached_parts
+from trainables.saved_trial import saved_facts
 from trainables.storage import below, read_file, write_file
 
 TRUTH_FILE = "unblinded.json"
@@ -91,7 +91,8 @@ def stored_truths(folder: str) -> dict[int, dict[str, Any]]:
 
 
 def _score(checkpoint: str, number: int) -> dict[str, float]:
-    config: TrialConfig = saved_config(checkpoint)
+    facts = saved_facts(checkpoint)
+    config = facts.config
     device = pick_device("auto")
     parts = cached_parts(config.dataset, "strict")
     tune, score = parts["tune"].data.to(device), parts["score"].data.to(device)
@@ -99,7 +100,7 @@ def _score(checkpoint: str, number: int) -> dict[str, float]:
     budget = budget.resolve(config.dataset.name, len(score.views))
     rows = []
     for repeat in range(config.repeats):
-        model, _ = load_model(checkpoint, device, repeat)
+        model, _ = load_model(checkpoint, device, repeat, facts)
         values = evaluate_suite(model, score, None, budget).evaluation.values
         loss = clean_clustering_loss(model, tune.views, config.batch_size)
         rows.append((values["robust/acc"], values["clean/acc"], loss, _own_silhouette(model, tune, budget.seed)))
