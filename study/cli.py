@@ -48,7 +48,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="shows what would run and how long; refuses what the run would refuse; writes nothing",
+        help="shows what would run, and how long, or why it would not; writes nothing",
     )
     parser.add_argument("--takeover", action="store_true", help="takes a study over from a driver that is gone")
     parser.add_argument("--debug", action="store_true", help="tracebacks and debug messages")

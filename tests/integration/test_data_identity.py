@@ -174,7 +174,7 @@ def test_idx_files_under_another_root_go_on_and_others_are_refused(tmp_path: Pat
     moved = {**trial, "epochs": 1, "dataset": {"name": "noisy_mnist", "root": str(tmp_path / "b")}}
     Trial(TrialConfig.model_validate(moved)).load(checkpoint)
     moved["dataset"]["root"] = str(changed)
-    with pytest.raises(ValueError, match="was written by a trial on other data .part train: [0-9a-f]{16} → "):
+    with pytest.raises(ValueError, match=r"by a trial on other data \(part train: [0-9a-f]{16} → "):
         Trial(TrialConfig.model_validate(moved)).load(checkpoint)
 
 
