@@ -69,7 +69,6 @@ class TrialConfig(BaseModel):
         "repeats": "trials averaged over different numbers of seeds cannot be compared",
         "device": _PLACE,
         "dataset.root": _PLACE,
-        "dataset.path": _PLACE,
         "dataset": "it is what trials are measured on, and other samples are another ruler",
     }
     """Dotted path (with all below it) that a search may not touch → why. A baseline may name a data set."""
