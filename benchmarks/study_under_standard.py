@@ -15,8 +15,9 @@ import torch
 
 import study
 from ardmvc_core.evaluation.worst_case import evaluate_suite
-from trainables.building import load_model, saved_config
+from trainables.building import load_model
 from trainables.data_parts import cached_parts
+from trainables.saved_trial import saved_facts
 from trainables.surrogates import COUNTS, train_surrogates
 
 METRIC = "robust/acc"
@@ -24,14 +25,15 @@ METRIC = "robust/acc"
 
 def seeds_under_standard(checkpoint: str) -> list[float]:
     """Robust ACC of each seed's model on the samples that the trial was scored on."""
-    config = saved_config(checkpoint)
+    facts = saved_facts(checkpoint)
+    config = facts.config
     parts = {name: part.data for name, part in cached_parts(config.dataset, "strict").items()}
     budget = replace(config.evaluation, tier="standard").resolve(config.dataset.name, len(parts["tune"].views))
     trained = train_surrogates(config, parts["attacker"], COUNTS["standard"], seed=budget.seed)
     surrogates = [one.model for one in trained if not one.failure]
     found = []
     for repeat in range(config.repeats):
-        model, _ = load_model(checkpoint, torch.device("cpu"), repeat, config)
+        model, _ = load_model(checkpoint, torch.device("cpu"), repeat, facts)
         suite = evaluate_suite(model, parts["tune"], parts["attacker"].views, budget, surrogates=surrogates)
         found.append(suite.evaluation.values[METRIC])
     return found

@@ -13,6 +13,7 @@ from study.spec.faults import listing, shortened
 from study.spec.yaml_file import SpecError
 
 if TYPE_CHECKING:
+    from study.database.identity import Contents
     from study.spec.study_spec import StudySpec
 
 MOST_SEEDS = 100
@@ -44,7 +45,11 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         help="replaces one value of the study, such as trial.epochs=3; may be given again",
     )
     parser.add_argument("--address", metavar="A", help="a running Ray cluster; without it Ray starts on this machine")
-    parser.add_argument("--dry-run", action="store_true", help="shows what would run, starts and creates nothing")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="shows what would run, and how long, or why it would not; writes nothing",
+    )
     parser.add_argument("--takeover", action="store_true", help="takes a study over from a driver that is gone")
     parser.add_argument("--debug", action="store_true", help="tracebacks and debug messages")
 
@@ -73,21 +78,32 @@ def exit_code_of(run: Callable[[argparse.Namespace], int], given: argparse.Names
         return refuse(UserError(fault), debug=given.debug)
 
 
-def only_planned(spec: "StudySpec", given: argparse.Namespace, label: str, *, as_json: bool = False) -> bool:
+def only_planned(
+    spec: "StudySpec",
+    given: argparse.Namespace,
+    label: str,
+    *,
+    as_json: bool = False,
+    contents: "Contents | None" = None,
+    warm_start: str | None = None,
+) -> bool:
     """Looks whether the study could run here, and with --dry-run shows what would.
 
-    Args: given: flags of `add_run_flags`. label: what faults begin with. as_json: of what is shown.
+    Args: given: flags of `add_run_flags`. label: what faults begin with. as_json: of what is shown. contents: what the
+        data must hold. warm_start: as of `run_study`.
     Returns: whether that was all that was asked for.
-    Raises: SpecError with what is missing here.
+    Raises: SpecError with what is missing here; with --dry-run StudyRefused where `run_planned` would raise it.
     """
     from study.planning.preflight import environment_faults
 
-    if faults := environment_faults(spec, cluster=given.address is not None):
+    if faults := environment_faults(spec, cluster=given.address is not None, contents=contents):
         raise SpecError([f"{label}: {fault}" for fault in faults])
     if given.dry_run:
+        from study.driver.run import look
         from study.planning.dry_run import dry_run
 
-        print(dry_run(spec, as_json=as_json))
+        records = look(spec, address=given.address, takeover=given.takeover, warm_start=warm_start)
+        print(dry_run(spec, records, as_json=as_json, here=given.address is None))
     return bool(given.dry_run)
 
 

@@ -63,7 +63,8 @@ def _run(given: argparse.Namespace) -> int:
     if given.once and (uses := [use for use in _uses(ledger, parts) if use != spec.name]):
         times = f"{len(uses)} time{'s' * (len(uses) != 1)}"
         raise SpecError([f"--once: the score part of {given.study!r} has been used {times}: {', '.join(uses)}"])
-    if only_planned(spec, given, "confirm"):
+    ran_on = {f"baselines[{number}]": ledger.contents_of(record) for number, record in enumerate(chosen)}
+    if only_planned(spec, given, "confirm", contents=ran_on):
         return 0
 
     from study.reporting.confirmation import show_confirmation

@@ -28,6 +28,11 @@ def parser() -> argparse.ArgumentParser:
         "its id); a registered model (models:/NAME/VERSION)",
     )
     _add_threat_flags(result)
+    result.add_argument(
+        "--data",
+        metavar="PLACE",
+        help="where the data lie now, the file or the folder; default: where it read them",
+    )
     result.add_argument("--out", metavar="FOLDER", help="default: evaluations/ in the storage folder")
     _add_depth_flags(result)
     result.add_argument(

@@ -8,6 +8,13 @@ State = Literal["WAITING", "RUNNING", "COMPLETE", "PRUNED", "FAIL"]
 FINISHED: frozenset[str] = frozenset({"COMPLETE", "PRUNED", "FAIL"})
 
 
+def duration(seconds: float) -> str:
+    """A time for people: `45 s`, `12 min`, `3.4 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+
+
 @dataclass(frozen=True)
 class Goal:
     """What a study optimises: a metric's name, and "max" or "min"."""

@@ -35,9 +35,10 @@ def _run(arguments: argparse.Namespace) -> int:
     from study.spec.study_spec import checked_spec
 
     spec = checked_spec(label, raw, arguments.sets, arguments.trials)
-    if only_planned(spec, arguments, label, as_json=arguments.json_output):
+    warm_start, as_json = arguments.warm_start, arguments.json_output
+    if only_planned(spec, arguments, label, as_json=as_json, warm_start=warm_start):
         return 0
-    return run_planned(spec, arguments, warm_start=arguments.warm_start, json_output=arguments.json_output)
+    return run_planned(spec, arguments, warm_start=warm_start, json_output=as_json)
 
 
 if __name__ == "__main__":

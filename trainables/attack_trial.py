@@ -22,6 +22,7 @@ from trainables.saved_trial import (
     STATE_FILE,
     check_weights,
     parsing,
+    saved_facts,
     saved_progress,
     saved_state,
     unchanged_if_refused,
@@ -35,7 +36,8 @@ class AttackTrial:
     def __init__(self, config: AttackTrialConfig) -> None:
         """Raises: ValueError, or its child DataError, if the saved model or its data cannot be had."""
         self.device = pick_device(config.device)
-        self.model, self.target = load_model(config.checkpoint, self.device)
+        facts = saved_facts(config.checkpoint, config.data)
+        self.model, self.target = load_model(config.checkpoint, self.device, facts=facts)
         self.config = config = config.against(self.target)
         parts = cached_parts(self.target.dataset, "strict")
         self.scored = parts["tune"].data.to(self.device)

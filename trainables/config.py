@@ -29,11 +29,15 @@ def protocols_of(protocol: Literal["strict", "official", "both"]) -> tuple[Proto
     return ("strict", "official") if protocol == "both" else (protocol,)
 
 
+PLACES = ("device", "data", "dataset.root", "dataset.path")
+"""Dotted paths of a trial that say only where it runs, and where its data lie: data are known by their content."""
+
+
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial's config as JSON without what says only where it runs: the device and the folder of the data."""
-    found = {key: value for key, value in config.items() if key != "device"}
+    """A trial's config as JSON without `PLACES`."""
+    found = {key: value for key, value in config.items() if key not in PLACES}
     if "dataset" in found:
-        found["dataset"] = {key: value for key, value in found["dataset"].items() if key != "root"}
+        found["dataset"] = {key: value for key, value in found["dataset"].items() if f"dataset.{key}" not in PLACES}
     return found
 
 
@@ -161,6 +165,7 @@ class AttackTrialConfig(BaseModel):
         "evaluation": _BUDGET,
         "attack.eps": _BUDGET,
         "checkpoint": "attackers are compared on one saved model",
+        "data": _PLACE,
         "evaluate_every": "rounds of different length cannot be compared or pruned against each other",
         "seed": "a search over seeds selects luck",
         "device": _PLACE,
@@ -173,6 +178,8 @@ class AttackTrialConfig(BaseModel):
     """`auto` takes the GPU that the trial was given, and the CPU where there is none."""
     checkpoint: str = Field(min_length=1)
     """Folder of a model trial's checkpoint: holds the weights and the trial's config, and with it the data set."""
+    data: str | None = None
+    """Where the model's data lie now, the file or the folder; None: where its trial has read them."""
     attack: GANConfig = GANConfig()
     """Losses, weights μ1 μ2 μ3 and training of the generators."""
     evaluation: EvalBudget = EvalBudget()

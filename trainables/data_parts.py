@@ -1,5 +1,6 @@
 """Data sets in parts, read once a process: from where the driver has put them, else from their files."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -35,11 +36,26 @@ def cached_parts(config: DatasetConfig, protocol: Protocol) -> Parts:
     return _kept[key]
 
 
+def content_of(parts: Parts) -> str:
+    """Digest of the content of all parts of a data set under one protocol, 16 hex digits."""
+    text = "\n".join(f"{name} {part.digest}" for name, part in sorted(parts.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def other_parts(stored: Mapping[str, str], found: Mapping[str, str]) -> str:
+    """How the parts that are found here differ from the stored ones: "part train: 1f… → 2a…"; empty if they do not.
+
+    Args: both: part → digest of its content; what only one of them holds is not compared.
+    """
+    changed = [name for name in stored if name in found and stored[name] != found[name]]
+    return ", ".join(f"part {name}: {stored[name][:16]} → {found[name][:16]}" for name in changed)
+
+
 def without_labels(parts: Parts) -> Parts:
     """The parts as those get to see them who must choose without labels; labels are not touched."""
     return {name: replace(part, data=locked(part.data)[0]) for name, part in parts.items()}
 
 
 def forget_parts() -> None:
-    """Frees what this process keeps."""
+    """Frees what this process keeps; files that have changed since are read anew."""
     _kept.clear()

@@ -85,16 +85,21 @@ def content_of(place: str, name: str) -> bytes:
     return content
 
 
-def saved_facts(place: str) -> SavedFacts:
+def saved_facts(place: str, data: str | None = None) -> SavedFacts:
     """What the checkpoint of a model trial (local path or URI) tells of it.
 
-    Raises: ValueError if it is none; StorageAway if the storage does not answer.
+    Args: data: where its data lie now, the file or the folder; None: where the trial has read them.
+    Raises: ValueError if it is none, or its data are read from no file; StorageAway if the storage does not answer.
     """
     content = content_of(place, CONFIG_FILE)
     with parsing(place, CONFIG_FILE):
         facts = json.loads(content)
     with parsing(place, CONFIG_FILE, "holds no config of a model trial"):
-        return SavedFacts.model_validate(_in_todays_words(facts))
+        found = SavedFacts.model_validate(_in_todays_words(facts))
+    if data is None:
+        return found
+    config = found.config.model_copy(update={"dataset": found.config.dataset.at(data)})
+    return found.model_copy(update={"config": config})
 
 
 def _in_todays_words(facts: Any) -> Any:

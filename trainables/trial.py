@@ -25,7 +25,7 @@ from ardmvc_core.selection.reference_partition import seed_agreement
 from ardmvc_core.training import NonFiniteLoss, Trainer, calibrate
 from trainables.building import build_model, pick_device
 from trainables.config import TrialConfig, identity, protocols_of
-from trainables.data_parts import cached_parts, without_labels
+from trainables.data_parts import cached_parts, other_parts, without_labels
 from trainables.reference import study_reference
 from trainables.saved_trial import (
     ARRAYS_FILE,
@@ -240,13 +240,15 @@ class Trial:
     def load(self, folder: Path) -> None:
         """Goes on from what `save` wrote, bit for bit on the same machine.
 
-        Raises: ValueError if the checkpoint is of another config, or as its child DamagedCheckpoint; the trial is then
-            what it was.
+        Raises: ValueError if the checkpoint is of another config or other data, or as its child DamagedCheckpoint; the
+            trial is then what it was.
         """
         # Read as a config first: one that was written before a field was there has its default.
-        saved = saved_facts(str(folder)).config
-        if identity(saved.model_dump(mode="json")) != identity(self.config.model_dump(mode="json")):
+        saved = saved_facts(str(folder))
+        if identity(saved.config.model_dump(mode="json")) != identity(self.config.model_dump(mode="json")):
             raise ValueError(f"the checkpoint {folder} was written by a trial with another config")
+        if changed := other_parts(saved.contents, self.part_digests):
+            raise ValueError(f"the checkpoint {folder} was written by a trial on other data ({changed})")
         state = saved_state(str(folder))
         with parsing(folder, STATE_FILE, passing=NO_MEMORY), unchanged_if_refused(*self.trainers):
             round_, seconds = saved_progress(state, self.rounds)

@@ -1,6 +1,6 @@
 """Which data set is asked for: a name in `DATASETS`, from where, and how much of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from ardmvc_core.data.dataset import MIN_SAMPLES, Source
@@ -44,6 +44,17 @@ class DatasetConfig:
     def source(self) -> Source:
         """What is known of the data set before it is read."""
         return DATASETS[self.name]
+
+    def at(self, place: str) -> "DatasetConfig":
+        """The same data set, read from another place: the file, or the folder that `root` names.
+
+        Raises: ValueError for a data set that is read from nowhere.
+        """
+        if "path" in self.source.fields:
+            return replace(self, path=place)
+        if "root" in self.source.fields:
+            return replace(self, root=place)
+        raise ValueError(f"{self.name} is read from no file, so its data lie nowhere else, got {shown(place)}")
 
     def _misplaced(self) -> list[str]:
         defaults = {"root": None, "path": None, "classes": None, "noise": DEFAULT_NOISE}

@@ -1,12 +1,14 @@
 """A user's own views from an .npz file.
 
 The file holds `view_0 … view_{V-1}` with V ≥ 2, each (N, D) or (N, C, H, W), numbers in [0, 1], row i of each the same
-sample; and `labels` (N,), integers ≥ 0 of any numbering, or `n_clusters`, one integer, or both.
+sample; and `labels` (N,), integers ≥ 0 of any numbering, or `n_clusters`, one integer, or both. Views may have another
+name before their number, and be numbered from 1 or with zeros in front (`view_01`, `X1`): see `_view_keys`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +30,10 @@ from ardmvc_core.data.reading import file_fault, fitted, one_line, read_archive,
 if TYPE_CHECKING:
     from ardmvc_core.data.config import DatasetConfig
 
-_VIEW = "view_"
+_VIEW = "view"
 _SHOWN = 12
 """Names of arrays that a message lists."""
+_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 def load_npz(config: DatasetConfig, protocol: Protocol) -> dict[str, Part]:
@@ -60,9 +63,10 @@ def _read(config: DatasetConfig) -> tuple[list[FloatArray], IndexArray | None, i
     names = arrays.keys() | unread
     if not names:
         return [], None, 0, [f"{where}: holds no arrays"]
-    if fault := _numbering_fault(names):
-        faults.append(f"{where}: {fault}")
-    views = {key: array for number in range(len(names)) if (array := arrays.get(key := f"{_VIEW}{number}")) is not None}
+    keys, fault = _view_keys(names)
+    if fault:
+        faults.append(f"{where}: {fault}, got {_some(map(one_line, sorted(names)))}")
+    views = {key: arrays[key] for key in keys if key in arrays}
     for key, view in views.items():
         faults += [f"{where}: {key} {fault}" for fault in _view_faults(view)]
     lengths = {key: len(view) for key, view in views.items() if view.ndim}
@@ -72,7 +76,7 @@ def _read(config: DatasetConfig) -> tuple[list[FloatArray], IndexArray | None, i
     n_clusters, count_fault = _n_clusters(arrays.get("n_clusters"), classes, "labels" in names, lengths)
     faults += [f"{where}: {fault}" for fault in [*label_faults, *count_fault]]
     if not faults:
-        faults += [f"{where}: {fault}" for fault in count_faults(config, len(views["view_0"]))]
+        faults += [f"{where}: {fault}" for fault in count_faults(config, len(views[keys[0]]))]
     if faults:
         return [], None, 0, fitted(faults)
     return [view.astype(np.float32) for view in views.values()], labels, n_clusters, []
@@ -88,15 +92,45 @@ def _arrays(given: str) -> tuple[Path, dict[str, NDArray[Any]], dict[str, str]]:
             return path, *read_archive(stream)
 
 
-def _numbering_fault(names: Collection[str]) -> str | None:
-    """What is wrong with the numbers of the views, in any digits that Unicode has."""
-    numbered = {name for name in names if name.startswith(_VIEW) and name.removeprefix(_VIEW).isnumeric()}
-    if len(numbered) >= 2 and numbered == {f"{_VIEW}{number}" for number in range(len(numbered))}:
-        return None
-    listed = [one_line(name) for name in sorted(names)]
-    more = [f"and {len(listed) - _SHOWN} more"] if len(listed) > _SHOWN else []
-    found = ", ".join([*listed[:_SHOWN], *more])
-    return f"at least two views are needed, numbered view_0, view_1, … without a gap, got {found}"
+def _view_keys(names: Collection[str]) -> tuple[list[str], str | None]:
+    """The names that are those of views, in order of their numbers, and what is wrong with them.
+
+    Views are the arrays called `view_<number>`, or, where there is none, the only ones that share another name before
+    their number. Names that differ in case, or in `_`, `-`, `.` and spaces before the number, are one name in two
+    spellings, so that no view is left out for its spelling. Numbers begin at 0 or 1 and have no gap: a gap is a view
+    that is missing.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        stem = _stem(name)
+        if stem != name and name not in ("labels", "n_clusters"):
+            groups.setdefault(stem.casefold().rstrip("_-. "), []).append(name)
+    candidates = {stem: found for stem, found in groups.items() if stem == _VIEW} or {
+        stem: found for stem, found in groups.items() if len(found) > 1
+    }
+    if len(candidates) > 1:
+        some = _some(sorted(one_line(min(found)) for found in candidates.values()))
+        return [], f"views must be numbered view_0, view_1, …: {some} all begin a numbered list"
+    numbered = sorted((_number(name), name) for found in candidates.values() for name in found)
+    keys, numbers = [name for _, name in numbered], [number for number, _ in numbered]
+    if len({_stem(name) for name in keys}) > 1:
+        return keys, "views must have one name before their number, like view_0, view_1, …"
+    if twice := [keys[i : i + 2] for i in range(len(keys) - 1) if numbers[i] == numbers[i + 1] >= 0]:
+        return keys, f"{' and '.join(map(one_line, twice[0]))} have one number"
+    if len(keys) < 2 or numbers[0] not in (0, 1) or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+        return keys, "at least two views are needed, numbered view_0, view_1, … without a gap from 0 or 1"
+    return keys, None
+
+
+def _stem(name: str) -> str:
+    """A name without the number at its end, in any digits that Unicode has."""
+    return name.rstrip("".join(filter(str.isnumeric, set(name))))
+
+
+def _number(name: str) -> int:
+    """The number at the end of a name; −1 for one that no view has."""
+    digits = name.removeprefix(_stem(name))
+    return int(digits) if _NUMBER.fullmatch(digits) else -1
 
 
 def _view_faults(view: NDArray[Any]) -> list[str]:
@@ -162,7 +196,12 @@ def _n_clusters(
 
 
 def _listed(lengths: dict[str, int]) -> str:
-    listed = [f"{key}: {length}" for key, length in lengths.items()]
+    return _some(f"{key}: {length}" for key, length in lengths.items())
+
+
+def _some(entries: Iterable[str]) -> str:
+    """The first of a list, and how many more there are."""
+    listed = list(entries)
     return ", ".join([*listed[:_SHOWN], *([f"and {len(listed) - _SHOWN} more"] if len(listed) > _SHOWN else [])])
 
 

@@ -14,6 +14,7 @@ import sqlalchemy
 from ardmvc_core.errors import UserError
 from study.database.sqlite_files import damage, has_log, means_damage, passes
 from study.secrets import Address, first_line
+from trainables.files import no_room_for
 from trainables.retry import retry
 
 SCHEMA_ATTEMPTS = 10
@@ -75,16 +76,29 @@ def open_storage(url: str | Address, *, create: bool) -> optuna.storages.BaseSto
             raise LedgerError(f"cannot make the folder of the study database {file}: {error.strerror}") from error
         _refuse_damage(file)
     try:
+        if not create and not _has_tables(parsed):
+            raise NoStudy(f"there is no study in the database {address}: it has no tables")
         storage = _make_storage(address, parsed)
     except ImportError as error:
-        missing = getattr(error.__cause__, "name", None) or parsed.drivername
+        missing = getattr(error.__cause__ or error, "name", None) or parsed.drivername
         raise LedgerError(f"the study database {address} needs a driver that is not installed: {missing}") from error
+    except NoStudy:
+        raise
     except Exception as error:  # every driver has its own exceptions; all mean: not reachable
         raise LedgerError(f"cannot reach the study database {address}: {first_line(error)}") from error
     _set_up_connections(storage.engine)
     if parsed.get_backend_name() == "sqlite":
         _in_use[storage.engine] = _identity_of(Path(str(parsed.database)))
     return optuna.storages.get_storage(storage)  # adds the cache of finished trials
+
+
+def check_room(url: str | Address) -> None:
+    """Raises: LedgerError if the sqlite file of a study database is not there and cannot be made. Makes nothing."""
+    parsed = database_url(Address(url))
+    file = Path(str(parsed.database))
+    missing = parsed.get_backend_name() == "sqlite" and not os.path.exists(file)
+    if missing and (fault := no_room_for(file)):
+        raise LedgerError(f"cannot make the study database {file}: {fault}")
 
 
 def _make_storage(address: Address, parsed: sqlalchemy.engine.URL) -> optuna.storages.RDBStorage:
@@ -103,6 +117,14 @@ def _make_storage(address: Address, parsed: sqlalchemy.engine.URL) -> optuna.sto
         return any(words in f"{error} {error.__cause__}".lower() for words in SCHEMA_RACES)
 
     return retry(make, lost_a_race, repeat(0.5, SCHEMA_ATTEMPTS - 1))
+
+
+def _has_tables(parsed: sqlalchemy.engine.URL) -> bool:
+    """Whether a database has Optuna's tables, which opening it would make; of sqlite, whose file is there: True."""
+    if parsed.get_backend_name() == "sqlite":
+        return True
+    engine = sqlalchemy.create_engine(parsed, connect_args=_connect_args(parsed), poolclass=sqlalchemy.pool.NullPool)
+    return bool(sqlalchemy.inspect(engine).has_table("studies"))
 
 
 def engine_of(storage: optuna.storages.BaseStorage) -> sqlalchemy.engine.Engine:

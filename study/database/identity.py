@@ -1,11 +1,16 @@
 """What makes two specs one study, and how two that are not differ."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from study.spec.study_spec import StudySpec
+
+
+Contents = Mapping[str, Mapping[str, str]]
+"""What a study's trials run on: "trial" for the trial as written, `baselines[N]` for a baseline whose data may be
+others → protocol → digest of the content."""
 
 
 def identity_of(spec: "StudySpec") -> dict[str, Any]:
@@ -24,6 +29,20 @@ def extends(old: Mapping[str, Any], new: Mapping[str, Any], created: int) -> boo
     if new.get("space") or len(trials) < created or trials[:created] != listed[:created]:
         return False
     return {**old, "baselines": None} == {**new, "baselines": None}
+
+
+def data_differences(old: Contents, new: Contents, created: int) -> list[str]:
+    """Where the data are not those that trials have run on: `data.trial.strict: "1f…" → "2a…"`, one line each.
+
+    Data that only one side knows of are not compared. Args: created: baselines from this number on have not run.
+    """
+    run: Container[str] = {"trial", *(f"baselines[{number}]" for number in range(created))}
+    lines = []
+    for name in old:
+        if name in run and name in new:
+            known = {protocol: digest for protocol, digest in old[name].items() if protocol in new[name]}
+            lines += list_differences(known, {protocol: new[name][protocol] for protocol in known}, f"data.{name}")
+    return lines
 
 
 def list_differences(old: Any, new: Any, path: str = "") -> list[str]:

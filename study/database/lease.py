@@ -86,15 +86,23 @@ class Lease:
         }
         mine = json.dumps(holder)
         while True:
-            row = self._row()
-            if row is not None and row["holder"] and not _is_dead(json.loads(row["holder"])):
-                self._judge(row, takeover, stale_seconds)
+            row = self.look(takeover=takeover, stale_seconds=stale_seconds)
             if self._insert(mine) if row is None else self._swap(row, mine):
                 break
         self._beat_known = 0 if row is None else row["beat"] + 1
         self._holder = mine
         self._heard, self._beaten = _awake(), time.monotonic()
         threading.Thread(target=self._keep_alive, name="lease", daemon=True).start()
+
+    def look(self, *, takeover: bool = False, stale_seconds: float = STALE_SECONDS) -> Mapping[str, Any] | None:
+        """The lease as it is in the database, None if nobody ever had it; changes nothing.
+
+        Raises: LeaseHeld where `acquire` would raise it.
+        """
+        row = self._row()
+        if row is not None and row["holder"] and not _is_dead(json.loads(row["holder"])):
+            self._judge(row, takeover, stale_seconds)
+        return row
 
     def release(self) -> None:
         """Gives the lease back, if it is still ours."""

@@ -24,7 +24,7 @@ from study.database.engine import (
     study_url,
     without_cache,
 )
-from study.database.identity import extends, identity_of, list_differences
+from study.database.identity import Contents, data_differences, extends, identity_of, list_differences
 from study.database.lease import Lease, LeaseLost
 from study.database.score_uses import note_use, uses_of
 from study.database.trials import ATTEMPT, ROUND, Trials, next_order, record_of
@@ -87,6 +87,8 @@ class Ledger:
     def __init__(self, study: optuna.Study, storage: optuna.storages.BaseStorage) -> None:
         self._study, self._storage, self.name = study, storage, study.study_name
         self._trials = Trials(study, storage)
+        self._found: Contents = {}
+        """What the data hold that the study is to go on with; kept by `adopt`."""
         self.patience = 0.0
         """Seconds that a database which does not answer is waited for."""
         self.lease: Lease | None = None
@@ -112,39 +114,60 @@ class Ledger:
         return [cls(optuna.load_study(study_name=name, storage=storage), storage) for name in sorted(known)]
 
     @classmethod
-    def open_or_create(cls, spec: "StudySpec", url: str | Address, pruner: optuna.pruners.BasePruner) -> "Ledger":
+    def open_or_create(
+        cls, spec: "StudySpec", url: str | Address, pruner: optuna.pruners.BasePruner, contents: Contents | None = None
+    ) -> "Ledger":
         """The study that `spec` names, made if it is missing.
 
-        Raises: LedgerError if it exists with another identity; the message lists the differences and the two ways on.
+        Args: contents: digests of its data; None: these are not compared.
+        Raises: LedgerError if it exists with another identity or other data; the message lists the differences and the
+            two ways on.
         """
-        from study.spec.study_spec import as_of_today
-
         storage = open_storage(url, create=True)
         directions = ["maximize" if objective.mode == "max" else "minimize" for objective in spec.objectives]
-        identity = identity_of(spec)
         study = optuna.create_study(
             study_name=spec.name, storage=storage, directions=directions, pruner=pruner, load_if_exists=True
         )
         ledger = cls(study, storage)
-        stored = study.user_attrs.get("identity")
-        if stored is None:
+        ledger._found = contents or {}
+        if study.user_attrs.get("identity") is None:
             study.set_user_attr("uid", uuid.uuid4().hex)
             ledger.adopt(spec)
             ledger._empty_log()
-        elif not extends(old := as_of_today(stored), identity, len(ledger.frozen_trials())):
-            shown = "\n".join(f"  {line}" for line in list_differences(old, identity))
-            raise LedgerError(
-                f"study {spec.name!r} exists with other settings, and trials of both would not compare:\n{shown}\n"
-                f"Give the new study another name (--set name=…), "
-                f"or do so and let the old trials inform it (--set name=… --from {spec.name})."
-            )
+        else:
+            ledger.check(spec, ledger._found)
         return ledger
+
+    def check(self, spec: "StudySpec", contents: Contents) -> None:
+        """Raises: LedgerError if the study cannot go on as `spec`, on data with these digests."""
+        from study.spec.study_spec import as_of_today
+
+        old, identity = as_of_today(self._study.user_attrs["identity"], spec), identity_of(spec)
+        created = len(self.frozen_trials())
+        settings = [] if extends(old, identity, created) else list_differences(old, identity)
+        data = data_differences(self.contents, contents, created)
+        if settings or data:
+            what = " and ".join(["settings"] * bool(settings) + ["data"] * bool(data))
+            shown = "\n".join(f"  {line}" for line in [*settings, *data])
+            raise LedgerError(
+                f"study {self.name!r} exists with other {what}, and trials of both would not compare:\n{shown}\n"
+                f"Give the new study another name (--set name=…), "
+                f"or do so and let the old trials inform it (--set name=… --from {self.name})."
+            )
+        if contents and not self.contents:
+            logger.warning(
+                "study %r was begun before studies kept what their data hold: these are not compared with what its "
+                "trials have run on",
+                self.name,
+            )
 
     @_patient
     def adopt(self, spec: "StudySpec") -> None:
         """Stores what the study is run with from now on; for the holder of the lease."""
         self._study.set_user_attr("spec", json.loads(json.dumps(spec.resolved())))
         self._study.set_user_attr("identity", identity_of(spec))
+        if self._found:
+            self._study.set_user_attr("contents", self._found)
         commit = git_commit() or "unknown"
         if commit not in self.commits:
             self._study.set_user_attr("commits", [*self.commits, commit])
@@ -158,6 +181,16 @@ class Ledger:
     def spec(self) -> dict[str, Any]:
         """The resolved spec that the study was last run with."""
         return dict(self._study.user_attrs.get("spec", {}))
+
+    @property
+    def contents(self) -> Contents:
+        """Digests of the data that its trials have run on; empty for a study that was begun before they were kept."""
+        return dict(self._study.user_attrs.get("contents", {}))
+
+    def contents_of(self, record: TrialRecord) -> Mapping[str, str]:
+        """Protocol → digest of the data that a trial has run on; empty where it is not known."""
+        own = self.contents.get(f"baselines[{record.number}]") if record.baseline else None
+        return own or self.contents.get("trial", {})
 
     @property
     def uid(self) -> str:
@@ -304,6 +337,10 @@ class Ledger:
         if self.lease:
             self.lease.release()
         self.lease, self._trials.remembers = None, False
+
+    def look_for_driver(self, *, takeover: bool = False) -> None:
+        """Raises: LeaseHeld where `acquire` would raise it; takes nothing."""
+        self._lease().look(takeover=takeover)
 
     @property
     def lost(self) -> bool:

@@ -17,7 +17,8 @@ import ray
 from ray import tune
 
 from ardmvc_core.selection.reference_partition import OldReference
-from study.database.engine import LedgerError, database_fault, study_url
+from study.database.engine import LedgerError, NoStudy, check_room, database_fault, study_url
+from study.database.identity import Contents
 from study.database.lease import LeaseLost
 from study.database.ledger import Ledger
 from study.driver import StudyBroken, StudyRefused
@@ -28,7 +29,7 @@ from study.driver.ray_cluster import connect, give_up, keep_keys_here, keep_ray_
 from study.driver.ray_watch import RayWatch
 from study.driver.tune_hooks import OptunaPruning, OptunaSearcher, Relay
 from study.planning.optuna_side import make_pruner
-from study.planning.preflight import score_parts
+from study.planning.preflight import data_contents, score_parts
 from study.planning.saved_models import with_target
 from study.planning.suggestions import Suggestions
 from study.ranking.label_free import NOT_CORRECTNESS, SECOND_PARTITION, by_pra
@@ -39,11 +40,11 @@ from study.secrets import Address, redact
 from study.spec.study_spec import StudySpec
 from study.tracking.mlflow_client import check_reachable
 from study.tracking.tracker import MLflowTracker, tracking_uri
-from trainables.building import saved_config
 from trainables.config import TrialConfig, protocols_of
 from trainables.data_parts import DataKey, cached_parts, forget_parts, without_labels
 from trainables.heartbeat import beat_as
 from trainables.reference import REFERENCE_FILE, SIMVC_RUNS, reference_file, reference_from
+from trainables.saved_trial import saved_facts
 from trainables.scratch import Scratch
 from trainables.storage import below, read_file, storage_fault, write_file
 from trainables.trainable import TRAINABLES, time_limit
@@ -74,10 +75,7 @@ def run_study(
     Returns: 0 done, 1 more failures than `limits.failures`, 130 interrupted.
     Raises: StudyRefused before any trial starts; StudyBroken when the driver itself fails.
     """
-    storage = spec.storage.path if spec.storage.remote else str(Path(spec.storage.path).resolve())
-    uri = tracking_uri(storage)
-    if fault := check_reachable(uri) or storage_fault(storage):
-        raise StudyRefused(fault)
+    storage, uri = _stores(spec, probe=True)
     if address:
         connect(address, spec)
     spec, ledger, old = _open(spec, storage, takeover=takeover, warm_start=warm_start)
@@ -95,6 +93,41 @@ def run_study(
         raise
     finally:
         run.close()
+
+
+def look(
+    spec: StudySpec, *, address: str | None = None, takeover: bool = False, warm_start: str | None = None
+) -> list[TrialRecord]:
+    """Asks all that `run_study` asks before it starts Ray here or a trial, and writes nothing.
+
+    Args: as of `run_study`.
+    Returns: the trials that the study has.
+    Raises: StudyRefused where `run_study` would raise it.
+    """
+    storage, _ = _stores(spec, probe=False)
+    if address:
+        connect(address, spec)
+        stop_ray(lambda: None, 0)
+    url = study_url(storage)
+    with _refusals():
+        spec, _, contents = _asked(spec, url, warm_start)
+        try:
+            ledger = Ledger.open_existing(spec.name, url)
+        except NoStudy:
+            check_room(url)
+            return []
+        ledger.check(spec, contents)
+        ledger.look_for_driver(takeover=takeover)
+        return ledger.records()
+
+
+def _stores(spec: StudySpec, *, probe: bool) -> tuple[str, Address]:
+    """The study's storage and MLflow's address. Args: probe: as of `storage_fault`. Raises: StudyRefused."""
+    storage = spec.storage.path if spec.storage.remote else str(Path(spec.storage.path).resolve())
+    uri = tracking_uri(storage)
+    if fault := check_reachable(uri) or storage_fault(storage, probe=probe):
+        raise StudyRefused(fault)
+    return storage, uri
 
 
 class _Run:
@@ -215,22 +248,38 @@ def _open(
 ) -> tuple[StudySpec, Ledger, Sequence[Any]]:
     """The spec with its saved model found, the study with its lease taken, and the trials to start from."""
     url = study_url(storage)
-    try:
-        spec = with_target(spec, url)
+    with _refusals():
+        spec, old, contents = _asked(spec, url, warm_start)
         pruner = make_pruner(spec.pruner_options(), spec.trial_config({}).rounds)
-        old = Ledger.open_existing(warm_start, url).frozen_trials() if warm_start else ()
-        ledger = Ledger.open_or_create(spec, url, pruner)
+        ledger = Ledger.open_or_create(spec, url, pruner, contents)
         ledger.acquire(takeover=takeover)
         if ledger.control == "stop":
             ledger.set_control("")  # it was meant for the driver before
+    ledger.patience = 60 * spec.limits.outage_minutes
+    return spec, ledger, old
+
+
+def _asked(spec: StudySpec, url: Address, warm_start: str | None) -> tuple[StudySpec, Sequence[Any], Contents]:
+    """The spec with its saved model found, the trials to start from, and the digests of its data.
+
+    Raises: LedgerError, DataError.
+    """
+    spec = with_target(spec, url)
+    old = Ledger.open_existing(warm_start, url).frozen_trials() if warm_start else ()
+    return spec, old, data_contents(spec)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turns what is wrong with a database, or a study in it, into StudyRefused."""
+    try:
+        yield
     except (LedgerError, LeaseLost) as error:
         raise StudyRefused(str(error)) from error
     except Exception as error:
         if fault := database_fault(error):
             raise StudyRefused(fault) from error
         raise
-    ledger.patience = 60 * spec.limits.outage_minutes
-    return spec, ledger, old
 
 
 def _fit(spec: StudySpec, conductor: Conductor, watch: RayWatch, trainable: type | None, folder: str) -> None:
@@ -308,7 +357,7 @@ def _data(spec: StudySpec) -> dict[DataKey, Any]:
     """The data sets of the study's trials, each read once and put into Ray's object store."""
     keys: dict[DataKey, None] = {}
     if spec.trainable == "attacker":
-        keys[saved_config(spec.trial["checkpoint"]).dataset, "strict"] = None
+        keys[saved_facts(spec.trial["checkpoint"], spec.trial.get("data")).config.dataset, "strict"] = None
     else:
         for overrides in spec.baselines if spec.baselines and not spec.space else ({}, *spec.baselines):
             config = spec.trial_config(overrides)

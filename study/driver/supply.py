@@ -36,10 +36,11 @@ class Supply:
     def take(self) -> tuple[int, str] | None:
         """A trial that runs from now on, as its number and its config in JSON; None if there is nothing left."""
         if self._waiting:
-            number = self._waiting[0].number
+            record = self._waiting.pop(0)
+            number = record.number
             self._ledger.resume(number)
-            # Built anew rather than read back: device and data folder are this driver's, all else is the same.
-            config = self._spec.trial_config(self._waiting.pop(0).overrides)
+            # Built anew rather than read back: device and place of the data are this driver's, all else is the same.
+            config = self._spec.trial_config(self._spec.baselines[number] if record.baseline else record.overrides)
             return number, json.dumps(config.model_dump(mode="json"))
         return self._make() if self.left else None
 

@@ -56,7 +56,8 @@ def confirmation(ledger: "Ledger", chosen: "Sequence[TrialRecord]", given: argpa
     """
     from ardmvc_core.evaluation.budget import RETIRED
     from ardmvc_core.seeding import derive_seed
-    from study.spec.study_spec import checked_spec
+    from study.spec.study_spec import checked_spec, without_places
+    from trainables.config import identity
 
     old = ledger.spec
     if old.get("trainable", "model") != "model":
@@ -69,7 +70,9 @@ def confirmation(ledger: "Ledger", chosen: "Sequence[TrialRecord]", given: argpa
     kept = {name: value for name, value in trial.get("evaluation", {}).items() if name not in RETIRED}
     evaluation = {**kept, "tier": given.tier}
     trial |= {"protocol": "strict", "evaluation": evaluation, "score_on": "score", "repeats": given.seeds, "seed": seed}
-    facts = json.dumps([old["trial"], lists, given.seeds, given.tier], sort_keys=True, default=str)
+    # Without places: a confirmation goes on where the data have moved.
+    settings = [identity(old["trial"]), list(map(without_places, lists)), given.seeds, given.tier]
+    facts = json.dumps(settings, sort_keys=True, default=str)
     digest = hashlib.sha256(facts.encode()).hexdigest()[:8]
     limits = {**old.get("limits", {}), "trials": len(lists), "hours": None, "patience": None}
     raw: dict[str, Any] = {

@@ -1,18 +1,23 @@
 """What a study would do, without doing it: the resolved spec, its first trials, resources and cost."""
 
 import json
+import math
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 import yaml
 
 from study.database.engine import study_url
 from study.planning.cost import Cost, Passes, trial_cost
-from study.planning.preflight import data_facts, target_trial
+from study.planning.pace import seconds_of, seconds_of_work
+from study.planning.preflight import data_facts, target_facts
 from study.planning.saved_models import with_target
 from study.planning.suggestions import preview
 from study.ranking.label_free import NOT_CORRECTNESS, guarded
+from study.records import TrialRecord, duration
 from study.spec.study_spec import StudySpec
 from trainables.config import AttackTrialConfig, TrialConfig
 
@@ -30,28 +35,37 @@ class PlannedTrial:
     cost: Cost
 
 
-def dry_run(spec: StudySpec, *, as_json: bool) -> str:
-    """Args: as_json: JSON in place of YAML and comment lines. Starts and creates nothing. Raises: as `with_target`."""
+def dry_run(spec: StudySpec, records: Sequence[TrialRecord] = (), *, as_json: bool, here: bool = True) -> str:
+    """What the study would do. Starts and creates nothing.
+
+    Args: records: trials that it has already. as_json: JSON in place of YAML and comment lines. here: whether trials
+        would run on this machine, so that a training step that is tried here says how long they take.
+    Raises: as `with_target`.
+    """
     spec = with_target(spec, study_url(spec.storage.path))
     count = min(len(spec.baselines) + SHOWN_SAMPLES, spec.limits.trials)
     trials = [
         PlannedTrial(number, number < len(spec.baselines), overrides, _cost(spec, overrides))
         for number, overrides in enumerate(preview(spec, count))
     ]
+    left, seconds, source = _time(spec, trials, records, here)
     if as_json:
         facts = {
             "spec": spec.resolved(),
             "first_trials": [asdict(trial) for trial in trials],
             "resources": {**spec.resources.model_dump(), "side_by_side": spec.limits.concurrent},
             "work": {**_work(spec), "passes": asdict(_total(spec, trials))},
+            "left": {"trials": left, "seconds": seconds, "source": source},
         }
         return json.dumps(facts, indent=1)
-    return yaml.safe_dump(spec.resolved(), sort_keys=False, allow_unicode=True) + "\n".join(_lines(spec, trials))
+    return yaml.safe_dump(spec.resolved(), sort_keys=False, allow_unicode=True) + "\n".join(
+        [*_lines(spec, trials), f"# time       {_time_text(left, seconds, source)}", "# nothing was started"]
+    )
 
 
 def _cost(spec: StudySpec, overrides: dict[str, Any]) -> Cost:
     config = spec.trial_config(overrides)
-    target = target_trial(spec) if isinstance(config, AttackTrialConfig) else config
+    target = target_facts(spec).config if isinstance(config, AttackTrialConfig) else config
     facts = data_facts(target.dataset, "strict" if isinstance(config, AttackTrialConfig) else target.protocol)
     budget = config.evaluation.resolve(target.dataset.name, len(facts.view_shapes))
     return trial_cost(config, budget, facts.sizes, facts.n_clusters)
@@ -67,6 +81,49 @@ def _total(spec: StudySpec, trials: list[PlannedTrial]) -> Passes:
         return total
     mean = sum(sampled, Passes())
     return total + Passes(round(rest * mean.forward / len(sampled)), round(rest * mean.backward / len(sampled)))
+
+
+def _time(
+    spec: StudySpec, trials: Sequence[PlannedTrial], records: Sequence[TrialRecord], here: bool
+) -> tuple[int, float | None, str]:
+    """Trials that are still to be run, the seconds that they take together, and what these are taken from."""
+    left = max(0, spec.limits.trials - sum(record.finished for record in records))
+    ran = [record.seconds for record in records if record.state == "COMPLETE"]
+    if not left:
+        return 0, 0.0, ""
+    if ran:
+        each, source = fmean(ran), f"the {len(ran)} complete trials of this study"
+    elif here and (tried := _tried(spec, trials)):
+        each, source = tried, "one training step that was tried here"
+    else:
+        return left, None, ""
+    return left, each * math.ceil(left / spec.limits.concurrent), source
+
+
+def _tried(spec: StudySpec, trials: Sequence[PlannedTrial]) -> float | None:
+    """Seconds of a trial, by one training step of each model among the trials; None where that does not tell."""
+    rates: dict[tuple[str, str], float | None] = {}
+    seconds: list[float] = []
+    for trial in trials:
+        config = spec.trial_config(trial.overrides)
+        if not isinstance(config, TrialConfig):
+            return None  # fitting generators is not counted in passes
+        key = config.model.name, config.dataset.name
+        if key not in rates:
+            rates[key] = seconds_of_work(config, spec.resources.cpu)
+        if (rate := rates[key]) is not None:
+            sizes = data_facts(config.dataset, config.protocol).sizes
+            scored = config.evaluation.scored(sizes.get(config.score_on, sizes.get("attack", 0)))
+            seconds.append(seconds_of(trial.cost, config, min(config.evaluation.batch_size, scored), rate))
+    return fmean(seconds) if seconds else None
+
+
+def _time_text(left: int, seconds: float | None, source: str) -> str:
+    if not left:
+        return "none: every trial has run"
+    if seconds is None:
+        return f"not known before the first of {left} trials has run"
+    return f"about {duration(seconds)} for {left} trials, by {source}"
 
 
 def _work(spec: StudySpec) -> dict[str, int]:
@@ -105,7 +162,6 @@ def _lines(spec: StudySpec, trials: list[PlannedTrial]) -> list[str]:
             if guarded(spec.objectives)
             else ()
         ),
-        "# nothing was started",
     ]
     return lines
 

@@ -12,11 +12,13 @@ from ardmvc_core.data import DataError, DatasetConfig, Protocol, check_dataset
 from ardmvc_core.evaluation.budget import EvalBudget, too_few
 from ardmvc_core.models import MODELS
 from ardmvc_core.types import ViewShapes
+from study.database.identity import Contents, data_differences
 from study.spec.objectives import LABEL_FREE, needs_no_labels
 from study.spec.study_spec import StudySpec
-from trainables.building import load_model, saved_config
+from trainables.building import load_model
 from trainables.config import TrialConfig, protocols_of
-from trainables.data_parts import cached_parts
+from trainables.data_parts import cached_parts, content_of, forget_parts
+from trainables.saved_trial import SavedFacts, saved_facts
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class DataFacts:
     view_shapes: ViewShapes
     n_clusters: int
     labelled: bool
+    content: dict[str, str]
+    """Protocol → digest of the content of its parts."""
 
 
 @lru_cache(maxsize=32)
@@ -38,7 +42,8 @@ def data_facts(config: DatasetConfig, protocol: Protocol | Literal["both"]) -> D
     faults = check_dataset(config)
     if faults:
         raise DataError("\n".join(faults))
-    parts = {name: part for each in protocols_of(protocol) for name, part in cached_parts(config, each).items()}
+    loaded = {each: cached_parts(config, each) for each in protocols_of(protocol)}
+    parts = {name: part for own in loaded.values() for name, part in own.items()}
     first = next(iter(parts.values())).data
     return DataFacts(
         sizes={name: len(part.data) for name, part in parts.items()},
@@ -46,14 +51,34 @@ def data_facts(config: DatasetConfig, protocol: Protocol | Literal["both"]) -> D
         view_shapes=first.view_shapes,
         n_clusters=first.n_clusters,
         labelled=first.labels is not None,
+        content={each: content_of(own) for each, own in loaded.items()},
     )
 
 
-def environment_faults(spec: StudySpec, *, cluster: bool) -> list[str]:
-    """Faults that only data, files and this machine show; each with its key path.
+def data_contents(spec: StudySpec) -> Contents:
+    """Digests of the data of a study's trials; of one of attackers none, whose model's checkpoint has them.
 
-    Args: cluster: whether trials run elsewhere, so that this machine's processors say nothing.
+    Raises: DataError if they cannot be read.
     """
+    if spec.trainable == "attacker":
+        return {}
+    listed = bool(spec.baselines) and not spec.space
+    runs = {} if listed else {"trial": spec.trial_config({})}
+    for number, overrides in enumerate(spec.baselines):
+        if listed or any(f"{path}.".startswith("dataset.") for path in overrides):
+            runs[f"baselines[{number}]"] = spec.trial_config(overrides)
+    configs = {name: config for name, config in runs.items() if isinstance(config, TrialConfig)}
+    return {name: data_facts(config.dataset, config.protocol).content for name, config in configs.items()}
+
+
+def environment_faults(spec: StudySpec, *, cluster: bool, contents: Contents | None = None) -> list[str]:
+    """Faults that only data, files and this machine show; each with its key path. Files are read anew.
+
+    Args: cluster: whether trials run elsewhere, so that this machine's processors say nothing. contents: what the data
+        must hold, by name as in `data_contents`.
+    """
+    data_facts.cache_clear()
+    forget_parts()
     faults = [] if cluster else machine_faults(spec)
     if spec.trainable == "attacker":
         return faults + _attacker_faults(spec)
@@ -61,6 +86,9 @@ def environment_faults(spec: StudySpec, *, cluster: bool) -> list[str]:
         # The same fault in every trial is said once, of the trial as written.
         found = [fault for fault in _model_faults(spec, config) if not any(f.endswith(fault) for f in faults)]
         faults += [f"{path}{fault}" for fault in found]
+    if contents and not faults:
+        changed = data_differences(contents, data_contents(spec), len(spec.baselines))
+        faults += [f"{line}: these are not the data that its trial has run on" for line in changed]
     return faults
 
 
@@ -149,9 +177,10 @@ def _attacker_faults(spec: StudySpec) -> list[str]:
     config = spec.trial_config({})
     try:
         folder = target_folder(spec)
-        target = saved_config(folder)
+        saved = saved_facts(folder, spec.trial.get("data"))
     except ValueError as error:
         return [f"trial.checkpoint: {error}"]
+    target = saved.config
     try:
         facts = data_facts(target.dataset, "strict")
         config.evaluation.resolve(target.dataset.name, len(facts.view_shapes))
@@ -162,18 +191,18 @@ def _attacker_faults(spec: StudySpec) -> list[str]:
     if faults := _sample_faults(config.evaluation, facts, "tune"):
         return [f"trial.{fault}" for fault in faults]
     try:
-        load_model(folder, torch.device("cpu"), config=target)
+        load_model(folder, torch.device("cpu"), facts=saved)
     except ValueError as error:
         return [f"trial.checkpoint: {error}"]
     return []
 
 
-def target_trial(spec: StudySpec) -> TrialConfig:
-    """The config of the trial whose saved model an attacker study attacks.
+def target_facts(spec: StudySpec) -> SavedFacts:
+    """What is known of the trial whose saved model an attacker study attacks, its data where they lie now.
 
     Raises: ValueError if there is no such model, or its storage does not answer.
     """
-    return saved_config(target_folder(spec))
+    return saved_facts(target_folder(spec), spec.trial.get("data"))
 
 
 def target_folder(spec: StudySpec) -> str:

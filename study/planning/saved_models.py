@@ -8,9 +8,8 @@ from study.ranking.objectives import goals
 from study.ranking.ranking import best
 from study.secrets import Address, has_login
 from study.spec.study_spec import StudySpec
-from trainables.building import saved_config
 from trainables.config import AttackTrialConfig
-from trainables.saved_trial import CONFIG_FILE, LARGEST
+from trainables.saved_trial import CONFIG_FILE, LARGEST, saved_facts
 from trainables.storage import read_file
 
 PREFIX = "study:"
@@ -56,7 +55,9 @@ def with_target(spec: StudySpec, url: str | Address) -> StudySpec:
     trial = {**spec.trial, "checkpoint": find_checkpoint(spec.trial["checkpoint"], url)}
     try:
         config = AttackTrialConfig.model_validate(trial)
-        trial["evaluation"] = config.against(saved_config(config.checkpoint)).model_dump(mode="json")["evaluation"]
+        trial["evaluation"] = config.against(saved_facts(config.checkpoint, config.data).config).model_dump(
+            mode="json"
+        )["evaluation"]
     except (OSError, ValueError) as error:
         raise LedgerError(f"trial.checkpoint: {' '.join(str(error).split())}") from error
     return spec.model_copy(update={"trial": trial})

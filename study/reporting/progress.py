@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from study.records import duration
+
 LINE_SECONDS = 10.0
 """Between two lines of progress where there is no terminal."""
 
@@ -67,8 +69,7 @@ class _TimeLeft:
         left = 0.0 if self._end is None else self._end - self._clock()
         if left < 1:
             return ""
-        shown = f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min" if left < 6000 else f"{left / 3600:.1f} h"
-        return f"~{shown} left"
+        return f"~{duration(left)} left"
 
 
 class _Lines:

@@ -24,9 +24,9 @@ from study.ranking.label_free import KAPPA, NOT_CORRECTNESS, feasible
 from study.ranking.ranking import main_budget
 from study.records import TrialRecord
 from study.reporting.text import markdown_table, use_of_part
-from trainables.building import load_model, pick_device, saved_config
-from trainables.config import TrialConfig
+from trainables.building import load_model, pick_device
 from trainables.data_parts import cached_parts
+from trainables.saved_trial import saved_facts
 from trainables.storage import below, read_file, write_file
 
 TRUTH_FILE = "unblinded.json"
@@ -96,7 +96,8 @@ def stored_truths(folder: str) -> dict[int, dict[str, Any]]:
 
 
 def _score(checkpoint: str, number: int) -> dict[str, float]:
-    config: TrialConfig = saved_config(checkpoint)
+    facts = saved_facts(checkpoint)
+    config = facts.config
     device = pick_device("auto")
     parts = cached_parts(config.dataset, "strict")
     tune, score = parts["tune"].data.to(device), parts["score"].data.to(device)
@@ -104,7 +105,7 @@ def _score(checkpoint: str, number: int) -> dict[str, float]:
     budget = budget.resolve(config.dataset.name, len(score.views))
     rows = []
     for repeat in range(config.repeats):
-        model, _ = load_model(checkpoint, device, repeat)
+        model, _ = load_model(checkpoint, device, repeat, facts)
         values = evaluate_suite(model, score, None, budget).evaluation.values
         loss = clean_clustering_loss(model, tune.views, config.batch_size)
         rows.append((values["robust/acc"], values["clean/acc"], loss, _own_silhouette(model, tune, budget.seed)))
@@ -219,7 +220,7 @@ def unblind(ledger: Ledger, records: Sequence[TrialRecord], storage: str) -> str
     stored_truths(folder)  # what is refused is refused before a use is noted
     scored = _to_score(records)
     _check_enough(scored)
-    config: TrialConfig = saved_config(str(scored[0].checkpoint))
+    config = saved_facts(str(scored[0].checkpoint)).config
     part = cached_parts(config.dataset, "strict")["score"].digest
     ledger.note_score_use(part, use)
     found = truths(records, folder)

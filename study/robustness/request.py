@@ -3,7 +3,7 @@
 import argparse
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ardmvc_core.data.dataset import Part
     from ardmvc_core.evaluation.budget import ResolvedBudget
     from trainables.config import TrialConfig
+    from trainables.saved_trial import SavedFacts
 
 
 PARTS = ("tune", "score")
@@ -91,7 +92,7 @@ def prepare(given: argparse.Namespace) -> Request:
 
     target = find_target(given.model, given.storage)
     try:
-        facts = saved_facts(target.checkpoint)
+        facts = saved_facts(target.checkpoint, given.data)
     except (OSError, ValueError) as error:
         raise SpecError([" ".join(str(error).split())]) from error
     config = facts.config
@@ -104,18 +105,18 @@ def prepare(given: argparse.Namespace) -> Request:
         )
     if not given.repeat < config.repeats:
         raise SpecError([f"--repeat: must be in 0..{config.repeats - 1}, the trial's models, got {given.repeat}"])
+    device = pick_device("auto")
     parts = _parts(config)
+    model = _load(target, facts, given.repeat, device)
     budgets = _budgets(given, config, len(parts[given.part].data.views))
     surrogates = _surrogates(given, parts, budgets[0])
-    _check_parts(target, parts, facts.contents)
     folders = _folders(given, target, budgets)
-    device = pick_device("auto")
     locked = config.selection is not None and config.selection.lock_labels
     if locked:
         parts = {name: replace(part, data=replace(part.data, labels=None)) for name, part in parts.items()}
     return Request(
         target=target,
-        model=_load(target, config, given.repeat, device),
+        model=model,
         config=config,
         parts=parts,
         budgets=budgets,
@@ -130,8 +131,9 @@ def prepare(given: argparse.Namespace) -> Request:
 def _parts(config: "TrialConfig") -> "dict[str, Part]":
     """Parts of the strict protocol. Raises: UserError if they cannot be read."""
     from ardmvc_core.data import check_dataset
-    from trainables.data_parts import cached_parts
+    from trainables.data_parts import cached_parts, forget_parts
 
+    forget_parts()
     if faults := check_dataset(config.dataset):
         raise SpecError(faults)
     return dict(cached_parts(config.dataset, "strict"))
@@ -178,27 +180,17 @@ def _budgets(given: argparse.Namespace, config: "TrialConfig", n_views: int) -> 
     return tuple(found)
 
 
-def _check_parts(target: Target, parts: "dict[str, Part]", stored: Mapping[str, str]) -> None:
-    """Whether the data here are those that the model was trained beside. Raises: SpecError."""
-    for name, part in parts.items():
-        known = stored.get(name, stored.get(f"strict/{name}", part.digest))
-        if known != part.digest:
-            raise SpecError(
-                [
-                    f"{target.reference}: the part {name} of its data is not the one that is found here (digest "
-                    f"{known[:12]} in the checkpoint, {part.digest[:12]} here): another file, or other samples"
-                ]
-            )
+def _load(target: Target, facts: "SavedFacts", repeat: int, device: Any) -> "nn.Module":
+    """The model, in inference mode.
 
-
-def _load(target: Target, config: "TrialConfig", repeat: int, device: Any) -> "nn.Module":
-    """The model, in inference mode. Raises: SpecError if its weights are damaged, not finite, or lack centroids."""
+    Raises: SpecError if its weights are damaged, not finite, or lack centroids, or the data are not those of its trial.
+    """
     from ardmvc_core.networks.kmeans import KMeansHead
     from trainables.building import load_model
 
     centroids = "cannot be attacked: its k-means head has no stored centroids"
     try:
-        model, _ = load_model(target.checkpoint, device, repeat, config)
+        model, _ = load_model(target.checkpoint, device, repeat, facts)
     except (OSError, ValueError) as error:
         if re.search(r"(centroids|temperature) is missing", str(error)):
             raise SpecError([f"{target.reference} {centroids}"]) from error

@@ -1,8 +1,10 @@
 """One YAML file as a checked `StudySpec`; everything that is wrong with it is reported at once."""
 
 import json
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -25,7 +27,7 @@ from study.spec.schema import (
 )
 from study.spec.space import TrialClass, apply_overrides, build_trial, parse_space, path_faults, range_faults, value_at
 from study.spec.yaml_file import LARGEST_FILE, SpecError, read_mapping, replaced, split_setting
-from trainables.config import AttackTrialConfig, TrialConfig
+from trainables.config import PLACES, AttackTrialConfig, TrialConfig
 from trainables.config import identity as trial_identity
 
 TRIAL_CONFIGS: dict[str, TrialClass] = {"model": TrialConfig, "attacker": AttackTrialConfig}
@@ -38,6 +40,9 @@ MOST_SETTINGS = 100
 """Flags --set of one command."""
 LONGEST_LABEL = 200
 """Bytes of a flag in a message."""
+
+_PLACES = frozenset(PLACES) - {"device"}
+"""Settings of a trial that are paths."""
 
 _OPTUNA_NAMES = {"startup_trials": "n_startup_trials"}
 
@@ -183,9 +188,11 @@ class StudySpec(Section):
         return self.pruner.model_dump()
 
     def identity(self) -> dict[str, Any]:
-        """What makes trials of two runs comparable, as JSON: a study goes on only with the same. Not where it runs."""
+        """What makes trials of two runs comparable, as JSON: a study goes on only with the same. Not where it runs, and
+        not where its data lie; what these hold is known once they are read (`study.database.identity`)."""
         whole = self.resolved()
         whole["trial"] = trial_identity(whole["trial"])
+        whole["baselines"] = [without_places(overrides) for overrides in whole["baselines"]]
         names = ("name", "seed", "trainable", "trial", "space", "baselines", "objective")
         return {name: whole[name] for name in names}
 
@@ -199,20 +206,32 @@ class StudySpec(Section):
         return plain
 
 
-def as_of_today(identity: Mapping[str, Any]) -> dict[str, Any]:
+def without_places(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides without those that say only where a trial runs, and where its data lie."""
+    return {path: value for path, value in overrides.items() if path not in PLACES}
+
+
+def as_of_today(identity: Mapping[str, Any], spec: StudySpec) -> dict[str, Any]:
     """A stored `StudySpec.identity` with the settings that came after it, at their defaults: what its trials ran with.
 
     As it is where its trial is no valid one any more, or the model that it attacks is gone.
-    """
-    from trainables.building import saved_config
 
+    Args: spec: the study as it is to go on, which says where data lie now.
+    """
+    from trainables.saved_trial import saved_facts
+
+    trial = dict(identity["trial"])
+    if "dataset" in trial:
+        places = {key: value for key, value in spec.trial.get("dataset", {}).items() if f"dataset.{key}" in PLACES}
+        trial["dataset"] = {**places, **trial["dataset"]}
     try:
-        trial = TRIAL_CONFIGS[identity["trainable"]].model_validate(identity["trial"])
-        if isinstance(trial, AttackTrialConfig):
-            trial = trial.against(saved_config(trial.checkpoint))
+        checked = TRIAL_CONFIGS[identity["trainable"]].model_validate(trial)
+        if isinstance(checked, AttackTrialConfig):
+            checked = checked.against(saved_facts(checked.checkpoint).config)
     except (OSError, ValueError, KeyError):
         return dict(identity)
-    return {**identity, "trial": trial_identity(trial.model_dump(mode="json"))}
+    baselines = [without_places(overrides) for overrides in identity["baselines"]]
+    return {**identity, "trial": trial_identity(checked.model_dump(mode="json")), "baselines": baselines}
 
 
 def _objective(raw: Any, known: Collection[str] | None) -> tuple[Objective | None, list[Fault]]:
@@ -264,7 +283,26 @@ def checked_spec(label: str, raw: Mapping[str, Any], sets: Sequence[str] = (), t
     ]
     if faults:
         raise SpecError(faults)
-    return StudySpec.model_validate(raw)
+    return StudySpec.model_validate(_with_absolute_places(raw))
+
+
+def _with_absolute_places(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping with absolute paths to its data: a study goes on, and its models are found, from any folder."""
+
+    def placed(values: Any, within: str = "") -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {key: _absolute(value) if f"{within}{key}" in _PLACES else value for key, value in values.items()}
+
+    trial, baselines = placed(raw.get("trial")), raw.get("baselines")
+    if isinstance(trial, dict) and "dataset" in trial:
+        trial["dataset"] = placed(trial["dataset"], "dataset.")
+    changes = {"trial": trial, "baselines": list(map(placed, baselines)) if isinstance(baselines, list) else baselines}
+    return {**raw, **{key: value for key, value in changes.items() if key in raw}}
+
+
+def _absolute(place: Any) -> Any:
+    return str(Path(os.path.expanduser(place)).absolute()) if isinstance(place, str) and place else place
 
 
 def _source(fault: Fault, sources: Mapping[str, str], label: str) -> str:

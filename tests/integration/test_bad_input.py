@@ -6,6 +6,7 @@ What can be seen without a database is in `test_sweep_cli.py`.
 import hashlib
 import json
 import os
+import re
 import socket
 import sqlite3
 import threading
@@ -14,6 +15,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import sqlalchemy
+from postgres import Postgres
 from tiny_studies import study_dict, write_study
 
 from study.database import lease
@@ -37,17 +40,21 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def refused(study: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Runs the sweep, which must be refused with one message, and returns the message."""
+    """Runs the sweep, which must be refused with one message, dry or not, and returns the message."""
 
     def run(*arguments: str) -> str:
         before = contents(study.parent)
-        assert main([str(study), *arguments]) == 2
-        output = capsys.readouterr()
-        assert output.out == ""
-        assert "Traceback" not in output.err
-        assert "s3cret" not in output.err
-        assert contents(study.parent) == before, "something on disk was made or changed"
-        return output.err
+        said = []
+        for dry in (["--dry-run"], []):
+            assert main([str(study), *arguments, *dry]) == 2
+            output = capsys.readouterr()
+            assert output.out == ""
+            assert "Traceback" not in output.err
+            assert "s3cret" not in output.err
+            assert contents(study.parent) == before, "something on disk was made or changed"
+            said.append(output.err)
+        assert re.sub(r"\d+ s", "", said[0]) == re.sub(r"\d+ s", "", said[1])
+        return said[1]
 
     return run
 
@@ -191,3 +198,23 @@ def test_the_same_name_with_another_space(refused: Refused, existing: Ledger) ->
 
 def test_an_unknown_study_to_start_from_names_the_known_ones(refused: Refused, existing: Ledger) -> None:
     assert "there is no study 'older'; known: tiny" in refused("--set", "name=newer", "--from", "older")
+
+
+def test_a_dry_run_of_a_study_that_exists_writes_nothing(
+    study: Path, existing: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(study.parent)
+    assert main([str(study), "--dry-run", "--trials", "5", "--from", "tiny"]) == 0
+    assert "5 × 4 rounds" in capsys.readouterr().out
+    assert contents(study.parent) == before
+
+
+def test_a_dry_run_makes_no_tables_in_a_database(
+    study: Path, postgres: Postgres, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = postgres.url("dry")
+    monkeypatch.setenv("ARDMVC_STUDY_DB", address)
+    assert main([str(study), "--dry-run"]) == 0, capsys.readouterr().err
+    engine = sqlalchemy.create_engine(address)
+    assert sqlalchemy.inspect(engine).get_table_names() == []
+    engine.dispose()

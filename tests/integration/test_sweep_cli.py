@@ -75,7 +75,7 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
         calls.append({"spec": spec, **options})
         return int(stub.effect())
 
-    stub.run_study = run_study
+    stub.run_study, stub.look = run_study, lambda spec, **options: []
     monkeypatch.setitem(sys.modules, "study.driver.run", stub)
     return stub
 

@@ -131,7 +131,8 @@ def test_a_use_of_the_score_part_is_counted_with_those_of_others(
     spec = tiny_spec()
     ledger = Ledger.open_or_create(spec, study_url(spec.storage.path), None)
     ledger.note_score_use("part", "other.confirm-1")
-    monkeypatch.setattr(unblind, "saved_config", lambda checkpoint: SimpleNamespace(dataset=checkpoint))
+    saved = lambda checkpoint: SimpleNamespace(config=SimpleNamespace(dataset=checkpoint))  # noqa: E731
+    monkeypatch.setattr(unblind, "saved_facts", saved)
     monkeypatch.setattr(unblind, "cached_parts", lambda dataset, protocol: {"score": SimpleNamespace(digest="part")})
     monkeypatch.setattr(unblind, "_score", lambda checkpoint, number: asdict(TRUTHS[number]))
     with pytest.raises(ValueError, match="at least 4 complete trials, got 3"):

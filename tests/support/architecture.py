@@ -29,7 +29,8 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("__main__",),
     ),
     "trainables": (
-        ("config", "files", "scratch", "storage", "heartbeat", "round_limit", "retry"),
+        ("files",),
+        ("config", "scratch", "storage", "heartbeat", "round_limit", "retry"),
         ("data_parts", "checkpoints", "saved_trial"),
         ("building",),
         ("reference", "surrogates"),

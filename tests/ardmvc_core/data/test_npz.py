@@ -231,19 +231,64 @@ def test_what_python_2_wrote_is_read_without_a_warning(tmp_path: Path) -> None:
         assert check_dataset(config) == []
 
 
-@pytest.mark.parametrize("name", ["view_٢", "view_02", "view_²", "view_" + "9" * 5000, "view_999999999999"])
+@pytest.mark.parametrize("name", ["view_٢", "view_03", "view_²", "view_" + "9" * 5000, "view_999999999999"])
 def test_numbers_of_views_that_are_not_the_next_ones(tmp_path: Path, name: str) -> None:
     fault = refusal(pack(tmp_path / "own.npz", {name: member(np.zeros((N, 2)))}))
     assert "numbered view_0, view_1, … without a gap" in fault
     assert name[:40] in fault
 
 
-def test_a_view_is_not_dropped_for_another_spelling_of_its_number(tmp_path: Path) -> None:
-    arrays = good()
-    config = save(
-        tmp_path / "own.npz", {"view_00": arrays["view_0"], "view_01": arrays["view_1"], "labels": arrays["labels"]}
-    )
-    assert "got labels, view_00, view_01" in refusal(config)
+def renamed(tmp_path: Path, *names: str, **others: Any) -> DatasetConfig:
+    """A file whose views have these names; row i of the v-th of them is all (i + v) / 100."""
+    views = {name: np.arange(N)[:, None].repeat(2, 1) / 100 + v / 100 for v, name in enumerate(names)}
+    return save(tmp_path / "own.npz", {**dict(reversed(views.items())), "labels": np.arange(N) % 4, **others})
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("view_00", "view_01"),
+        ("view_1", "view_2"),
+        ("view_0", "view_01", "view_2"),
+        ("X0", "X1"),
+        ("arr_0", "arr_1"),
+        ("0", "1"),
+        ("my view 1", "my view 2"),
+        tuple(f"v{number}" for number in range(12)),
+    ],
+)
+def test_views_may_have_any_numbering_that_has_one_reading(tmp_path: Path, names: tuple[str, ...]) -> None:
+    config = renamed(tmp_path, *names, ids_1=np.arange(N))
+    assert check_dataset(config) == []
+    views = load_parts(config, "official")["train"].data.views
+    first = views[0][0, 0].item()
+    assert [round(view[0, 0].item() - first, 4) for view in views] == [v / 100 for v in range(len(names))]
+
+
+def test_other_numbered_arrays_beside_views_of_the_usual_name_are_left_alone(tmp_path: Path) -> None:
+    config = renamed(tmp_path, "view_0", "view_1", mask_0=np.zeros(3), mask_1=np.zeros(3))
+    assert len(load_parts(config, "official")["train"].data.views) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        (("view_1", "view_01"), "view_01 and view_1 have one number"),
+        (("X0", "X1", "X00"), "X0 and X00 have one number"),
+        (("view_0", "view_1", "View_2"), "one name before their number"),
+        (("view_0", "view_1", "view2"), "one name before their number"),
+        (("view_0", "view_2"), "without a gap from 0 or 1"),
+        (("X1", "X2", "X4"), "without a gap from 0 or 1"),
+        (("view_2", "view_3"), "without a gap from 0 or 1"),
+        (("X0", "X1", "Y0", "Y1"), "X0, Y0 all begin a numbered list"),
+        (("view_0", "X0", "X1"), "at least two views are needed"),
+        (("first", "second"), "at least two views are needed"),
+    ],
+)
+def test_views_whose_numbering_has_two_readings_or_a_gap(tmp_path: Path, names: tuple[str, ...], why: str) -> None:
+    fault = refusal(renamed(tmp_path, *names))
+    assert why in fault
+    assert all(name in fault for name in names)
 
 
 def test_names_that_would_write_to_a_terminal_are_escaped(tmp_path: Path) -> None:

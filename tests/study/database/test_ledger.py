@@ -9,7 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from study.database.engine import LedgerError, open_storage, study_url
-from study.database.identity import extends, list_differences
+from study.database.identity import data_differences, extends, list_differences
 from study.database.ledger import Ledger
 from study.planning.optuna_side import make_pruner
 from study.spec.study_spec import StudySpec
@@ -186,6 +186,23 @@ LIST = {"name": "table", "space": {}, "baselines": [{"a": 1}, {"a": 2}], "trial"
 )
 def test_a_list_of_trials_may_change_behind_those_that_exist(change: dict, created: int, allowed: bool) -> None:
     assert extends(LIST, {**LIST, **change}, created) is allowed
+
+
+DATA = {"trial": {"strict": "a"}, "baselines[1]": {"strict": "b", "official": "c"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "created", "lines"),
+    [
+        ({}, 2, []),
+        ({"trial": {"strict": "x"}}, 0, ['data.trial.strict: "a" → "x"']),
+        ({"baselines[1]": {"strict": "x"}}, 2, ['data.baselines[1].strict: "b" → "x"']),
+        ({"baselines[1]": {"strict": "x"}}, 1, []),  # it has not run
+        ({"baselines[1]": {"strict": "b"}, "baselines[0]": {"strict": "x"}}, 2, []),  # not known before
+    ],
+)
+def test_data_that_trials_have_run_on_must_be_the_same(change: dict, created: int, lines: list[str]) -> None:
+    assert data_differences(DATA, {**DATA, **change}, created) == lines
 
 
 @pytest.mark.parametrize("name", ["a{b}c", "{0}", "{SCHEMA_VERSION}", "{", "100% 'sure'"])

@@ -512,7 +512,7 @@ def test_what_is_no_checkpoint(checkpoint: Path, tmp_path: Path, refused: Callab
     official = edited(checkpoint, tmp_path / "official", protocol="official")
     assert "needs a model that was trained on the strict parts (protocol strict or both)" in refused(official)
     other = edited(checkpoint, tmp_path / "other", dataset={"name": "noisy_digits", "samples": 100})
-    assert "the part train of its data is not the one that is found here" in refused(other)
+    assert "its data are not those that are found here (part train: " in refused(other)
     broken = edited(checkpoint, tmp_path / "broken")
     (broken / "state.pt").write_bytes(b"torn")
     assert refused(broken).startswith(f"{broken}/state.pt: is damaged: it is no file of torch.save")

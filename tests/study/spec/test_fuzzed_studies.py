@@ -164,7 +164,7 @@ def answered(content: bytes, *flags: str) -> None:
         spec = load_spec("study.yaml", flags)
         if faults := environment_faults(spec, cluster=False):
             raise SpecError(faults)
-        yaml.safe_load(dry_run(spec, as_json=False))
+        yaml.safe_load(dry_run(spec, as_json=False, here=False))
         assert StudySpec.model_validate(spec.resolved()).identity() == spec.identity()
     except SpecError as error:
         refusal = str(error)

@@ -117,6 +117,10 @@ def test_identity_does_not_follow_where_data_lie(tmp_path: Path) -> None:
     sets = ["trial.dataset.name=noisy_mnist"]
     moved = load_spec(file, [*sets, "trial.dataset.root=/elsewhere"])
     assert moved.identity() == load_spec(file, sets).identity()
+    own = ["trial.dataset={name: npz, path: /here/own.npz}", "baselines=[{dataset.path: /here/other.npz}]"]
+    moved = load_spec(file, [*own, "trial.dataset.path=there.npz", "baselines=[{dataset.path: /there/other.npz}]"])
+    assert moved.identity() == load_spec(file, own).identity()
+    assert moved.trial_config({}).dataset.path == str(Path.cwd() / "there.npz")
 
 
 @pytest.mark.parametrize(
