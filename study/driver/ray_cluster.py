@@ -40,6 +40,8 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Paths in a study are relative to where the command runs, in workers too.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # A trial whose machine was taken away is given out again from the database, as any that lost its worker.
+    "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",
     # Interruptions are ours: open rounds come to their end first.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
