@@ -7,7 +7,6 @@ import pytest
 from ray import cloudpickle
 from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
 from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, ObjectLostError, RayActorError
-
 from ray.tune.experiment import Trial
 
 from study.driver.ray_cluster import QUIET
