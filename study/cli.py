@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ardmvc_core.errors import UserError
+from study.output import show_everything
 from study.secrets import guard_output, redact, remember_arguments
 from study.spec.faults import listing, shortened
 from study.spec.yaml_file import SpecError
@@ -56,6 +57,7 @@ def exit_code_of(run: Callable[[argparse.Namespace], int], given: argparse.Names
     """
     level = logging.DEBUG if given.debug else logging.WARNING
     guard_output()
+    show_everything()
     remember_arguments(vars(given).values())
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
     try:

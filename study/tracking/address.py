@@ -248,7 +248,7 @@ def _build_sqlite(file: Path) -> None:
     """In a process of its own, so that the seconds it takes are not the driver's."""
     script = "import sys, mlflow; mlflow.MlflowClient(tracking_uri=sys.argv[1]).search_experiments(max_results=1)"
     command = [sys.executable, "-c", script, f"sqlite:///{file}"]
-    done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         raise OSError(f"cannot make {file}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
 
