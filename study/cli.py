@@ -12,6 +12,7 @@ from study.output import show_everything
 from study.secrets import guard_output, redact, remember_arguments
 from study.spec.faults import listing, shortened
 from study.spec.yaml_file import SpecError
+from trainables.scratch import ensure_home
 
 if TYPE_CHECKING:
     from study.spec.study_spec import StudySpec
@@ -58,6 +59,7 @@ def exit_code_of(run: Callable[[argparse.Namespace], int], given: argparse.Names
     level = logging.DEBUG if given.debug else logging.WARNING
     guard_output()
     show_everything()
+    ensure_home()
     remember_arguments(vars(given).values())
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
     try:
