@@ -4,14 +4,14 @@ import argparse
 import logging
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ardmvc_core.errors import UserError
 from study.output import show_everything
 from study.secrets import guard_output, redact, remember_arguments
-from study.spec.faults import listing, shortened
-from study.spec.yaml_file import SpecError
+from study.spec.faults import Fault, listing, shortened
+from study.spec.yaml_file import Label, SpecError
 from trainables.scratch import ensure_home
 
 if TYPE_CHECKING:
@@ -87,12 +87,19 @@ def only_planned(spec: "StudySpec", given: argparse.Namespace, label: str, *, as
     from study.planning.preflight import environment_faults
 
     if faults := environment_faults(spec, cluster=given.address is not None):
-        raise SpecError([f"{label}: {fault}" for fault in faults])
+        raise SpecError([_at(label, fault, given.sets) for fault in faults])
     if given.dry_run:
         from study.planning.dry_run import dry_run
 
         print(dry_run(spec, as_json=as_json))
     return bool(given.dry_run)
+
+
+def _at(label: str, fault: str, sets: Sequence[str]) -> Fault:
+    """The fault of a study as a file holds it; `sets` that replace values of it have no place there."""
+    path, mark, message = fault.partition(": ")
+    place = label.place(path) if isinstance(label, Label) and not sets else ""
+    return Fault(path, message, source=label, place=place) if mark else Fault("", fault, source=label)
 
 
 def run_planned(spec: "StudySpec", given: argparse.Namespace, **how: Any) -> int:

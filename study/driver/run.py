@@ -120,10 +120,10 @@ class _Run:
             held=ledger.lease.check if ledger.lease else None,
         )
         self._tracker.reconcile(records)  # what an outage has kept from MLflow
-        if len(records) >= spec.limits.trials and all(record.finished for record in records):
+        if len(records) >= spec.trials and all(record.finished for record in records):
             return
-        say(_headline(spec))
-        self._display = LiveTable(spec.objectives, spec.limits.trials, records, stream=sys.stderr)
+        say("\n".join([_headline(spec), *spec.notes]))
+        self._display = LiveTable(spec.objectives, spec.trials, records, stream=sys.stderr)
         if not address:
             connect(None, spec)
         self._watch.start()
@@ -178,7 +178,7 @@ def _verdict(spec: StudySpec, conductor: Conductor | None, waiting: list[int], l
     """Exit code, and a sentence on why the study ended unless it simply used its budget."""
     again = "the same command goes on from here"
     if conductor is None:
-        return 0, f"study {spec.name!r} is finished: it has its {spec.limits.trials} trials"
+        return 0, f"study {spec.name!r} is finished: it has its {spec.trials} trials{'; '.join(['', *spec.notes])}"
     if lost:
         return 130, f"study {spec.name!r} was taken over by another driver; this one has stopped"
     reached, stopping = conductor.limits, conductor.steering.stopping
@@ -286,7 +286,7 @@ def _tuner(spec: StudySpec, conductor: Conductor, runs: Any, scratch: str) -> An
 
 def _headline(spec: StudySpec) -> str:
     """What is about to run, in a line: model, data, ε, tier, trials and seeds."""
-    config, trials = spec.trial_config({}), f"{spec.limits.trials} trials"
+    config, trials = spec.trial_config({}), f"{spec.trials} trials"
     if not isinstance(config, TrialConfig):
         return f"{spec.name}: attackers of {config.checkpoint}, {trials}"
     eps = config.resolved_budget().eps

@@ -28,7 +28,7 @@ class PlannedTrial:
 
 def dry_run(spec: StudySpec, *, as_json: bool) -> str:
     """Args: as_json: JSON in place of YAML and comment lines. Starts and creates nothing."""
-    count = min(len(spec.baselines) + SHOWN_SAMPLES, spec.limits.trials)
+    count = min(len(spec.baselines) + SHOWN_SAMPLES, spec.trials)
     trials = [
         PlannedTrial(number, number < len(spec.baselines), overrides, _cost(spec, overrides))
         for number, overrides in enumerate(preview(spec, count))
@@ -38,6 +38,7 @@ def dry_run(spec: StudySpec, *, as_json: bool) -> str:
             "spec": spec.resolved(),
             "first_trials": [asdict(trial) for trial in trials],
             "resources": {**spec.resources.model_dump(), "side_by_side": spec.limits.concurrent},
+            "notes": spec.notes,
             "work": {**_work(spec), "passes": asdict(_total(spec, trials))},
         }
         return json.dumps(facts, indent=1)
@@ -57,7 +58,7 @@ def _total(spec: StudySpec, trials: list[PlannedTrial]) -> Passes:
     shown = [trial.cost.total for trial in trials]
     sampled = shown[len(spec.baselines) :]
     total = sum(shown, Passes())
-    rest = spec.limits.trials - len(trials)
+    rest = spec.trials - len(trials)
     if not (sampled and rest):
         return total
     mean = sum(sampled, Passes())
@@ -71,7 +72,7 @@ def _work(spec: StudySpec) -> dict[str, int]:
         (config.total_epochs, config.repeats) if isinstance(config, TrialConfig) else (config.attack.epochs, 1)
     )
     return {
-        "trials": spec.limits.trials,
+        "trials": spec.trials,
         "rounds": config.rounds,
         "epochs_per_round": min(config.evaluate_every, epochs),
         "epochs": epochs,
@@ -95,6 +96,7 @@ def _lines(spec: StudySpec, trials: list[PlannedTrial]) -> list[str]:
         f"({work['epochs']} in all) × {work['seeds']} seeds",
         f"# in total   about {total.forward:,} forward and {total.backward:,} backward passes of one batch each, "
         "if no trial is stopped early",
+        *(f"# note       {note}" for note in spec.notes),
         "# nothing was started",
     ]
     return lines
