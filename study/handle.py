@@ -74,7 +74,7 @@ class Study:
     def __repr__(self) -> str:
         records = self.records
         done = sum(record.finished for record in records)
-        return f"<study {self.name!r}: {done} of {self.spec['limits']['trials']} trials finished>"
+        return f"<study {self.name!r}: {done} of {self._ledger.budget} trials finished>"
 
     @property
     def name(self) -> str:

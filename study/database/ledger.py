@@ -144,6 +144,7 @@ class Ledger:
         """Stores what the study is run with from now on; for the holder of the lease."""
         self._study.set_user_attr("spec", json.loads(json.dumps(spec.resolved())))
         self._study.set_user_attr("identity", identity_of(spec))
+        self._study.set_user_attr("budget", spec.trials)
         commit = git_commit() or "unknown"
         if commit not in self.commits:
             self._study.set_user_attr("commits", [*self.commits, commit])
@@ -152,6 +153,12 @@ class Ledger:
     def commits(self) -> list[str]:
         """Commits of the code that has run this study, oldest first."""
         return list(self._study.user_attrs.get("commits", []))
+
+    @property
+    def budget(self) -> int:
+        """Trials that the study comes to: its `limits.trials`, or fewer if the space has fewer points."""
+        attributes = self._study.user_attrs
+        return int(attributes.get("budget", attributes.get("spec", {}).get("limits", {}).get("trials", 0)))
 
     @property
     def spec(self) -> dict[str, Any]:

@@ -5,9 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 from tiny_studies import study_dict, write_study
 
+from study.database.engine import study_url
+from study.database.ledger import Ledger
+from study.database.status import status_of
 from study.planning.suggestions import Suggestions, next_overrides, preview
 from study.spec.study_spec import StudySpec
 from study.sweep import main
@@ -73,6 +77,20 @@ def test_a_baseline_that_is_there_twice_is_named(tiny_spec: SpecMaker) -> None:
     baselines = [{"model.train_eps": 0.3}, {"model.train_eps": 0.1}, {"model.train_eps": NOISE}]
     notes = tiny_spec(space=GRID, baselines=baselines, limits={"trials": 4}).notes
     assert notes[0] == "baselines[2] repeats baselines[0]: the same trial will run twice"
+
+
+def test_a_study_that_has_every_point_is_finished(tiny_spec: SpecMaker) -> None:
+    spec = tiny_spec(space=STEPS, baselines=[], limits={"trials": 9})
+    ledger = Ledger.open_or_create(spec, study_url(spec.storage.path), NopPruner())
+    ledger.adopt(spec)
+    for steps in (2, 1):
+        overrides = {"model.train_steps": steps}
+        ledger.add(overrides=overrides, config={}, rounds=1, baseline=False, params={}, distributions={})
+        status = status_of(ledger)
+        assert (status.trials["budget"], status.state) == (2, "not running")
+    for number in (0, 1):
+        ledger.finish(number, TrialState.COMPLETE, [0.5], None)
+    assert status_of(ledger).state == "finished"
 
 
 def test_a_dry_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
