@@ -138,6 +138,12 @@ def _ray_folder() -> str:
     return str(_ray_folders[-1].path)
 
 
+def check_place() -> None:
+    """Raises: StudyRefused if the Ray of this driver would have no folder; to be asked before a study is made."""
+    _ray_folder()
+    _ray_folders.pop().delete()
+
+
 def _keep_token() -> None:
     """Ray keeps what its processes know each other by in the home folder; where that is read-only, it lies elsewhere
     until this process ends."""

@@ -23,7 +23,7 @@ from study.driver import StudyBroken, StudyRefused
 from study.driver.conductor import Conductor, StopNow, WorkersGone, round_limit
 from study.driver.live_table import LiveTable
 from study.driver.open_trials import SILENCE_SECONDS
-from study.driver.ray_cluster import connect, give_up, keep_keys_here, keep_ray_logs, say, stop_ray
+from study.driver.ray_cluster import check_place, connect, give_up, keep_keys_here, keep_ray_logs, say, stop_ray
 from study.driver.ray_watch import RayWatch
 from study.driver.tune_hooks import OptunaPruning, OptunaSearcher, Relay
 from study.planning.optuna_side import make_pruner
@@ -72,6 +72,8 @@ def run_study(
     Returns: 0 done, 1 more failures than `limits.failures`, 130 interrupted.
     Raises: StudyRefused before any trial starts; StudyBroken when the driver itself fails.
     """
+    if not address:
+        check_place()
     storage = spec.storage.path if spec.storage.remote else str(Path(spec.storage.path).resolve())
     uri = tracking_uri(storage)
     if fault := check_reachable(uri) or storage_fault(storage):

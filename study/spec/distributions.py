@@ -30,9 +30,11 @@ def _check_range(low: float, high: float, *, positive: bool = False) -> None:
 
 
 def without_noise(value: Any) -> Any:
-    """A value to compare with: numbers that differ by rounding alone (0.1 + 0.2 and 0.3; 1 and 1.0) are one; true is no
-    number."""
-    return float(f"{value:.12g}") if _is_number(value) else (type(value).__name__, value)
+    """A value to compare with: numbers that differ by rounding alone (0.1 + 0.2 and 0.3; 1 and 1.0) are one; whole
+    numbers, such as seeds, do not, and true is no number."""
+    if not _is_number(value):
+        return type(value).__name__, value
+    return int(value) if float(value).is_integer() else float(f"{value:.12g}")
 
 
 def _is_number(value: Any) -> bool:

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import ray
+from tiny_studies import study_dict, write_study
 
 from study.driver import StudyRefused, ray_cluster
 from study.spec.study_spec import StudySpec
+from study.sweep import main
 
 SpecMaker = Callable[..., StudySpec]
 
@@ -86,6 +88,16 @@ def test_no_folder_for_ray(tiny_spec: SpecMaker, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/none"])
     with pytest.raises(StudyRefused, match=r"^Ray cannot start here: no folder can be made in .*; set RAY_TMPDIR to a"):
         ray_cluster.connect(None, tiny_spec())
+
+
+def test_no_study_is_made_where_ray_has_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/proc/none")
+    study = write_study(tmp_path, study_dict(tmp_path))
+    assert main([str(study)]) == 2
+    assert capsys.readouterr().err.startswith("Ray cannot start here: no folder can be made in /proc/none: ")
+    assert list(tmp_path.iterdir()) == [study]
 
 
 @pytest.mark.parametrize("runtime_env", [None, {"env_vars": {"A": "b"}}])

@@ -13,6 +13,7 @@ from study.database.engine import study_url
 from study.database.ledger import Ledger
 from study.database.status import status_of
 from study.planning.suggestions import Suggestions, next_overrides, preview
+from study.spec.distributions import without_noise
 from study.spec.study_spec import StudySpec
 from study.sweep import main
 
@@ -71,6 +72,11 @@ def test_no_sampler_repeats_a_point_while_others_are_left(tiny_spec: SpecMaker, 
 def test_choices_that_differ_by_rounding_are_one(tiny_spec: SpecMaker) -> None:
     with pytest.raises(ValueError, match="holds a value twice"):
         tiny_spec(space={"model.train_eps": {"choice": [0.1, 0.10000000000000002]}})
+
+
+def test_large_whole_numbers_are_not_one() -> None:
+    assert without_noise(10**15 + 1) != without_noise(10**15 + 2)
+    assert without_noise(1) == without_noise(1.0000000000000002) != without_noise(True)
 
 
 def test_a_baseline_that_is_there_twice_is_named(tiny_spec: SpecMaker) -> None:
