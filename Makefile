@@ -1,5 +1,5 @@
 # Every target makes .venv by itself when it is missing or older than what defines it.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3; do command -v $$name && break; done)
 BIN := .venv/bin
 STUDY ?= ar_dmvc_am.yaml
 # Where pip finds the torch without CUDA: its own index unless another is named here.
@@ -10,6 +10,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 .PHONY: sweep test lint ui sbom
 # .venv/.user: what studies need. .venv/.stamp: what tests and checks need besides.
 .venv/.user: pyproject.toml requirements.txt requirements-cpu.txt requirements-cuda.txt mlflow/requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
+	  "needs Python 3.11 or newer, '$(PYTHON)' is none; name one: make sweep PYTHON=/path/to/python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	@# On its own, and first: otherwise pip prefers the package index, whose torch for Linux is one with CUDA.
 	$(INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --require-hashes -r requirements-cpu.txt \

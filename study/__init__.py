@@ -9,8 +9,16 @@
 there. Names are looked up when they are used, so that `import study` costs nothing and loads no torch.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from study.needs import PYTHON, lacking
+
+# While Python looks for the module that `python -m study.…` names, `-m` stands in place of its file.
+if (sys.version_info < PYTHON or sys.argv[:1] == ["-m"]) and lacking():
+    sys.stderr.write(lacking() + "\n")
+    sys.exit(2)
 
 __version__ = "0.1.0"
 

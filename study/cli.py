@@ -4,13 +4,15 @@ import argparse
 import logging
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ardmvc_core.errors import UserError
+from study.output import show_everything
 from study.secrets import guard_output, redact, remember_arguments
-from study.spec.faults import listing, shortened
-from study.spec.yaml_file import SpecError
+from study.spec.faults import Fault, listing, shortened
+from study.spec.yaml_file import Label, SpecError
+from trainables.scratch import ensure_home
 
 if TYPE_CHECKING:
     from study.database.identity import Contents
@@ -61,6 +63,8 @@ def exit_code_of(run: Callable[[argparse.Namespace], int], given: argparse.Names
     """
     level = logging.DEBUG if given.debug else logging.WARNING
     guard_output()
+    show_everything()
+    ensure_home()
     remember_arguments(vars(given).values())
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
     try:
@@ -97,7 +101,7 @@ def only_planned(
     from study.planning.preflight import environment_faults
 
     if faults := environment_faults(spec, cluster=given.address is not None, contents=contents):
-        raise SpecError([f"{label}: {fault}" for fault in faults])
+        raise SpecError([_at(label, fault, given.sets) for fault in faults])
     if given.dry_run:
         from study.driver.run import look
         from study.planning.dry_run import dry_run
@@ -105,6 +109,13 @@ def only_planned(
         records = look(spec, address=given.address, takeover=given.takeover, warm_start=warm_start)
         print(dry_run(spec, records, as_json=as_json, here=given.address is None))
     return bool(given.dry_run)
+
+
+def _at(label: str, fault: str, sets: Sequence[str]) -> Fault:
+    """The fault of a study as a file holds it; `sets` that replace values of it have no place there."""
+    path, mark, message = fault.partition(": ")
+    place = label.place(path) if isinstance(label, Label) and not sets else ""
+    return Fault(path, message, source=label, place=place) if mark else Fault("", fault, source=label)
 
 
 def run_planned(spec: "StudySpec", given: argparse.Namespace, **how: Any) -> int:

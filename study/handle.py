@@ -14,6 +14,7 @@ from study.ranking.ranking import best, rank
 from study.ranking.summary import summary
 from study.records import Goal, TrialRecord
 from study.spec import study_spec
+from trainables.scratch import ensure_home
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +43,7 @@ def run(spec: StudySpec, *, address: str | None = None, takeover: bool = False, 
     Returns: the study, whose `exit_code` says how the run ended: 0 done, 1 too many failed trials, 130 interrupted.
     Raises: StudyRefused before any trial starts; StudyBroken when the driver itself fails.
     """
+    ensure_home()
     from study.driver import StudyRefused
     from study.driver.run import run_study
     from study.planning.preflight import environment_faults
@@ -72,7 +74,7 @@ class Study:
     def __repr__(self) -> str:
         records = self.records
         done = sum(record.finished for record in records)
-        return f"<study {self.name!r}: {done} of {self.spec['limits']['trials']} trials finished>"
+        return f"<study {self.name!r}: {done} of {self._ledger.budget} trials finished>"
 
     @property
     def name(self) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from study import __version__
+from study.needs import lacking
 
 COMMANDS = {
     "sweep": "runs, continues or extends a study",
@@ -40,6 +41,9 @@ def parser(*, whole: bool = False) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command that the first word names. Returns: its exit code."""
+    if missing := lacking():
+        print(missing, file=sys.stderr)
+        return 2
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in COMMANDS:
         code: int = import_module(f"study.{words[0]}").main(words[1:])

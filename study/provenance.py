@@ -21,7 +21,12 @@ def git_commit() -> str | None:
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(here.parent), *arguments], capture_output=True, text=True, timeout=10, check=False
+                ["git", "-C", str(here.parent), *arguments],
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=10,
+                check=False,
             )
         except (OSError, subprocess.SubprocessError):
             return None

@@ -5,6 +5,7 @@ be locked has no owner any more. Machines that share a temporary folder may not 
 tells the kernel's start too, and folders of another one are left alone.
 """
 
+import atexit
 import base64
 import contextlib
 import errno
@@ -19,14 +20,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-Kind = Literal["ray", "checkpoint"]
+Kind = Literal["ray", "checkpoint", "home"]
 
 NO_LOCK = "nolock"
 """In a name in place of the kernel: nobody can tell whether the folder's process lives."""
 NAME_LENGTH = len(f"ardmvc-ray-{NO_LOCK}-0000")
 """Characters in the name of a folder for Ray, whose sockets need short paths."""
 ATTEMPTS = 1000
-_NAME = re.compile(r"ardmvc-(?:ray|checkpoint)-(?P<kernel>[a-z2-7]{6})-[0-9a-f]{4}")
+_NAME = re.compile(r"ardmvc-(?:ray|checkpoint|home)-(?P<kernel>[a-z2-7]{6})-[0-9a-f]{4}")
 
 
 class Scratch:
@@ -50,13 +51,28 @@ class Scratch:
         self.delete()
 
 
+def ensure_home() -> None:
+    """Gives this process and those that it starts a home folder if the user has none: without HOME and an entry among
+    the users, as in containers, Ray cannot even be imported.
+
+    Raises: OSError if none can be made.
+    """
+    with contextlib.suppress(RuntimeError):
+        if os.path.isabs(home := Path.home()) and home.is_dir():
+            return
+    scratch = Scratch("home")
+    atexit.register(scratch.delete)
+    os.environ["HOME"] = str(scratch.path)
+
+
 def clear_scratch(base: Path | None = None) -> None:
     """Deletes the scratch folders in `base` whose process has ended; those of other users and machines stay.
 
     Args: base: None: the temporary folder.
     """
-    base, kernel = Path(tempfile.gettempdir()) if base is None else base, _kernel()
+    kernel = _kernel()
     with contextlib.suppress(OSError):
+        base = Path(tempfile.gettempdir()) if base is None else base
         for name in os.listdir(base):
             found = _NAME.fullmatch(name)
             if found and found["kernel"] == kernel != NO_LOCK:

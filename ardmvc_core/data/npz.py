@@ -1,12 +1,14 @@
 """A user's own views from an .npz file.
 
-The file holds `view_0 … view_{V-1}` with V ≥ 2, each (N, D) or (N, C, H, W), numbers in [0, 1], row i of each the same
-sample; and `labels` (N,), integers ≥ 0 of any numbering, or `n_clusters`, one integer, or both. Views may have another
-name before their number, and be numbered from 1 or with zeros in front (`view_01`, `X1`): see `_view_keys`.
+The file holds `view_0 … view_{V-1}` with V ≥ 2, each (N, D) or (N, C, H, W), numbers in [0, 1] up to rounding, row i of
+each the same sample; and `labels` (N,), integers ≥ 0 of any numbering, or `n_clusters`, one integer, or both. Views may
+have another name before their number, and be numbered from 1 or with zeros in front (`view_01`, `X1`): see
+`_view_keys`.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -30,6 +32,10 @@ from ardmvc_core.data.reading import file_fault, fitted, one_line, read_archive,
 if TYPE_CHECKING:
     from ardmvc_core.data.config import DatasetConfig
 
+logger = logging.getLogger(__name__)
+
+ROUNDING = 1e-6
+"""How far outside [0, 1] a value may lie: scaling in float32 leaves as much. It is clipped, with a note."""
 _VIEW = "view"
 _SHOWN = 12
 """Names of arrays that a message lists."""
@@ -37,13 +43,19 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 def load_npz(config: DatasetConfig, protocol: Protocol) -> dict[str, Part]:
-    """The parts of a user's file.
+    """The parts of a user's file, its values clipped to [0, 1]; a note in the log says how many were outside.
 
     Raises: DataError listing every fault with file, key and value.
     """
     views, labels, n_clusters, faults = _read(config)
     if faults:
         raise DataError("; ".join(faults))
+    for number, view in enumerate(views):
+        clipped = np.clip(view, 0, 1)
+        if outside := int((clipped != view).sum()):
+            where, most = f"{shown_path(config.path)}: {_VIEW}{number}", np.abs(clipped - view).max()
+            logger.warning("%s: %d values were up to %.1e outside [0, 1] and are clipped to it", where, outside, most)
+            views[number] = clipped
     return cut_parts(config, protocol, views, labels, n_clusters)
 
 
@@ -138,14 +150,14 @@ def _view_faults(view: NDArray[Any]) -> list[str]:
         return [f"must hold real numbers, got dtype {one_line(view.dtype)}"]
     if view.ndim not in (2, 4) or 0 in view.shape:
         return [f"must be of shape (N, D) or (N, C, H, W) and not empty, got {one_line(view.shape)}"]
-    if view.min() >= 0 and view.max() <= 1:  # neither holds where a value is NaN
+    if view.min() >= -ROUNDING and view.max() <= 1 + ROUNDING:  # neither holds where a value is NaN
         return []
     faults = []
     bad = ~np.isfinite(view)
     if bad.any():
         faults.append(f"must be finite, got {_first(view, bad)}")
     with np.errstate(invalid="ignore"):
-        outside = ((view < 0) | (view > 1)) & ~bad
+        outside = ((view < -ROUNDING) | (view > 1 + ROUNDING)) & ~bad
     if outside.any():
         faults.append(f"must lie in [0, 1], got {_first(view, outside)}")
     return faults

@@ -168,6 +168,7 @@ class Ledger:
         self._study.set_user_attr("identity", identity_of(spec))
         if self._found:
             self._study.set_user_attr("contents", self._found)
+        self._study.set_user_attr("budget", spec.trials)
         commit = git_commit() or "unknown"
         if commit not in self.commits:
             self._study.set_user_attr("commits", [*self.commits, commit])
@@ -176,6 +177,12 @@ class Ledger:
     def commits(self) -> list[str]:
         """Commits of the code that has run this study, oldest first."""
         return list(self._study.user_attrs.get("commits", []))
+
+    @property
+    def budget(self) -> int:
+        """Trials that the study comes to: its `limits.trials`, or fewer if the space has fewer points."""
+        attributes = self._study.user_attrs
+        return int(attributes.get("budget", attributes.get("spec", {}).get("limits", {}).get("trials", 0)))
 
     @property
     def spec(self) -> dict[str, Any]:

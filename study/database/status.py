@@ -51,7 +51,7 @@ class Status:
     """What is asked of the driver: "pause", "stop", or ""."""
     driver: Driver | None
     trials: dict[str, int]
-    """State → number of trials; `budget` is limits.trials."""
+    """State → number of trials; `budget` is how many the study comes to."""
     failures: dict[str, int]
     """`count` of failed trials, and `limit`."""
     hours: dict[str, float | None]
@@ -68,7 +68,7 @@ def status_of(ledger: "Ledger") -> Status:
     spec, records, wish, driver = ledger.spec, ledger.records(), ledger.control, driver_of(ledger)
     limits, objectives = spec.get("limits", {}), goals(spec)
     counts = Counter(record.state.lower() for record in records)
-    budget = int(limits.get("trials", len(records)))
+    budget = ledger.budget or len(records)
     alive = driver.alive if driver else False
     at_work = {record.number for record in records if record.state == "RUNNING" and alive is not False}
     complete = len(records) >= budget and all(record.finished for record in records)

@@ -1,10 +1,12 @@
 """Ray as a cluster: started on this machine or joined, with no secret in its environment, and stopped."""
 
+import atexit
 import contextlib
 import gc
 import logging
 import os
 import re
+import secrets
 import socket
 import sys
 import tempfile
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # its stub does not name it
 from ray.exceptions import AuthenticationError, RayError
@@ -24,6 +27,7 @@ from study.driver import StudyRefused
 from study.driver.ray_watch import END_SECONDS, RayWatch
 from study.secrets import Address
 from study.spec.study_spec import StudySpec
+from trainables.files import write_whole
 from trainables.scratch import NAME_LENGTH, Scratch, clear_scratch
 
 logger = logging.getLogger(__name__)
@@ -40,6 +44,8 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Paths in a study are relative to where the command runs, in workers too.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # A trial whose machine was taken away is given out again from the database, as any that lost its worker.
+    "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",
     # Interruptions are ours: open rounds come to their end first.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
@@ -62,6 +68,10 @@ NOT_SHIPPED = ["__pycache__", "*.pyc", "*.ipynb", ".git", "runs", "mlruns", "clu
 
 LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
 """Bytes in the path of a socket."""
+
+UV_HOOK = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
+"""Under `uv run`, Ray would ship the whole working folder to its workers, which fails if that is large, and make an
+environment for each; ours have this one already, or the code that `connect` ships."""
 
 _ray_folders: list[Scratch] = []
 """Of the Ray that `connect` has started in this process: its sockets, logs and spilled objects."""
@@ -110,17 +120,44 @@ def _ray_folder() -> str:
 
     Raises: StudyRefused if it cannot be made.
     """
-    base = os.path.abspath(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    base = os.environ.get("RAY_TMPDIR", "")
     below_it = f"//session_2026-11-30_12-00-00_000000_{os.getpid()}/sockets/plasma_store"
-    if not base.isascii() or len(base) + NAME_LENGTH + len(below_it) > LONGEST_SOCKET:
-        base = "/tmp"
     try:
+        base = os.path.abspath(base or tempfile.gettempdir())
+        if not base.isascii() or len(base) + NAME_LENGTH + len(below_it) > LONGEST_SOCKET:
+            base = "/tmp"
         Path(base).mkdir(parents=True, exist_ok=True)
         clear_scratch(Path(base))
         _ray_folders.append(Scratch("ray", Path(base)))
+        _keep_token()
     except OSError as error:
-        raise StudyRefused(f"cannot make a folder for Ray in {base}: {error.strerror}") from error
+        raise StudyRefused(
+            f"Ray cannot start here: no folder can be made in {base or 'a temporary folder'}: {error.strerror}; "
+            "set RAY_TMPDIR to a short path that can be written to"
+        ) from error
     return str(_ray_folders[-1].path)
+
+
+def check_place() -> None:
+    """Raises: StudyRefused if the Ray of this driver would have no folder; to be asked before a study is made."""
+    _ray_folder()
+    _ray_folders.pop().delete()
+
+
+def _keep_token() -> None:
+    """Ray keeps what its processes know each other by in the home folder; where that is read-only, it lies elsewhere
+    until this process ends."""
+    folder = Path.home() / ".ray"
+    if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} or (folder / "auth_token").is_file():
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        scratch = Scratch("home")
+        atexit.register(scratch.delete)
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(scratch.path / "auth_token")
+        write_whole(scratch.path / "auth_token", secrets.token_hex(32).encode())
 
 
 def keep_ray_logs() -> None:
@@ -136,6 +173,8 @@ def connect(address: str | None, spec: StudySpec) -> None:
     Raises: StudyRefused if it cannot be joined, or has less than one trial needs: waiting for it would never end.
     """
     os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+    if UV_HOOK not in os.environ:
+        ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False  # the variable is read when Ray is imported
     clear_scratch()
     if address:
         _check_answers(address)
@@ -143,8 +182,8 @@ def connect(address: str | None, spec: StudySpec) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     # Ray prints what its processes say of each other, to stdout; what matters of it we find out ourselves.
     ray._private.worker.print_to_stdstream = _heard_of_ray
-    what = f"join the Ray cluster at {address!r}" if address else "start Ray on this machine"
-    slow = threading.Timer(START_SECONDS, give_up, [f"cannot {what}: it takes longer than {START_SECONDS:.0f} s"])
+    what = f"cannot join the Ray cluster at {address!r}" if address else "Ray cannot start here"
+    slow = threading.Timer(START_SECONDS, give_up, [f"{what}: it takes longer than {START_SECONDS:.0f} s"])
     slow.daemon = True
     slow.start()
     options: dict[str, Any] = {"runtime_env": _our_code()}
@@ -159,7 +198,7 @@ def connect(address: str | None, spec: StudySpec) -> None:
                 logging_level=logging.CRITICAL,
                 **options,
             )
-    except (RayError, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # of many kinds, some of no kind at all
         raise _not_joined(address, error) from error
     finally:
         slow.cancel()
@@ -257,7 +296,7 @@ def _check_answers(address: str) -> None:
 def _not_joined(address: str | None, error: Exception) -> StudyRefused:
     """What to say when Ray does not start here, or a cluster cannot be joined."""
     if not address:
-        return StudyRefused(f"cannot start Ray on this machine: {error}")
+        return StudyRefused(f"Ray cannot start here: {' '.join(str(error).split()) or type(error).__name__}")
     reason = getattr(error, "strerror", None) or error
     if isinstance(error, AuthenticationError):
         reason = (

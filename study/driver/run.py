@@ -25,7 +25,7 @@ from study.driver import StudyBroken, StudyRefused
 from study.driver.conductor import Conductor, StopNow, WorkersGone, round_limit
 from study.driver.live_table import LiveTable
 from study.driver.open_trials import SILENCE_SECONDS
-from study.driver.ray_cluster import connect, give_up, keep_keys_here, keep_ray_logs, say, stop_ray
+from study.driver.ray_cluster import check_place, connect, give_up, keep_keys_here, keep_ray_logs, say, stop_ray
 from study.driver.ray_watch import RayWatch
 from study.driver.tune_hooks import OptunaPruning, OptunaSearcher, Relay
 from study.planning.optuna_side import make_pruner
@@ -75,7 +75,7 @@ def run_study(
     Returns: 0 done, 1 more failures than `limits.failures`, 130 interrupted.
     Raises: StudyRefused before any trial starts; StudyBroken when the driver itself fails.
     """
-    storage, uri = _stores(spec, probe=True)
+    storage, uri = _stores(spec, address, probe=True)
     if address:
         connect(address, spec)
     spec, ledger, old = _open(spec, storage, takeover=takeover, warm_start=warm_start)
@@ -104,7 +104,7 @@ def look(
     Returns: the trials that the study has.
     Raises: StudyRefused where `run_study` would raise it.
     """
-    storage, _ = _stores(spec, probe=False)
+    storage, _ = _stores(spec, address, probe=False)
     if address:
         connect(address, spec)
         stop_ray(lambda: None, 0)
@@ -121,8 +121,13 @@ def look(
         return ledger.records()
 
 
-def _stores(spec: StudySpec, *, probe: bool) -> tuple[str, Address]:
-    """The study's storage and MLflow's address. Args: probe: as of `storage_fault`. Raises: StudyRefused."""
+def _stores(spec: StudySpec, cluster: str | None, *, probe: bool) -> tuple[str, Address]:
+    """The study's storage and MLflow's address, with a look at where the Ray of this machine would lie.
+
+    Args: cluster: address of another Ray. probe: as of `storage_fault`. Raises: StudyRefused.
+    """
+    if not cluster:
+        check_place()
     storage = spec.storage.path if spec.storage.remote else str(Path(spec.storage.path).resolve())
     uri = tracking_uri(storage)
     if fault := check_reachable(uri) or storage_fault(storage, probe=probe):
@@ -157,12 +162,12 @@ class _Run:
             held=ledger.lease.check if ledger.lease else None,
         )
         self._tracker.reconcile(records)  # what an outage has kept from MLflow
-        if len(records) >= spec.limits.trials and all(record.finished for record in records):
+        if len(records) >= spec.trials and all(record.finished for record in records):
             return
         folder = below(self._storage, spec.name)
         _check_reference(folder)
-        say(_headline(spec))
-        self._display = LiveTable(spec.objectives, spec.limits.trials, records, stream=sys.stderr)
+        say("\n".join([_headline(spec), *spec.notes]))
+        self._display = LiveTable(spec.objectives, spec.trials, records, stream=sys.stderr)
         if not address:
             connect(None, spec)
         self._watch.start()
@@ -217,7 +222,7 @@ def _verdict(spec: StudySpec, conductor: Conductor | None, waiting: list[int], l
     """Exit code, and a sentence on why the study ended unless it simply used its budget."""
     again = "the same command goes on from here"
     if conductor is None:
-        return 0, f"study {spec.name!r} is finished: it has its {spec.limits.trials} trials"
+        return 0, f"study {spec.name!r} is finished: it has its {spec.trials} trials{'; '.join(['', *spec.notes])}"
     if lost:
         return 130, f"study {spec.name!r} was taken over by another driver; this one has stopped"
     reached, stopping = conductor.limits, conductor.steering.stopping
@@ -341,7 +346,7 @@ def _tuner(spec: StudySpec, conductor: Conductor, runs: Any, scratch: str) -> An
 
 def _headline(spec: StudySpec) -> str:
     """What is about to run, in a line: model, data, ε, tier, trials and seeds."""
-    config, trials = spec.trial_config({}), f"{spec.limits.trials} trials"
+    config, trials = spec.trial_config({}), f"{spec.trials} trials"
     if not isinstance(config, TrialConfig):
         return f"{spec.name}: attackers of {config.checkpoint}, {trials}"
     eps = config.resolved_budget().eps

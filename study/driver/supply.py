@@ -17,7 +17,7 @@ class Supply:
     ) -> None:
         """Args: waiting: unfinished trials, in order of number. made: trials that there are, finished ones too."""
         self._spec, self._ledger, self._suggestions = spec, ledger, suggestions
-        self._waiting, self._made = list(waiting), made
+        self._waiting, self._made, self._trials = list(waiting), made, spec.trials
 
     @property
     def waiting(self) -> list[int]:
@@ -27,7 +27,7 @@ class Supply:
     @property
     def left(self) -> int:
         """How many trials are still to be given out."""
-        return len(self._waiting) + max(0, self._spec.limits.trials - self._made)
+        return len(self._waiting) + max(0, self._trials - self._made)
 
     def put_back(self, record: TrialRecord) -> None:
         """A trial that was given out waits again."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 from ray import cloudpickle
-from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.exceptions import ActorUnavailableError, NodeDiedError, ObjectLostError, RayActorError
 from ray.tune import Callback
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -55,7 +55,7 @@ class OptunaSearcher(Searcher):
 LOST = re.compile(
     r"node (was|has been) (terminated|dead|died|drained|preempted)|node.*(failed|died|crashed)|raylet", re.I
 )
-"""What Ray says of an actor whose machine is gone; the words are the only difference to one that crashed."""
+"""What Ray says of an actor whose machine is gone, where nothing but the words tells it from one that crashed."""
 AWAY = f"{StorageAway.__module__}.{StorageAway.__qualname__}: "
 """How a line of a traceback begins that says so: of an exception in an actor's constructor Ray keeps the text alone."""
 
@@ -70,7 +70,8 @@ def _reason(trial: RayTrial) -> tuple[str, bool]:
     cause = getattr(error, "cause", None) or error
     lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(cause)).splitlines() if line.strip()]
     gone = isinstance(cause, RayActorError)
-    cut_off = isinstance(cause, ActorUnavailableError)  # the machine went, or the way to it, before Ray knew which
+    # The machine went, or the way to it before Ray knew which, or what was stored on it, or it was announced to go.
+    cut_off = isinstance(cause, ActorUnavailableError | NodeDiedError | ObjectLostError) or (gone and cause.preempted)
     # Of an actor that died while it was made, Ray tells the whole traceback; its last line is the reason.
     text = lines[-1] if gone and lines else " ".join(lines)
     away = isinstance(cause, StorageAway) or (gone and any(line.startswith(AWAY) for line in lines))

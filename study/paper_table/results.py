@@ -73,7 +73,7 @@ class Entry:
 @cache
 def published() -> Mapping[tuple[str, str, str, str], float]:
     """Table 1 of the paper: (model, data set, phase, metric) → fraction with two decimals."""
-    text = resources.files("study.paper_table").joinpath("table1.csv").read_text()
+    text = resources.files("study.paper_table").joinpath("table1.csv").read_text(encoding="utf-8")
     return {
         (row["model"], row["dataset"], row["phase"], metric): float(row[metric])
         for row in csv.DictReader(text.splitlines())

@@ -43,7 +43,7 @@ def dry_run(spec: StudySpec, records: Sequence[TrialRecord] = (), *, as_json: bo
     Raises: as `with_target`.
     """
     spec = with_target(spec, study_url(spec.storage.path))
-    count = min(len(spec.baselines) + SHOWN_SAMPLES, spec.limits.trials)
+    count = min(len(spec.baselines) + SHOWN_SAMPLES, spec.trials)
     trials = [
         PlannedTrial(number, number < len(spec.baselines), overrides, _cost(spec, overrides))
         for number, overrides in enumerate(preview(spec, count))
@@ -54,6 +54,7 @@ def dry_run(spec: StudySpec, records: Sequence[TrialRecord] = (), *, as_json: bo
             "spec": spec.resolved(),
             "first_trials": [asdict(trial) for trial in trials],
             "resources": {**spec.resources.model_dump(), "side_by_side": spec.limits.concurrent},
+            "notes": spec.notes,
             "work": {**_work(spec), "passes": asdict(_total(spec, trials))},
             "left": {"trials": left, "seconds": seconds, "source": source},
         }
@@ -76,7 +77,7 @@ def _total(spec: StudySpec, trials: list[PlannedTrial]) -> Passes:
     shown = [trial.cost.total for trial in trials]
     sampled = shown[len(spec.baselines) :]
     total = sum(shown, Passes())
-    rest = spec.limits.trials - len(trials)
+    rest = spec.trials - len(trials)
     if not (sampled and rest):
         return total
     mean = sum(sampled, Passes())
@@ -87,7 +88,7 @@ def _time(
     spec: StudySpec, trials: Sequence[PlannedTrial], records: Sequence[TrialRecord], here: bool
 ) -> tuple[int, float | None, str]:
     """Trials that are still to be run, the seconds that they take together, and what these are taken from."""
-    left = max(0, spec.limits.trials - sum(record.finished for record in records))
+    left = max(0, spec.trials - sum(record.finished for record in records))
     ran = [record.seconds for record in records if record.state == "COMPLETE"]
     if not left:
         return 0, 0.0, ""
@@ -133,7 +134,7 @@ def _work(spec: StudySpec) -> dict[str, int]:
         (config.total_epochs, config.repeats) if isinstance(config, TrialConfig) else (config.attack.epochs, 1)
     )
     return {
-        "trials": spec.limits.trials,
+        "trials": spec.trials,
         "rounds": config.rounds,
         "epochs_per_round": min(config.evaluate_every, epochs),
         "epochs": epochs,
@@ -162,6 +163,7 @@ def _lines(spec: StudySpec, trials: list[PlannedTrial]) -> list[str]:
             if guarded(spec.objectives)
             else ()
         ),
+        *(f"# note       {note}" for note in spec.notes),
     ]
     return lines
 

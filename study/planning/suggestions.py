@@ -6,7 +6,7 @@ range) never confuses a sampler, and no sampler state has to be saved anywhere.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -26,6 +26,8 @@ class Suggestions:
     def __init__(self, spec: StudySpec, warm_start: Sequence[FrozenTrial] = ()) -> None:
         """Args: warm_start: finished trials of another study; those inside this space inform the sampler."""
         self.distributions = {path: to_optuna(distribution) for path, distribution in spec.distributions().items()}
+        self._spec, self._points, self._tried = spec, spec.points, set[Hashable]()
+        """And how many points the space has, if they can be counted, and those that trials have."""
         self._options = spec.sampler_options()
         self._seed = spec.seed
         history = self._options.get("history")
@@ -47,6 +49,7 @@ class Suggestions:
     def restore(self, trials: Sequence[FrozenTrial]) -> None:
         """Takes over the history of the study, in order of trial number."""
         for trial in trials:
+            self.tried(trial.user_attrs.get("overrides", trial.params))
             if self._sobol is not None and not trial.user_attrs.get("baseline"):
                 self._sobol.sample_relative(self._shadow, trial, self.distributions)
             if self.distributions and trial.params.keys() == self.distributions.keys():
@@ -71,6 +74,36 @@ class Suggestions:
         """The point for trial `number`: {dotted path: value}."""
         if not self.distributions:
             return {}
+        point = self._drawn(number)
+        if self._tried and self._spec.point(point) in self._tried and (other := self._untried(number)):
+            if trial := self._open.pop(number, None):
+                self._shadow.tell(trial, state=TrialState.FAIL)
+                if frozen := as_point(other, self.distributions):
+                    self.started(number, frozen)
+            point = other
+        self.tried(point)
+        return point
+
+    def tried(self, overrides: Mapping[str, Any]) -> None:
+        """A trial of that point is there; it is not drawn again while others are left."""
+        if self._points is not None and (point := self._spec.point(overrides)) is not None:
+            self._tried.add(point)
+
+    def _untried(self, number: int) -> dict[str, Any] | None:
+        """The first point that no trial has, from one that depends on study and trial; None if there is none."""
+        space, points = self._spec.distributions(), self._points or 0
+        grids = {path: distribution.grid() or () for path, distribution in space.items()}
+        first = derive_seed(self._seed, "untried", number)
+        for index in range(first, first + points):
+            place, point = index % points, {}
+            for path, grid in grids.items():
+                place, position = divmod(place, len(grid))
+                point[path] = grid[position]
+            if self._spec.point(point) not in self._tried:
+                return point
+        return None
+
+    def _drawn(self, number: int) -> dict[str, Any]:
         if self._sobol is not None:
             frozen = optuna.trial.create_trial(state=TrialState.RUNNING)
             point = self._sobol.sample_relative(self._shadow, frozen, self.distributions)
@@ -119,6 +152,7 @@ def next_overrides(spec: StudySpec, suggestions: Suggestions, number: int) -> tu
     """What trial `number` overrides, and whether it is a baseline: baselines come first, then draws."""
     if number < len(spec.baselines):
         overrides = dict(spec.baselines[number])
+        suggestions.tried(overrides)
         if point := as_point(overrides, suggestions.distributions):
             suggestions.started(number, point)
         return overrides, True

@@ -110,7 +110,7 @@ def _source_of(name: str, version: str, storage: str) -> str:
 @contextmanager
 def _mlflow(storage: str) -> Iterator[Any]:
     """MLflow's client. Raises: SpecError, for what the block meets too."""
-    from study.tracking.address import local_fault, sqlite_file, tracking_uri
+    from study.tracking.address import local_fault, proxy_hint, sqlite_file, tracking_uri
     from study.tracking.mlflow_client import SETTINGS, make_client, with_settings
     from study.tracking.run_fields import reason_of
 
@@ -125,4 +125,4 @@ def _mlflow(storage: str) -> Iterator[Any]:
         try:
             yield client
         except Exception as error:  # whatever it is, the model is not found
-            raise SpecError([f"MLflow at {uri}: {reason_of(error)}"]) from error
+            raise SpecError([f"MLflow at {uri}: {reason_of(error)}{proxy_hint(uri)}"]) from error

@@ -1,7 +1,7 @@
 """The distributions that a space may have, read from YAML and checked."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -27,6 +27,14 @@ def _check_range(low: float, high: float, *, positive: bool = False) -> None:
         raise ValueError(f"the low end of a logarithmic range must be > 0, got {low}")
     if not low < high:
         raise ValueError(f"the low end must be below the high end, got {low}, {high}")
+
+
+def without_noise(value: Any) -> Any:
+    """A value to compare with: numbers that differ by rounding alone (0.1 + 0.2 and 0.3; 1 and 1.0) are one; whole
+    numbers, such as seeds, do not, and true is no number."""
+    if not _is_number(value):
+        return type(value).__name__, value
+    return int(value) if float(value).is_integer() else float(f"{value:.12g}")
 
 
 def _is_number(value: Any) -> bool:
@@ -60,6 +68,10 @@ class Uniform:
     def probes(self) -> tuple[Scalar, ...]:
         """Values that must all make a valid trial: the ends, and one inside that is not a whole number."""
         return (self.low, self.high, self.low + (self.high - self.low) / math.pi)
+
+    def grid(self) -> Sequence[Scalar] | None:
+        """Every value that it has; None: there is no end of them."""
+        return None
 
     def arguments(self) -> list[Scalar]:
         """What stands behind the key in YAML."""
@@ -100,6 +112,10 @@ class IntUniform:
     def probes(self) -> tuple[Scalar, ...]:
         """Values that must all make a valid trial."""
         return self.ends()
+
+    def grid(self) -> Sequence[Scalar]:
+        """Every value that it has."""
+        return range(self.low, self.high + 1)
 
     def arguments(self) -> list[Scalar]:
         """What stands behind the key in YAML."""
@@ -142,7 +158,8 @@ class Quantised:
 
     def contains(self, value: Any) -> bool:
         """Whether a trial could have drawn this value."""
-        return _is_number(value) and self.low <= value <= self.high and self._on_grid(value)
+        inside = _is_number(value) and self.low - self.step / 2 < value < self.high + self.step / 2
+        return inside and self._on_grid(value)
 
     def ends(self) -> tuple[Scalar, ...]:
         """The extreme values; every value for a choice."""
@@ -151,6 +168,10 @@ class Quantised:
     def probes(self) -> tuple[Scalar, ...]:
         """Values that must all make a valid trial: the ends and the first step."""
         return (self.low, self.high, self.low + self.step)
+
+    def grid(self) -> Sequence[Scalar]:
+        """Every value that it has."""
+        return [self.low + number * self.step for number in range(round((self.high - self.low) / self.step) + 1)]
 
     def arguments(self) -> list[Scalar]:
         """What stands behind the key in YAML."""
@@ -173,12 +194,12 @@ class Choice:
             raise ValueError("values must be text, numbers, true, false or null")
         if any(isinstance(value, float) and not math.isfinite(value) for value in self.values):
             raise ValueError("values must be finite")
-        if len({(isinstance(value, bool), value) for value in self.values}) < len(self.values):
+        if len(set(map(without_noise, self.values))) < len(self.values):
             raise ValueError("holds a value twice")
 
     def contains(self, value: Any) -> bool:
         """Whether a trial could have drawn this value."""
-        return any(value == mine and isinstance(value, bool) == isinstance(mine, bool) for mine in self.values)
+        return without_noise(value) in map(without_noise, self.values)
 
     def ends(self) -> tuple[Scalar, ...]:
         """The extreme values; every value for a choice."""
@@ -186,6 +207,10 @@ class Choice:
 
     def probes(self) -> tuple[Scalar, ...]:
         """Values that must all make a valid trial."""
+        return self.values
+
+    def grid(self) -> Sequence[Scalar]:
+        """Every value that it has."""
         return self.values
 
     def arguments(self) -> list[Scalar]:

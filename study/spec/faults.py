@@ -42,9 +42,12 @@ class Fault:
     """Where `path` lies for the check that found the fault; empty: at the top."""
     source: str = ""
     """The file or flag that it came with."""
+    place: str = ""
+    """Where in the file, such as `line 3, column 5`."""
 
     def __str__(self) -> str:
-        return ": ".join(filter(None, (self.source, self.path, self.message + self.hint(self.above))))
+        place = f" ({self.place})" if self.place else ""
+        return ": ".join(filter(None, (self.source, self.path, self.message + self.hint(self.above) + place)))
 
     def under(self, prefix: str) -> "Fault":
         """The same fault, seen from one level further out."""

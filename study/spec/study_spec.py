@@ -1,8 +1,9 @@
 """One YAML file as a checked `StudySpec`; everything that is wrong with it is reported at once."""
 
 import json
+import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from ardmvc_core.ranges import shown
 from study.records import Goal
-from study.spec.distributions import Distribution, as_yaml
+from study.spec.distributions import Distribution, as_yaml, without_noise
 from study.spec.faults import Fault, every_fault, faults_of, raise_faults, shortened, suggestion
 from study.spec.objectives import known_metrics, objection, without_probe
 from study.spec.schema import (
@@ -26,7 +27,7 @@ from study.spec.schema import (
     TPESampler,
 )
 from study.spec.space import TrialClass, apply_overrides, build_trial, parse_space, path_faults, range_faults, value_at
-from study.spec.yaml_file import LARGEST_FILE, SpecError, read_mapping, replaced, split_setting
+from study.spec.yaml_file import LARGEST_FILE, Label, SpecError, read_mapping, replaced, split_setting
 from trainables.config import PLACES, AttackTrialConfig, TrialConfig
 from trainables.config import identity as trial_identity
 
@@ -168,6 +169,58 @@ class StudySpec(Section):
         """Dotted path into the trial → distribution."""
         return parse_space(self.space)[0]
 
+    def point(self, overrides: Mapping[str, Any]) -> Hashable | None:
+        """What the points of the space differ by, up to rounding: equal for trials of one point, a baseline that leaves
+        out what it does not change among them; None of a trial that is no point of the space.
+
+        Args: overrides: of a trial.
+        """
+        space = self.distributions()
+        if not space or not overrides.keys() <= space.keys():
+            return None
+        config = None if overrides.keys() == space.keys() else self.trial_config(overrides)
+        try:
+            values = [overrides[path] if path in overrides else value_at(config, path) for path in space]
+        except AttributeError:  # of another model
+            return None
+        inside = all(entry.contains(value) for entry, value in zip(space.values(), values, strict=True))
+        return tuple(map(without_noise, values)) if inside else None
+
+    @property
+    def points(self) -> int | None:
+        """How many points the space has; None: no end of them. Without a space, the trial as written is the only one,
+        and none beside a list of baselines."""
+        space = self.distributions()
+        if not space:
+            return 0 if self.baselines else 1
+        grids = [distribution.grid() for distribution in space.values()]
+        return None if None in grids else math.prod(len(grid) for grid in grids if grid is not None)
+
+    @property
+    def trials(self) -> int:
+        """How many trials the study comes to: `limits.trials`, or fewer if every point of the space was tried then."""
+        if self.points is None:
+            return self.limits.trials
+        inside = {self.point(overrides) for overrides in self.baselines} - {None}
+        return min(self.limits.trials, len(self.baselines) + self.points - len(inside))
+
+    @property
+    def notes(self) -> list[str]:
+        """What people should know of the study before it starts, although it is no fault."""
+        notes, seen = [], dict[Hashable, int]()
+        for number, overrides in enumerate(self.baselines):
+            key = self.point(overrides) or frozenset((path, without_noise(value)) for path, value in overrides.items())
+            if (first := seen.setdefault(key, number)) != number:
+                notes.append(f"baselines[{number}] repeats baselines[{first}]: the same trial will run twice")
+        if self.trials < self.limits.trials:
+            what = f"the space has {self.points} points" if self.space else "there is no space to search"
+            baselines = f", {len(self.baselines)} of them baselines" if self.baselines else ""
+            notes.append(
+                f"{what}: the study ends after {self.trials} trials{baselines}, not after limits.trials = "
+                f"{self.limits.trials}, since none is run twice"
+            )
+        return notes
+
     def trial_config(self, overrides: Mapping[str, Any]) -> TrialConfig | AttackTrialConfig:
         """The config of one trial.
 
@@ -278,9 +331,10 @@ def checked_spec(label: str, raw: Mapping[str, Any], sets: Sequence[str] = (), t
     if trials is not None:
         raw = replaced(raw, "limits.trials", trials)
         sources["limits.trials"] = f"--trials {shown(trials)}"
-    faults += [
-        replace(fault, source=_source(fault, sources, label)) for fault in every_fault(StudySpec, raw, _DECISIVE)
-    ]
+    for fault in every_fault(StudySpec, raw, _DECISIVE):
+        source = _source(fault, sources, label)
+        place = source.place(fault.path) if isinstance(source, Label) else ""
+        faults.append(replace(fault, source=source, place=place))
     if faults:
         raise SpecError(faults)
     return StudySpec.model_validate(_with_absolute_places(raw))

@@ -3,15 +3,16 @@
 import copy
 import os
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
+from types import MappingProxyType
 from typing import Any
 
 import yaml
 
 from ardmvc_core.errors import UserError
 from ardmvc_core.ranges import shown
-from study.spec.faults import listing, suggestion
+from study.spec.faults import joined, listing, suggestion
 
 LARGEST_FILE = 256 * 1024
 """Bytes of a study's YAML."""
@@ -21,6 +22,11 @@ DEEPEST = 32
 """Levels of mappings and lists in one another."""
 LONGEST_KEY, LONGEST_TEXT = 200, 4096
 """Characters of a key, and of a value: no path is longer."""
+
+MERGE = "tag:yaml.org,2002:merge"
+"""Of the key `<<`, whose value is a mapping that is taken over where nothing else is written."""
+IGNORED = "x-"
+"""How keys of a file begin that hold nothing but what is taken over elsewhere."""
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -33,9 +39,23 @@ class SpecError(UserError):
         self.faults = faults
 
 
+class Label(str):
+    """What messages call a file; knows where in it a value stands."""
+
+    places: Mapping[str, str] = MappingProxyType({})
+    """Dotted path → `line 3, column 5`."""
+
+    def place(self, path: str) -> str:
+        """Where the value at a path stands, or what it would stand in; empty where that is the whole file."""
+        while path and path not in self.places:
+            path = path[: max(path.rfind("."), path.rfind("["), 0)]
+        return self.places.get(path, "")
+
+
 class _Loader(yaml.SafeLoader):
     """Plain YAML that is no larger than a study. Where YAML would silently give something else than it seems to say, it
-    is refused: a key that stands twice, tags, whole numbers such as 010 (eight) and 1:30 (ninety)."""
+    is refused: a key that stands twice (one that `<<` merges may be overridden), tags, whole numbers such as 010
+    (eight) and 1:30 (ninety)."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -63,17 +83,19 @@ class _Loader(yaml.SafeLoader):
         self._values_of[id(node)] = self._values - before
         return node
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Here and not where the mapping is made: what `<<` merges into it stands in it then, and may be overridden.
+        node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+            key = key_node.value if key_node.tag == MERGE else self.construct_object(key_node, deep=True)
             if not _is_name(key):
                 problem = f"a key must be plain text of at most {LONGEST_KEY} characters, got {shown(key)}"
                 raise _refusal(key_node.start_mark, problem)
             if key in seen:
                 raise _refusal(key_node.start_mark, f"the key '{key}' stands twice")
             seen.add(key)
-        return super().construct_mapping(node, deep)
+        return node
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         text = super().construct_scalar(node)
@@ -112,13 +134,16 @@ def _is_name(key: object) -> bool:
     )
 
 
-def _parsed(text: str) -> Any:
-    """Raises: ValueError that says where which fault is."""
+def _parsed(text: str) -> tuple[Any, dict[str, str]]:
+    """What a text holds, and by dotted path where in it. Raises: ValueError that says where which fault is."""
     try:
-        return yaml.load(text, _Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        value = None if node is None else loader.construct_document(node)
+        return value, {} if node is None else dict(_places(node))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        where = f"{_place(mark)}: " if mark else ""
         raise ValueError(f"{where}{error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
@@ -126,18 +151,35 @@ def _parsed(text: str) -> Any:
         raise ValueError(f"a number or an escape in it cannot be read: {error}") from None
 
 
-def read_mapping(file: str) -> tuple[str, dict[str, Any]]:
+def _place(mark: yaml.Mark) -> str:
+    return f"line {mark.line + 1}, column {mark.column + 1}"
+
+
+def _places(node: yaml.Node, path: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted path, place) of every value in a node that was constructed, so that merged keys stand in it."""
+    inner: list[tuple[str, yaml.Node, yaml.Node]] = []
+    if isinstance(node, yaml.MappingNode):
+        inner = [(joined(path, key.value), key, value) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        inner = [(f"{path}[{number}]", value, value) for number, value in enumerate(node.value)]
+    for below, begin, value in inner:
+        yield below, _place(begin.start_mark)
+        yield from _places(value, below)
+
+
+def read_mapping(file: str) -> tuple[Label, dict[str, Any]]:
     """Reads a study file.
 
     Args: file: a path, or a name in search_spaces/ with or without .yaml.
-    Returns: what messages call the file, and the mapping it holds.
+    Returns: what messages call the file, and the mapping it holds, without keys that begin with `x-`.
     Raises: SpecError if there is no such file, or it holds something else.
     """
-    label, content = _read(file)
+    name, content = _read(file)
+    label = Label(name)
     if len(content) > LARGEST_FILE:
         raise SpecError([f"{label}: must have at most {LARGEST_FILE // 1024} KiB"])
     try:
-        raw = _parsed(content.decode("utf-8"))
+        raw, places = _parsed(content.decode("utf-8"))
     except UnicodeDecodeError:
         raise SpecError([f"{label}: is not YAML: it is not text in UTF-8"]) from None
     except ValueError as error:
@@ -145,7 +187,8 @@ def read_mapping(file: str) -> tuple[str, dict[str, Any]]:
     if not isinstance(raw, dict):
         what = "nothing" if raw is None else f"a {type(raw).__name__}"
         raise SpecError([f"{label}: must hold a mapping of keys to values, holds {what}"])
-    return label, raw
+    label.places = places
+    return label, {key: value for key, value in raw.items() if not key.startswith(IGNORED)}
 
 
 def _read(file: str) -> tuple[str, bytes]:
@@ -177,7 +220,7 @@ def split_setting(setting: str) -> tuple[str, Any]:
     if not equals or not _is_name(path):
         raise ValueError("must be path=value, such as trial.epochs=3")
     try:
-        return path, _parsed(text)
+        return path, _parsed(text)[0]
     except ValueError as error:
         raise ValueError(f"the value is not YAML: {error}") from None
 

@@ -5,6 +5,8 @@ import fcntl
 import hashlib
 import importlib.util
 import os
+import re
+import shlex
 import socket
 import sqlite3
 import stat
@@ -95,11 +97,36 @@ def _sqlite_fault(address: Address) -> str | None:
         connection = sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=TIMEOUT)
         try:
             connection.execute("PRAGMA schema_version").fetchone()
+            tables = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone()
+            version = tables and connection.execute("SELECT version_num FROM alembic_version").fetchone()
         finally:
             connection.close()
     except sqlite3.Error as error:
         return f"cannot read the MLflow database {file}: {error}"
-    return None if os.access(file, os.W_OK) else f"cannot write to the MLflow database {file}: no permission"
+    if not os.access(file, os.W_OK):
+        return f"cannot write to the MLflow database {file}: no permission"
+    return schema_fault(address, version[0]) if version else None
+
+
+def schema_fault(address: Address, found: str) -> str | None:
+    """What is wrong with a database whose tables are of the revision `found`; None if they are the installed MLflow's.
+
+    MLflow itself would say so after seconds, in a thread, and go on without a record.
+    """
+    folder = _migrations()
+    texts = [file.read_text(encoding="utf-8") for file in folder.glob("*.py")] if folder else []
+    known, replaced = (
+        set(re.findall(rf"""^{name}\b[^=\n]*=\s*["'](\w+)["']""", "\n".join(texts), re.MULTILINE))
+        for name in ("revision", "down_revision")
+    )
+    if not known or found in known - replaced:
+        return None
+    what, here = f"the MLflow database {address}", f"MLflow {version('mlflow')}, which is installed here"
+    if found not in known:
+        return f"{what} is of a newer MLflow than {here} (revision {found!a}), or of another program; use another one"
+    place = shlex.quote(address.reveal()) if address.kind == "sqlite" else '"$MLFLOW_TRACKING_URI"'
+    command = f"{shlex.quote(sys.executable)} -m mlflow db upgrade {place}"
+    return f"{what} is of an older MLflow than {here}; make a copy of it, then bring it up to date: {command}"
 
 
 def _connection_fault(address: Address) -> str | None:
@@ -108,7 +135,7 @@ def _connection_fault(address: Address) -> str | None:
         host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError:  # whose text may hold a piece of the password
         return "its host or its port cannot be read; `@ / ? # [ ]` in a password are written in percent, as in %40"
-    if parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
+    if _by_proxy(parts.scheme, host):
         return None  # only the proxy can be reached from here
     try:
         socket.create_connection((host, port), timeout=TIMEOUT).close()
@@ -119,6 +146,23 @@ def _connection_fault(address: Address) -> str | None:
     return None
 
 
+def _by_proxy(scheme: str, host: str) -> bool:
+    """Whether variables such as `http_proxy` send requests for that host to a proxy."""
+    proxies = urllib.request.getproxies()
+    return bool(proxies.keys() & {scheme, "all"}) and not urllib.request.proxy_bypass(host)
+
+
+def proxy_hint(address: Address) -> str:
+    """The end of a message on a server that does not answer: what to do if a proxy is between; empty without one."""
+    parts = urlsplit(address.reveal())
+    if not _by_proxy(parts.scheme, parts.hostname or ""):
+        return ""
+    return (
+        f"; variables such as {parts.scheme}_proxy send what is for it to a proxy: for a server on this machine or "
+        f"network, add {parts.hostname} to no_proxy (`export no_proxy={parts.hostname}`)"
+    )
+
+
 def _database_fault(address: Address) -> str | None:
     import sqlalchemy
 
@@ -126,7 +170,10 @@ def _database_fault(address: Address) -> str | None:
         url = database_url(address)
         wait = {"connect_timeout": TIMEOUT} if url.get_backend_name() in ("postgresql", "mysql") else {}
         engine = sqlalchemy.create_engine(url, connect_args=wait, poolclass=sqlalchemy.pool.NullPool)
-        engine.connect().close()
+        with engine.connect() as connection:
+            if sqlalchemy.inspect(connection).has_table("alembic_version"):
+                found = connection.scalar(sqlalchemy.text("SELECT version_num FROM alembic_version"))
+                return schema_fault(address, found) if found else None
     except ImportError as error:
         return f"the MLflow database {address} needs a driver that is not installed: {error}"
     except ValueError as error:
@@ -177,10 +224,15 @@ def _seal_of(template: Path) -> Path:
 def _seal(content: bytes) -> bytes:
     """Digest of a template together with the names of the migrations of MLflow that is installed: a development version
     may get new ones and keep its number."""
-    package = importlib.util.find_spec("mlflow")
-    folder = Path(package.origin).parent if package and package.origin else Path()
-    migrations = sorted(file.name for file in (folder / "store/db_migrations/versions").glob("*.py"))
+    folder = _migrations()
+    migrations = sorted(file.name for file in folder.glob("*.py")) if folder else []
     return hashlib.sha256("/".join(migrations).encode() + content).hexdigest().encode()
+
+
+def _migrations() -> Path | None:
+    """The folder of MLflow's migrations, found without importing MLflow, which takes seconds."""
+    package = importlib.util.find_spec("mlflow")
+    return Path(package.origin).parent / "store/db_migrations/versions" if package and package.origin else None
 
 
 def _contents(file: Path) -> bytes | None:
@@ -196,7 +248,7 @@ def _build_sqlite(file: Path) -> None:
     """In a process of its own, so that the seconds it takes are not the driver's."""
     script = "import sys, mlflow; mlflow.MlflowClient(tracking_uri=sys.argv[1]).search_experiments(max_results=1)"
     command = [sys.executable, "-c", script, f"sqlite:///{file}"]
-    done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         raise OSError(f"cannot make {file}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
 

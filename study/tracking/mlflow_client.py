@@ -9,7 +9,7 @@ from typing import Any
 
 from study.database.lease import LeaseLost
 from study.secrets import Address
-from study.tracking.address import TIMEOUT, local_fault
+from study.tracking.address import TIMEOUT, local_fault, proxy_hint
 from study.tracking.run_fields import reason_of, refuses_login
 
 SETTINGS = {
@@ -38,7 +38,7 @@ def check_reachable(uri: str | Address) -> str | None:
             make_client(address).search_experiments(max_results=1)
     except Exception as error:  # whatever it is, nothing can be written there
         what = "refuses this study" if refuses_login(error) else "does not answer as one"
-        return f"the MLflow server {address} {what}: {reason_of(error)}"
+        return f"the MLflow server {address} {what}: {reason_of(error)}{proxy_hint(address)}"
     return None
 
 

@@ -330,7 +330,7 @@ def test_the_folder_for_ray_has_room_for_the_paths_of_its_sockets(
             (session / "sockets").mkdir(parents=True)
             with socket.socket(socket.AF_UNIX) as listener:
                 listener.bind(str(session / "sockets" / "plasma_store"))
-        with pytest.raises(StudyRefused, match="cannot make a folder for Ray in /proc/none: No such file"):
+        with pytest.raises(StudyRefused, match="Ray cannot start here: no folder can be made in /proc/none: No such"):
             ray_folder(Path(short), Path("/proc/none"))
         while ray_cluster._ray_folders:
             ray_cluster._ray_folders.pop().delete()

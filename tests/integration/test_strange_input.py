@@ -174,7 +174,7 @@ def test_more_baselines_than_can_be_checked_soon(study: dict[str, Any], refused:
     study["baselines"] = [{"epochs": 0}] * 3_000
     study["trial"] |= {"epochs": 1}
     message = refused("sweep", written({**study, "baselines": [{"epochs": 0}] * 3_000}))
-    assert message.startswith("study.yaml: baselines[0].epochs: must be ≥ 1, got 0\n")
+    assert message.startswith("study.yaml: baselines[0].epochs: must be ≥ 1, got 0 (line 3, column 3)\n")
 
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(

@@ -17,7 +17,7 @@ BEGIN, END = "<!-- drawn by tests/support/architecture.py -->", "<!-- end of the
 DOORS = ("sweep", "confirm", "table1", "evaluate", "compare", "control", "report", "studies", "ui")
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "study": (
-        ("records", "secrets"),
+        ("records", "secrets", "needs", "output"),
         ("provenance", "spec", "ranking", "clusters"),
         ("database",),
         ("planning", "reporting"),

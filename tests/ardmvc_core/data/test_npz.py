@@ -73,8 +73,28 @@ def test_integers_zero_and_one_are_numbers_in_range(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("values", "dtype"),
+    [([1 + 5e-7, -2e-7], np.float32), ([1 + 9e-7, -9e-7], np.float64), ([-1e-45, 1.0000001], np.float32)],
+)
+def test_values_outside_by_rounding_are_clipped_with_a_note(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, values: list[float], dtype: type
+) -> None:
+    view = with_value(0.5).astype(dtype)
+    view[:, :2] = values
+    config = save(tmp_path / "own.npz", good(view_0=view))
+    assert check_dataset(config) == []
+    assert caplog.text == ""
+    data = load_parts(config, "official")["train"].data
+    assert (data.views[0].min(), data.views[0].max()) == (0, 1)
+    assert "own.npz: view_0: 40 values were up to " in caplog.text
+    assert "outside [0, 1] and are clipped to it" in caplog.text
+
+
+@pytest.mark.parametrize(
     ("changes", "fragments"),
     [
+        ({"view_0": with_value(1.00001)}, ["view_0 must lie in [0, 1]", "1.00001 at [2, 1]"]),
+        ({"view_0": with_value(-2e-6)}, ["view_0 must lie in [0, 1]", "-2e-06 at [2, 1]"]),
         ({"view_1": None}, ["at least two views", "labels, view_0"]),
         ({"view_1": None, "view_2": np.zeros((N, 2))}, ["without a gap", "view_2"]),
         ({"view_1": np.zeros((N - 1, 2))}, ["common length", "view_0: 20", "view_1: 19"]),
