@@ -4,10 +4,9 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from study.cli import Parser, exit_code_of, refuse
+from study.cli import Parser, exit_code_of, file_place, refuse, storage_flag
 from study.ranking.objectives import goals
 from study.ranking.summary import summary
 from study.records import TrialRecord
@@ -33,11 +32,15 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("name", help="name of the study")
     result.add_argument("--format", choices=FORMATS, default="table", help="default: %(default)s")
-    result.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to stdout")
+    result.add_argument("--output", type=file_place, metavar="FILE", help="write there instead of to stdout")
     result.add_argument(
-        "--storage", default="runs", metavar="DIR", help="the study's storage.path; default: %(default)s"
+        "--storage",
+        type=storage_flag,
+        default="runs",
+        metavar="DIR",
+        help="the study's storage.path; default: %(default)s",
     )
-    result.add_argument("--figures", type=Path, metavar="DIR", help="write the figures there as PNG")
+    result.add_argument("--figures", type=file_place, metavar="DIR", help="write the figures there as PNG")
     result.add_argument(
         "--unblind",
         action="store_true",

@@ -12,6 +12,7 @@ from ardmvc_core.data import DatasetConfig, Protocol
 from ardmvc_core.evaluation.budget import EvalBudget, ResolvedBudget
 from ardmvc_core.models import MODELS
 from ardmvc_core.ranges import Range, check_values
+from trainables.places import divided
 
 if TYPE_CHECKING:
     ModelConfig = Any
@@ -30,10 +31,13 @@ def protocols_of(protocol: Literal["strict", "official", "both"]) -> tuple[Proto
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial's config as JSON without what says only where it runs: the device and the folder of the data."""
+    """A trial's config as JSON without what says only where it runs: the device, the folder of the data, and the
+    storage that a saved model lies in."""
     found = {key: value for key, value in config.items() if key != "device"}
     if "dataset" in found:
         found["dataset"] = {key: value for key, value in found["dataset"].items() if key != "root"}
+    if "checkpoint" in found:
+        found["checkpoint"] = divided(found["checkpoint"])[1]
     return found
 
 

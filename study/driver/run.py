@@ -26,6 +26,7 @@ from study.driver.open_trials import SILENCE_SECONDS
 from study.driver.ray_cluster import connect, give_up, keep_keys_here, keep_ray_logs, say, stop_ray
 from study.driver.ray_watch import RayWatch
 from study.driver.tune_hooks import OptunaPruning, OptunaSearcher, Relay
+from study.places import ARTIFACTS, absolute
 from study.planning.optuna_side import make_pruner
 from study.planning.saved_models import with_checkpoint
 from study.planning.suggestions import Suggestions
@@ -72,9 +73,9 @@ def run_study(
     Returns: 0 done, 1 more failures than `limits.failures`, 130 interrupted.
     Raises: StudyRefused before any trial starts; StudyBroken when the driver itself fails.
     """
-    storage = spec.storage.path if spec.storage.remote else str(Path(spec.storage.path).resolve())
+    storage = absolute(spec.storage.path)
     uri = tracking_uri(storage)
-    if fault := check_reachable(uri) or storage_fault(storage):
+    if fault := check_reachable(uri) or storage_fault(below(storage, spec.name)):
         raise StudyRefused(fault)
     if address:
         connect(address, spec)
@@ -115,7 +116,7 @@ class _Run:
             ledger.spec,
             uri=self._uri,
             study_name=spec.name,
-            artifact_root=None if spec.storage.remote else below(self._storage, "mlartifacts"),
+            artifact_root=None if spec.storage.remote else (Path(self._storage) / ARTIFACTS).as_uri(),
             identity=ledger.uid,
             held=ledger.lease.check if ledger.lease else None,
         )
@@ -210,9 +211,9 @@ def _open(
     """The spec with its saved model found, the study with its lease taken, and the trials to start from."""
     url = study_url(storage)
     try:
-        spec = with_checkpoint(spec, url)
+        spec = with_checkpoint(spec)
         pruner = make_pruner(spec.pruner_options(), spec.trial_config({}).rounds)
-        old = Ledger.open_existing(warm_start, url).frozen_trials() if warm_start else ()
+        old = Ledger.open_existing(warm_start, storage_path=storage).frozen_trials() if warm_start else ()
         ledger = Ledger.open_or_create(spec, url, pruner)
         ledger.acquire(takeover=takeover)
         if ledger.control == "stop":

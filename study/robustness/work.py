@@ -32,10 +32,9 @@ def note_score_use(target: Target, digest: str, storage: str) -> None:
     """
     print(f"{target.reference}: the score part ({digest[:12]}) is used by this evaluation", file=sys.stderr)
     if target.study:
-        from study.database.engine import study_url
         from study.database.ledger import Ledger
 
-        ledger = Ledger.open_existing(target.study, study_url(storage))
+        ledger = Ledger.open_existing(target.study, storage_path=storage)
         ledger.note_score_use(f"study.evaluate {target.name}")
         print(f"uses of that part so far: {len(ledger.score_uses)}", file=sys.stderr)
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ardmvc_core.ranges import shown
+from study.places import taken_name
 from study.records import Goal
 from study.spec.distributions import Distribution, as_yaml
 from study.spec.faults import Fault, every_fault, faults_of, raise_faults, shortened, suggestion
@@ -69,6 +70,13 @@ class StudySpec(Section):
     """What one trial takes."""
     storage: Storage = Storage()
     """Where files go."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_free(cls, value: str) -> str:
+        if taken_name(value):
+            raise ValueError(f"must be no name of something else in the storage folder, got {value!r}")
+        return value
 
     @field_validator("trial", mode="before")
     @classmethod
