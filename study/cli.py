@@ -5,9 +5,11 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ardmvc_core.errors import UserError
+from ardmvc_core.places import expanded
 from study.output import show_everything
 from study.secrets import guard_output, redact, remember_arguments
 from study.spec.faults import Fault, listing, shortened
@@ -33,7 +35,27 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(given, namespace)
 
     def error(self, message: str) -> NoReturn:
-        super().error(shortened(message))
+        super().error(shortened(redact(message)))
+
+
+def place(text: str, read: Callable[[str], str] = expanded) -> str:
+    """A path or an address among the flags, `~` and `$NAME` replaced."""
+    try:
+        return read(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def storage_flag(text: str) -> str:
+    """A storage among the flags, as `storage.path` has it."""
+    from study.spec.schema import storage_place
+
+    return place(text, storage_place)
+
+
+def file_place(text: str) -> Path:
+    """A file or folder among the flags."""
+    return Path(place(text))
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +68,9 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         metavar="PATH=VALUE",
         help="replaces one value of the study, such as trial.epochs=3; may be given again",
     )
-    parser.add_argument("--address", metavar="A", help="a running Ray cluster; without it Ray starts on this machine")
+    parser.add_argument(
+        "--address", type=place, metavar="A", help="a running Ray cluster; without it Ray starts on this machine"
+    )
     parser.add_argument(
         "--dry-run",
         action="store_true",

@@ -6,9 +6,8 @@ Numbers of two budgets do not compare, nor those of two sets of samples, so such
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from study.cli import Parser, exit_code_of
+from study.cli import Parser, exit_code_of, file_place, place
 from study.robustness.comparison import check_comparable, comparison_page, read
 from study.spec.yaml_file import SpecError
 from trainables.files import write_whole
@@ -22,8 +21,10 @@ def parser() -> argparse.ArgumentParser:
         "budgets or samples are refused.",
         epilog="Exit codes: 0 done, 2 bad input.",
     )
-    result.add_argument("reports", nargs="+", metavar="REPORT", help="a report's folder, or its report.json")
-    result.add_argument("--output", type=Path, metavar="FILE", help="writes the table there too")
+    result.add_argument(
+        "reports", nargs="+", type=place, metavar="REPORT", help="a report's folder, or its report.json"
+    )
+    result.add_argument("--output", type=file_place, metavar="FILE", help="writes the table there too")
     result.add_argument("--debug", action="store_true", help="tracebacks and debug messages")
     return result
 

@@ -8,10 +8,9 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from study.cli import Parser, exit_code_of
+from study.cli import Parser, exit_code_of, file_place, storage_flag
 from study.database.status import Driver, State, Status, status_of
 from study.spec.yaml_file import SpecError
 
@@ -150,9 +149,15 @@ def parser() -> argparse.ArgumentParser:
         "stop: open rounds end, then the driver; backup: writes FILE, whether the study runs or not; restore: brings "
         "the study back from FILE, into a database that does not have it",
     )
-    result.add_argument("file", metavar="FILE", nargs="?", type=Path, help="of backup, a new file, and of restore")
     result.add_argument(
-        "--storage", default="runs", metavar="DIR", help="the study's storage.path; default: %(default)s"
+        "file", metavar="FILE", nargs="?", type=file_place, help="of backup, a new file, and of restore"
+    )
+    result.add_argument(
+        "--storage",
+        type=storage_flag,
+        default="runs",
+        metavar="DIR",
+        help="the study's storage.path; default: %(default)s",
     )
     result.add_argument("--json", action="store_true", dest="json_output", help="the status as JSON on stdout")
     result.add_argument("--debug", action="store_true", help="tracebacks and debug messages")

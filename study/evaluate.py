@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from study.cli import Parser, exit_code_of
+from study.cli import Parser, exit_code_of, place, storage_flag
 from study.robustness.request import check_flags, prepare
 from study.robustness.work import evaluate_all, note_score_use
 
@@ -30,13 +30,18 @@ def parser() -> argparse.ArgumentParser:
     _add_threat_flags(result)
     result.add_argument(
         "--data",
+        type=place,
         metavar="PLACE",
         help="where the data lie now, the file or the folder; default: where it read them",
     )
-    result.add_argument("--out", metavar="FOLDER", help="default: evaluations/ in the storage folder")
+    result.add_argument("--out", type=place, metavar="FOLDER", help="default: evaluations/ in the storage folder")
     _add_depth_flags(result)
     result.add_argument(
-        "--storage", default="runs", metavar="DIR", help="the study's storage.path; default: %(default)s"
+        "--storage",
+        type=storage_flag,
+        default="runs",
+        metavar="DIR",
+        help="the study's storage.path; default: %(default)s",
     )
     result.add_argument("--json", action="store_true", dest="json_output", help="the report as JSON on stdout")
     result.add_argument("--debug", action="store_true", help="tracebacks and debug messages")

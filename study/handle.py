@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from study.database.engine import study_url
+from study.database.engine import LedgerError
 from study.database.ledger import Ledger
 from study.ranking.objectives import goals
 from study.ranking.ranking import best, rank
 from study.ranking.summary import summary
 from study.records import Goal, TrialRecord
+from study.secrets import redact
 from study.spec import study_spec
+from study.spec.schema import storage_place
 from trainables.scratch import ensure_home
 
 if TYPE_CHECKING:
@@ -58,9 +60,14 @@ def open(name: str, *, storage: str | Path = "runs", exit_code: int | None = Non
     """The study of that name.
 
     Args:   storage: the study's `storage.path`; `ARDMVC_STUDY_DB`, where it is set, says which database.
-    Raises: LedgerError if there is no such study (known ones are named), or the database cannot be reached.
+    Raises: LedgerError if there is no such study (known ones are named), the database cannot be reached, or `storage`
+        is no place.
     """
-    return Study(Ledger.open_existing(name, study_url(storage)), exit_code)
+    try:
+        place = storage_place(str(storage))
+    except ValueError as error:
+        raise LedgerError(f"storage: {redact(str(error))}") from None
+    return Study(Ledger.open_existing(name, storage_path=place), exit_code)
 
 
 class Study:

@@ -82,11 +82,13 @@ class TrialRecord:
 
 @dataclass(frozen=True)
 class WorkerAway:
-    """What keeps a trial from going on: its worker is silent, or no open trial has a worker."""
+    """What keeps a trial from going on: its worker is silent, or waits for the storage, or none is there."""
 
-    kind: Literal["silent", "missing"]
+    kind: Literal["silent", "missing", "waits"]
     seconds: float
     """For how long."""
+    reason: str = ""
+    """What a worker that is heard of waits for."""
 
 
 class Observer(Protocol):

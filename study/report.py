@@ -4,10 +4,9 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from study.cli import Parser, exit_code_of, refuse
+from study.cli import Parser, exit_code_of, file_place, refuse, storage_flag
 from study.ranking.label_free import NOT_CORRECTNESS
 from study.ranking.objectives import goals
 from study.ranking.summary import summary
@@ -36,11 +35,15 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("name", help="name of the study")
     result.add_argument("--format", choices=FORMATS, default="table", help="default: %(default)s")
-    result.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to stdout")
+    result.add_argument("--output", type=file_place, metavar="FILE", help="write there instead of to stdout")
     result.add_argument(
-        "--storage", default="runs", metavar="DIR", help="the study's storage.path; default: %(default)s"
+        "--storage",
+        type=storage_flag,
+        default="runs",
+        metavar="DIR",
+        help="the study's storage.path; default: %(default)s",
     )
-    result.add_argument("--figures", type=Path, metavar="DIR", help="write the figures there as PNG")
+    result.add_argument("--figures", type=file_place, metavar="DIR", help="write the figures there as PNG")
     truth = result.add_mutually_exclusive_group()
     truth.add_argument(
         "--unblind",
@@ -50,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     )
     truth.add_argument(
         "--label-probe",
-        type=Path,
+        type=file_place,
         metavar="LABELS.csv",
         help="compares the vote that trials were scored against with a few labels (columns sample,label; 50 samples, "
         "say), and bounds how far PRA is from robust ACC; when the choice is made",

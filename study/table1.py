@@ -3,9 +3,17 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from study.cli import MOST_SEEDS, Parser, add_run_flags, exit_code_of, only_planned, run_planned
+from study.cli import (
+    MOST_SEEDS,
+    Parser,
+    add_run_flags,
+    exit_code_of,
+    file_place,
+    only_planned,
+    run_planned,
+    storage_flag,
+)
 from study.paper_table.cells import (
     absent_columns,
     columns_of,
@@ -47,8 +55,12 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--skip-missing", action="store_true", help="leaves data sets without files out, with a warning"
     )
-    result.add_argument("--storage", default="runs", metavar="DIR", help="where studies lie; default: %(default)s")
-    result.add_argument("--output", type=Path, metavar="DIR", help="of the table's files; default: the study's folder")
+    result.add_argument(
+        "--storage", type=storage_flag, default="runs", metavar="DIR", help="where studies lie; default: %(default)s"
+    )
+    result.add_argument(
+        "--output", type=file_place, metavar="DIR", help="of the table's files; default: the study's folder"
+    )
     result.add_argument("--show", action="store_true", help="prints the table of what has been run; starts nothing")
     add_run_flags(result)
     return result

@@ -6,9 +6,10 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from study.cli import Parser, exit_code_of
+from study.cli import Parser, exit_code_of, storage_flag
+from study.places import sqlite_file
 from study.spec.yaml_file import SpecError
-from study.tracking.address import local_fault, tracking_uri
+from study.tracking.address import local_fault, settle, tracking_uri
 
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 """As in mlflow/serve.sh: nothing is sent to MLflow's makers, and no workers wait for jobs."""
@@ -23,7 +24,11 @@ def parser() -> argparse.ArgumentParser:
         "2 bad input, 130 interrupted; else that of MLflow.",
     )
     result.add_argument(
-        "--storage", default="runs", metavar="DIR", help="the study's storage.path; default: %(default)s"
+        "--storage",
+        type=storage_flag,
+        default="runs",
+        metavar="DIR",
+        help="the study's storage.path; default: %(default)s",
     )
     result.add_argument("--debug", action="store_true", help="tracebacks and debug messages")
     return result
@@ -41,6 +46,8 @@ def _run(given: argparse.Namespace) -> NoReturn:
         raise SpecError([fault])
     if address.kind.startswith(("http", "databricks")):
         raise SpecError([f"MLFLOW_TRACKING_URI {str(address)!r} is a server, which has a UI of its own"])
+    if (file := sqlite_file(address)) and file.exists():
+        settle(file)
     # In the environment: a command line is seen by everyone on this machine.
     environment = {**QUIET, **os.environ, "MLFLOW_BACKEND_STORE_URI": address.reveal()}
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui"], environment)

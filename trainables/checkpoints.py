@@ -28,7 +28,7 @@ from typing import Annotated
 from pyarrow import fs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trainables.retry import doubling, retry
+from trainables.retry import doubling, may_pass, retry
 from trainables.scratch import Scratch
 from trainables.storage import (
     BLOCK,
@@ -37,6 +37,7 @@ from trainables.storage import (
     ROOM,
     NoCheckpoint,
     StorageAway,
+    StorageUnusable,
     below,
     damage_of,
     is_damage,
@@ -81,11 +82,19 @@ class Manifest(BaseModel):
 class Checkpoints:
     """Writes a trial's checkpoints and finds the newest whole one; waits for a storage that is away for a while."""
 
-    def __init__(self, folder: str, *, patience: float = 0.0, files: frozenset[str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: str,
+        *,
+        patience: float = 0.0,
+        files: frozenset[str] | None = None,
+        tell: Callable[[str], None] = lambda reason: None,
+    ) -> None:
         """Args: folder: of the trial, local path or URI. patience: seconds that a failing storage is tried again.
-        files: names that a checkpoint's files may have; None: any plain name.
+        files: names that a checkpoint's files may have; None: any plain name. tell: called with what is waited for,
+            and with an empty text once it is over.
         """
-        self.folder = folder
+        self.folder, self._tell = folder, tell
         self._files = files
         self.waited: list[str] = []
         """What the storage kept this trial waiting with, for people; the reader empties it."""
@@ -100,8 +109,8 @@ class Checkpoints:
         """Stores what `write` puts into the folder it is given, and deletes all but the newest KEPT checkpoints.
 
         Returns: the checkpoint's place, a local path or a URI.
-        Raises: StorageAway if the storage did not work for `patience` seconds; ValueError for files that `restore`
-            would refuse: of another name, or too many or too large.
+        Raises: StorageAway if the storage did not work for `patience` seconds; StorageUnusable at once if waiting helps
+            nothing; ValueError for files that `restore` would refuse: of another name, or too many or too large.
         """
         name = f"round_{round_:06d}-{uuid.uuid4().hex[:8]}"
         place = below(self.folder, name)
@@ -206,17 +215,27 @@ class Checkpoints:
         self,
         action: Callable[[], None],
         what: str,
-        passes: Callable[[Exception], bool] = lambda error: isinstance(error, OSError),
+        passes: Callable[[Exception], bool] | None = None,
     ) -> None:
-        """Args: passes: whether an error may be over when the action is tried again."""
+        """Args: passes: whether an error may be over when the action is tried again; None: for one that writes."""
         begin, last = time.monotonic(), deque[Exception](maxlen=1)
         pauses = doubling(FIRST_PAUSE, LONGEST_PAUSE, begin + self._patience, cut=True)
+
+        def waiting(error: Exception) -> None:
+            last.append(error)
+            self._tell(f"{what}: {error}")
+
         try:
-            retry(action, passes, pauses, last.append)
+            retry(action, passes or may_pass, pauses, waiting)
         except OSError as error:
-            if not passes(error):
-                raise
-            raise StorageAway(f"{what}: {error} (tried for {self._patience:g} s)") from error
+            if (passes or may_pass)(error):
+                raise StorageAway(f"{what}: {error} (tried for {self._patience:g} s)") from error
+            if passes is None:
+                raise StorageUnusable(f"{what}: {error}") from error
+            raise
+        finally:
+            if last:
+                self._tell("")
         if last:
             self.waited.append(f"waited {time.monotonic() - begin:.0f} s for its storage: {what}: {last[0]}")
 

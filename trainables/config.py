@@ -12,6 +12,7 @@ from ardmvc_core.data import DatasetConfig, Protocol
 from ardmvc_core.evaluation.budget import EvalBudget, ResolvedBudget
 from ardmvc_core.models import MODELS
 from ardmvc_core.ranges import Range, check_values
+from trainables.places import divided
 
 if TYPE_CHECKING:
     ModelConfig = Any
@@ -34,10 +35,12 @@ PLACES = ("device", "data", "dataset.root", "dataset.path")
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial's config as JSON without `PLACES`."""
+    """A trial's config as JSON without `PLACES`, and without the storage that a saved model lies in."""
     found = {key: value for key, value in config.items() if key not in PLACES}
     if "dataset" in found:
         found["dataset"] = {key: value for key, value in found["dataset"].items() if f"dataset.{key}" not in PLACES}
+    if "checkpoint" in found:
+        found["checkpoint"] = divided(found["checkpoint"])[1]
     return found
 
 

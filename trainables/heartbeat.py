@@ -12,13 +12,15 @@ from ray.experimental import internal_kv
 
 BEAT_SECONDS = 5.0
 NAMESPACE = "ardmvc-heartbeats"
+MOST_NOTE = 300
+"""Characters of a note."""
 
 
 class _Heart:
     """The one thread of this process that tells; what it tells under changes with the trial."""
 
     def __init__(self) -> None:
-        self._key = ""
+        self._key = self._note = ""
         self._changed = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -29,11 +31,16 @@ class _Heart:
             self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
             self._thread.start()
 
+    def tell(self, note: str) -> None:
+        self._note = note
+        self._changed.set()
+
     def _run(self) -> None:
         for count in itertools.count():
             self._changed.clear()
             with suppress(Exception):  # the head is away; Ray itself ends a worker whose head does not come back
-                internal_kv._internal_kv_put(self._key, str(count), overwrite=True, namespace=NAMESPACE)
+                beat = f"{count} {self._note}"
+                internal_kv._internal_kv_put(self._key, beat, overwrite=True, namespace=NAMESPACE)
             self._changed.wait(BEAT_SECONDS)
 
 
@@ -43,3 +50,8 @@ _heart = _Heart()
 def beat_as(key: str) -> None:
     """From now on this process, a worker of Ray's, tells under `key` that it is alive."""
     _heart.beat_as(key)
+
+
+def tell(note: str) -> None:
+    """From now on the beats of this process carry a note on what it waits for; an empty one: for nothing."""
+    _heart.tell(" ".join(note.split())[:MOST_NOTE])

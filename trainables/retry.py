@@ -1,11 +1,23 @@
-"""Trying again what fails for a while: how often, and with which pauses."""
+"""Trying again what fails for a while: what may pass, how often, and with which pauses."""
 
+import errno
 import math
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 R = TypeVar("R")
+
+LASTING = frozenset(
+    getattr(errno, name)
+    for name in ("ENOTDIR", "EISDIR", "EEXIST", "ELOOP", "ENAMETOOLONG", "EACCES", "EPERM", "EROFS")
+)
+"""What a file system says of a place where nothing can be written until somebody changes something there."""
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether an error of writing files may be over at the next attempt: the storage is away, or full."""
+    return isinstance(error, OSError) and error.errno not in LASTING
 
 
 def retry(

@@ -11,6 +11,7 @@ import uuid
 import zipfile
 import zlib
 from pathlib import Path
+from urllib.parse import quote
 
 from pyarrow import ArrowException, fs
 
@@ -55,6 +56,10 @@ class StorageAway(OSError):
     """The storage does not work, for as long as it is waited for where it is: no fault of the trial."""
 
 
+class StorageUnusable(OSError):
+    """Nothing can be written to a place of the storage until somebody mends it: no fault of the trial."""
+
+
 class NoCheckpoint(Exception):
     """The folder holds no whole checkpoint; the message says what is wrong with it."""
 
@@ -87,7 +92,9 @@ def locate(place: str) -> tuple[fs.FileSystem, str]:
     machine's role. Raises: OSError or ValueError (pyarrow's) if there is no such kind of storage.
     """
     if "://" in place:
-        system, path = fs.FileSystem.from_uri(place)
+        kind, _, rest = place.partition("://")
+        # In a URI, a `%` begins the code of a character; all others stand for themselves here.
+        system, path = fs.FileSystem.from_uri(f"{kind}://{quote(rest, safe='/%')}")
         return system, path.rstrip("/")
     return fs.LocalFileSystem(), str(Path(place).absolute())  # links stay links: a delete must not follow them
 

@@ -18,7 +18,7 @@ from trainables.attack_trial import AttackTrial
 from trainables.checkpoints import Checkpoints, round_of
 from trainables.config import AttackTrialConfig, TrialConfig
 from trainables.data_parts import DataKey, provide_parts
-from trainables.heartbeat import beat_as
+from trainables.heartbeat import beat_as, tell
 from trainables.reference import provide_reference, reference_from
 from trainables.round_limit import RoundLimit, is_last
 from trainables.saved_trial import ARRAYS_FILE, CONFIG_FILE, STATE_FILE
@@ -68,7 +68,7 @@ class TrialTrainable(tune.Trainable):
         self.trial = None  # an actor that is used again must not hold two trials in memory
         self._limit, self._last = RoundLimit(**config["limit"]), config["rounds_left"] <= 1
         self._patience = float(config["patience"])
-        self._checkpoints = Checkpoints(config["folder"], patience=self._patience, files=self.files)
+        self._checkpoints = Checkpoints(config["folder"], patience=self._patience, files=self.files, tell=tell)
         with time_limit(self._storage_seconds):
             self._checkpoints.look()
         clear_scratch()  # on this machine, where no driver may ever start

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ardmvc_core.data.dataset import DataError
 from ardmvc_core.data.reading import reading, shown_path
+from ardmvc_core.places import expanded
 
 VARIABLE = "ARDMVC_DATA"
 
@@ -154,7 +155,7 @@ def regdb_folder(root: str | None = None) -> Path:
 
 def _folder(given: str) -> Path:
     with reading(given):
-        return Path(given).expanduser()
+        return Path(expanded(given))
 
 
 def _plain_or_gz(folder: Path, name: str) -> Path | None:

@@ -28,6 +28,7 @@ from ardmvc_core.data.dataset import (
     cut_parts,
 )
 from ardmvc_core.data.reading import file_fault, fitted, one_line, read_archive, reading, shown_path
+from ardmvc_core.places import expanded
 
 if TYPE_CHECKING:
     from ardmvc_core.data.config import DatasetConfig
@@ -97,7 +98,7 @@ def _read(config: DatasetConfig) -> tuple[list[FloatArray], IndexArray | None, i
 def _arrays(given: str) -> tuple[Path, dict[str, NDArray[Any]], dict[str, str]]:
     """The file, its arrays, and by name why the others cannot be read. Raises: DataError if nothing can be."""
     with reading(given):
-        path = Path(given).expanduser()
+        path = Path(expanded(given))
         if fault := file_fault(path):
             raise DataError(f"{shown_path(path)}: {fault} (dataset.path)")
         with path.open("rb") as stream:

@@ -1,6 +1,7 @@
 """A study as a file: written while the study runs or not, and brought back into a database that does not have it."""
 
 import os
+import shlex
 import shutil
 import sqlite3
 import tempfile
@@ -15,6 +16,7 @@ from study.database.lease import TABLE_NAME, make_table
 from study.database.ledger import Ledger
 from study.database.score_uses import all_uses, note_use
 from study.database.sqlite_files import connect, damage
+from study.places import sqlite_address
 
 PARENTS = {"studies": "study_id", "trials": "trial_id"}
 """Tables whose rows others name by these ids, which a copy gets anew."""
@@ -71,7 +73,7 @@ def restore(file: Path, name: str, storage: str) -> str:
                 if versions[0] != versions[1]:
                     raise LedgerError(
                         f"{file} has the tables of another version of Optuna ({versions[0]}, here {versions[1]}); "
-                        f"`optuna storage upgrade --storage sqlite:///{file}` brings a copy of it up to date"
+                        f"`optuna storage upgrade --storage {shlex.quote(sqlite_address(file))}` mends a copy"
                     )
                 trials = _copy(source, connection, name)
         except sa.exc.IntegrityError as error:
@@ -86,7 +88,7 @@ def restore(file: Path, name: str, storage: str) -> str:
 def _write_study(ledger: Ledger, file: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="backup-") as folder:
         made = Path(folder) / "study.db"
-        target = engine_of(open_storage(f"sqlite:///{made}", create=True))
+        target = engine_of(open_storage(sqlite_address(made), create=True))
         make_table(target)
         with (
             ledger.engine.connect().execution_options(isolation_level="REPEATABLE READ") as source,

@@ -1,5 +1,6 @@
 """How a study's database is reached: its address, its engine, what is waited for and what is refused."""
 
+import logging
 import os
 import sqlite3
 from contextlib import closing
@@ -13,9 +14,12 @@ import sqlalchemy
 
 from ardmvc_core.errors import UserError
 from study.database.sqlite_files import damage, has_log, means_damage, passes
+from study.places import STUDY_DB, address_in, local_folder
 from study.secrets import Address, first_line
 from trainables.files import no_room_for
 from trainables.retry import retry
+
+logger = logging.getLogger(__name__)
 
 SCHEMA_ATTEMPTS = 10
 
@@ -46,8 +50,7 @@ class NoStudy(LedgerError):
 
 def study_url(storage: str | Path) -> Address:
     """`ARDMVC_STUDY_DB`, or a sqlite file in the storage folder; in `runs` if the storage is no local folder."""
-    folder = Path("runs" if "://" in str(storage) else storage).resolve()
-    return Address(os.environ.get("ARDMVC_STUDY_DB") or f"sqlite:///{folder / 'studies.db'}")
+    return address_in("ARDMVC_STUDY_DB", local_folder(storage) / STUDY_DB)
 
 
 def open_storage(url: str | Address, *, create: bool) -> optuna.storages.BaseStorage:
@@ -116,7 +119,14 @@ def _make_storage(address: Address, parsed: sqlalchemy.engine.URL) -> optuna.sto
     def lost_a_race(error: Exception) -> bool:
         return any(words in f"{error} {error.__cause__}".lower() for words in SCHEMA_RACES)
 
-    return retry(make, lost_a_race, repeat(0.5, SCHEMA_ATTEMPTS - 1))
+    told: list[Exception] = []
+
+    def waiting(error: Exception) -> None:
+        if not told:
+            logger.warning("the study database %s is busy: %s; it is tried again", address, first_line(error))
+        told.append(error)
+
+    return retry(make, lost_a_race, repeat(0.5, SCHEMA_ATTEMPTS - 1), waiting)
 
 
 def _has_tables(parsed: sqlalchemy.engine.URL) -> bool:

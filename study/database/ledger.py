@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import optuna
@@ -28,6 +29,7 @@ from study.database.identity import Contents, data_differences, extends, identit
 from study.database.lease import Lease, LeaseLost
 from study.database.score_uses import note_use, uses_of
 from study.database.trials import ATTEMPT, ROUND, Trials, next_order, record_of
+from study.places import absolute
 from study.provenance import git_commit
 from study.records import Attempt, TrialRecord
 from study.secrets import Address, first_line
@@ -84,8 +86,10 @@ class Ledger:
     """One study in the database. Every method that changes a trial is idempotent, and waits for a database that is
     away for a while."""
 
-    def __init__(self, study: optuna.Study, storage: optuna.storages.BaseStorage) -> None:
+    def __init__(self, study: optuna.Study, storage: optuna.storages.BaseStorage, folder: str | Path = "runs") -> None:
+        """Args: folder: the storage that checkpoints are looked for in, before the one they were written to."""
         self._study, self._storage, self.name = study, storage, study.study_name
+        self.folder = absolute(folder)
         self._trials = Trials(study, storage)
         self._found: Contents = {}
         """What the data hold that the study is to go on with; kept by `adopt`."""
@@ -95,16 +99,17 @@ class Ledger:
         """Ours, once `acquire` has taken it."""
 
     @classmethod
-    def open_existing(cls, name: str, url: str | Address | None = None, storage_path: str = "runs") -> "Ledger":
+    def open_existing(cls, name: str, url: str | Address | None = None, storage_path: str | Path = "runs") -> "Ledger":
         """The study of that name.
 
+        Args: url: of the database; None: that of the storage. storage_path: the storage, a folder or a URI.
         Raises: LedgerError if there is none (known ones are named), or the database cannot be reached.
         """
         storage = open_storage(url or study_url(storage_path), create=False)
         known = [summary.study_name for summary in optuna.get_all_study_summaries(storage, include_best_trial=False)]
         if name not in known:
             raise NoStudy(f"there is no study {name!r}; known: {', '.join(sorted(known)) or 'none'}")
-        return cls(optuna.load_study(study_name=name, storage=storage), storage)
+        return cls(optuna.load_study(study_name=name, storage=storage), storage, storage_path)
 
     @classmethod
     def open_all(cls, url: str | Address) -> "list[Ledger]":
@@ -128,7 +133,7 @@ class Ledger:
         study = optuna.create_study(
             study_name=spec.name, storage=storage, directions=directions, pruner=pruner, load_if_exists=True
         )
-        ledger = cls(study, storage)
+        ledger = cls(study, storage, spec.storage.path)
         ledger._found = contents or {}
         if study.user_attrs.get("identity") is None:
             study.set_user_attr("uid", uuid.uuid4().hex)
@@ -214,11 +219,11 @@ class Ledger:
     @_patient
     def records(self) -> list[TrialRecord]:
         """All trials, in order of number."""
-        return [record_of(trial) for trial in self._trials.all()]
+        return [record_of(trial, self.folder) for trial in self._trials.all()]
 
     @_patient
     def record(self, number: int) -> TrialRecord:
-        return record_of(self._trials.get(number))
+        return record_of(self._trials.get(number), self.folder)
 
     def add(
         self,
@@ -259,7 +264,7 @@ class Ledger:
 
     @_patient
     def progress(self, number: int, progress: Mapping[str, Any]) -> None:
-        """A round with its checkpoint, in one write: {"round", "time", "metrics", "checkpoint", "seconds", …}."""
+        """A round with its checkpoint, in one write: {"round", "time", "metrics", "checkpoint", "storage", …}."""
         order = next_order(self._trials.get(number))
         self._trials.set_attribute(number, f"{ROUND}{progress['round']:06d}", {**progress, "order": order})
 

@@ -9,6 +9,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from study.records import Attempt, TrialRecord
+from trainables.places import divided, place_of
 
 ROUND = "round:"
 """Prefix of the attributes that hold a trial's rounds; the number follows."""
@@ -161,8 +162,17 @@ def next_order(trial: FrozenTrial) -> int:
     return 1 + max(map(_order, _rounds(trial.user_attrs)), default=0)
 
 
-def record_of(trial: FrozenTrial) -> TrialRecord:
-    """The trial as the rest of the program knows it."""
+def _checkpoint_of(progress: Mapping[str, Any], storage: str) -> str | None:
+    """Where a round's checkpoint is. Rounds that older versions have stored know its whole place only."""
+    stored = progress.get("checkpoint")
+    if not stored:
+        return None
+    before, inner = (progress["storage"], stored) if "storage" in progress else divided(stored)
+    return place_of(before, inner, storage)
+
+
+def record_of(trial: FrozenTrial, storage: str) -> TrialRecord:
+    """The trial as the rest of the program knows it. Args: storage: as it is given now, absolute."""
     attrs = trial.user_attrs
     rounds = _rounds(attrs)
     progress = rounds[-1] if rounds else {}
@@ -181,8 +191,8 @@ def record_of(trial: FrozenTrial) -> TrialRecord:
         budget=progress.get("budget", ""),
         warnings=tuple(progress.get("warnings", ())),
         failure=attrs.get("failure"),
-        checkpoint=progress.get("checkpoint"),
-        fallbacks=tuple(one["checkpoint"] for one in reversed(rounds[:-1]) if one.get("checkpoint")),
+        checkpoint=_checkpoint_of(progress, storage),
+        fallbacks=tuple(filter(None, (_checkpoint_of(one, storage) for one in reversed(rounds[:-1])))),
         attempts=tuple(Attempt(**attrs[name]) for name in sorted(attrs) if name.startswith(ATTEMPT)),
         ended=round(1000 * trial.datetime_complete.timestamp()) if trial.datetime_complete else 0,
         seconds=float(progress.get("seconds", 0.0)),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from study.database.lease import LeaseLost
 from study.database.ledger import Ledger
+from study.driver import StudyBroken
 from study.driver.limits import StudyLimits, final_state, is_given_up
 from study.driver.open_trials import Listener, OpenTrial
 from study.driver.steering import Steering
@@ -25,6 +26,7 @@ from study.secrets import redact
 from study.spec.objectives import probe_of
 from study.spec.study_spec import StudySpec
 from trainables.checkpoints import KEPT
+from trainables.places import divided
 from trainables.round_limit import RoundLimit
 from trainables.storage import below
 
@@ -68,6 +70,7 @@ def round_value(metric: str, metrics: Mapping[str, float]) -> float | None:
 
 def progress_of(result: Mapping[str, Any]) -> dict[str, Any]:
     """What is kept of a round, of what a Trainable reported."""
+    storage, inner = divided(result.get("checkpoint") or "")
     return {
         "round": int(result["round"]),
         "time": _now(),
@@ -75,7 +78,8 @@ def progress_of(result: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": float(result.get("seconds", 0.0)),
         "budget": str(result.get("budget", "")),
         "warnings": json.loads(result.get("warnings", "[]")),
-        "checkpoint": result.get("checkpoint") or None,
+        "checkpoint": inner or None,
+        "storage": storage,
     }
 
 
@@ -263,8 +267,14 @@ class Conductor:
             and self._ledger.should_prune(trial.number)
         )
 
-    def failing(self, number: int, reason: str, *, lost: bool) -> None:
-        """Remembers why a trial's worker ended, and whether because a machine or a storage was lost."""
+    def failing(self, number: int, reason: str, *, lost: bool, unusable: bool = False) -> None:
+        """Remembers why a trial's worker ended.
+
+        Args: lost: whether because a machine or a storage was lost. unusable: whether nothing can be written to the
+            storage: the study stops, since time does not mend that, and its trials wait for the next driver.
+        """
+        if unusable:
+            self.error = self.error or StudyBroken(f"stopped: {redact(reason)}")
         if trial := self._open.get(number):
             trial.worker_ends(reason, lost=lost, round_minutes=self._spec.limits.round_minutes)
 

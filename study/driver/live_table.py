@@ -19,6 +19,8 @@ from study.records import Goal, TrialRecord, WorkerAway
 
 SCORES = ("clean/acc", "probe/acc", "robust/acc")
 SHOWN_PARAMS = 4
+AGAIN_SECONDS = 30.0
+"""What keeps a trial from going on is said again after so long at the earliest."""
 REDRAW_SECONDS = 0.25
 """How often the table is drawn anew at most when much happens; what is left out comes with the next tick."""
 
@@ -101,11 +103,15 @@ class LiveTable:
         self._told = {number: told for number, told in self._told.items() if number in away}
         for number, now in away.items():
             told = self._told.get(number)
-            if told is None or told.kind != now.kind or now.seconds >= 2 * told.seconds:
+            if told is None or told.kind != now.kind or now.seconds >= max(2 * told.seconds, AGAIN_SECONDS):
                 self._told[number] = now
                 since = _duration(now.seconds)
-                silent = f"worker of trial {number} silent for {since}"
-                self._line(silent if now.kind == "silent" else f"trial {number}  has waited {since} for a worker")
+                texts = {
+                    "silent": f"worker of trial {number} silent for {since}",
+                    "missing": f"trial {number}  has waited {since} for a worker",
+                    "waits": f"trial {number}  waits for its storage, for {since} so far: {now.reason}",
+                }
+                self._line(texts[now.kind])
 
     def tick(self) -> None:
         if self._live:
@@ -236,7 +242,8 @@ class LiveTable:
         away = self._away.get(record.number)
         if away is None or record.finished:
             return _word(record)
-        return f"{'silent' if away.kind == 'silent' else 'no worker'} {_duration(away.seconds)}"
+        words = {"silent": "silent", "missing": "no worker", "waits": "waits for storage"}
+        return f"{words[away.kind]} {_duration(away.seconds)}"
 
     def _visible(self) -> list[TrialRecord]:
         room = max(4, self._console.height - 9)

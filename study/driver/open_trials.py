@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from study.records import Observer, WorkerAway
+from study.secrets import redact
 
 if TYPE_CHECKING:  # nothing here is called by Ray, or calls it
     from study.driver.ray_watch import RayWatch
@@ -65,6 +66,8 @@ class Listener:
         self._workers, self._observers, self._minutes = workers, observers, round_minutes
         self._away: dict[int, WorkerAway] = {}
         """What observers were last told."""
+        self._waiting: dict[int, float] = {}
+        """Trials whose workers wait for something → since when, as heard here."""
         self._idle_since = math.inf
         """Since when trials are open and none has a worker."""
 
@@ -77,6 +80,8 @@ class Listener:
             seconds = now - (trial.since or 0.0) if heard is None else heard
             if seconds >= (MISSING_SECONDS if heard is None else SILENT_SECONDS):
                 away[trial.number] = WorkerAway("silent", seconds)
+            elif reason := self._workers.waits_for(trial.key):
+                away[trial.number] = WorkerAway("waits", self._waited(trial.number, now), redact(reason))
             if seconds >= self._limit(halting=halting, starting=heard is None):
                 trial.silent = seconds
         self._idle_since = min(self._idle_since, now) if trials and not working and not halting else math.inf
@@ -86,6 +91,11 @@ class Listener:
             for observer in self._observers:
                 observer.workers_away(away)
         self._away = away
+        self._waiting = {number: since for number, since in self._waiting.items() if number in away}
+
+    def _waited(self, number: int, now: float) -> float:
+        """Seconds since a trial's worker was first heard to wait."""
+        return now - self._waiting.setdefault(number, now)
 
     def _limit(self, *, halting: bool, starting: bool) -> float:
         """Seconds of silence after which a worker is ended. Args: starting: whether it was never heard of."""

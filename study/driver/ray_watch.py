@@ -71,6 +71,11 @@ class RayWatch:
         beat, seconds = self._seen.get(key, (None, 0.0))
         return None if beat is None else seconds
 
+    def waits_for(self, key: str) -> str:
+        """What the worker of that key waits for, as its last beat says; empty: for nothing."""
+        beat = self._seen.get(key, (None, 0.0))[0] or b""
+        return beat.decode(errors="replace").partition(" ")[2]
+
     # The thread
 
     def start(self) -> None:

@@ -28,6 +28,7 @@ from study.driver.open_trials import SILENCE_SECONDS
 from study.driver.ray_cluster import check_place, connect, give_up, keep_keys_here, keep_ray_logs, say, stop_ray
 from study.driver.ray_watch import RayWatch
 from study.driver.tune_hooks import OptunaPruning, OptunaSearcher, Relay
+from study.places import ARTIFACTS, absolute
 from study.planning.optuna_side import make_pruner
 from study.planning.preflight import data_contents, score_parts
 from study.planning.saved_models import with_target
@@ -110,9 +111,9 @@ def look(
         stop_ray(lambda: None, 0)
     url = study_url(storage)
     with _refusals():
-        spec, _, contents = _asked(spec, url, warm_start)
+        spec, _, contents = _asked(spec, storage, warm_start)
         try:
-            ledger = Ledger.open_existing(spec.name, url)
+            ledger = Ledger.open_existing(spec.name, url, storage)
         except NoStudy:
             check_room(url)
             return []
@@ -128,9 +129,9 @@ def _stores(spec: StudySpec, cluster: str | None, *, probe: bool) -> tuple[str, 
     """
     if not cluster:
         check_place()
-    storage = spec.storage.path if spec.storage.remote else str(Path(spec.storage.path).resolve())
+    storage = absolute(spec.storage.path)
     uri = tracking_uri(storage)
-    if fault := check_reachable(uri) or storage_fault(storage, probe=probe):
+    if fault := check_reachable(uri) or storage_fault(below(storage, spec.name), probe=probe):
         raise StudyRefused(fault)
     return storage, uri
 
@@ -157,7 +158,7 @@ class _Run:
             ledger.spec,
             uri=self._uri,
             study_name=spec.name,
-            artifact_root=None if spec.storage.remote else below(self._storage, "mlartifacts"),
+            artifact_root=None if spec.storage.remote else (Path(self._storage) / ARTIFACTS).as_uri(),
             identity=ledger.uid,
             held=ledger.lease.check if ledger.lease else None,
         )
@@ -254,7 +255,7 @@ def _open(
     """The spec with its saved model found, the study with its lease taken, and the trials to start from."""
     url = study_url(storage)
     with _refusals():
-        spec, old, contents = _asked(spec, url, warm_start)
+        spec, old, contents = _asked(spec, storage, warm_start)
         pruner = make_pruner(spec.pruner_options(), spec.trial_config({}).rounds)
         ledger = Ledger.open_or_create(spec, url, pruner, contents)
         ledger.acquire(takeover=takeover)
@@ -264,13 +265,13 @@ def _open(
     return spec, ledger, old
 
 
-def _asked(spec: StudySpec, url: Address, warm_start: str | None) -> tuple[StudySpec, Sequence[Any], Contents]:
+def _asked(spec: StudySpec, storage: str, warm_start: str | None) -> tuple[StudySpec, Sequence[Any], Contents]:
     """The spec with its saved model found, the trials to start from, and the digests of its data.
 
     Raises: LedgerError, DataError.
     """
-    spec = with_target(spec, url)
-    old = Ledger.open_existing(warm_start, url).frozen_trials() if warm_start else ()
+    spec = with_target(spec)
+    old = Ledger.open_existing(warm_start, storage_path=storage).frozen_trials() if warm_start else ()
     return spec, old, data_contents(spec)
 
 

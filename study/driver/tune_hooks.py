@@ -18,7 +18,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from study.driver.conductor import Conductor
-from trainables.storage import StorageAway
+from trainables.storage import StorageAway, StorageUnusable
 
 
 class OptunaSearcher(Searcher):
@@ -56,17 +56,16 @@ LOST = re.compile(
     r"node (was|has been) (terminated|dead|died|drained|preempted)|node.*(failed|died|crashed)|raylet", re.I
 )
 """What Ray says of an actor whose machine is gone, where nothing but the words tells it from one that crashed."""
-AWAY = f"{StorageAway.__module__}.{StorageAway.__qualname__}: "
-"""How a line of a traceback begins that says so: of an exception in an actor's constructor Ray keeps the text alone."""
 
 
-def _reason(trial: RayTrial) -> tuple[str, bool]:
-    """What ended the trial's worker, in a line: the exception it raised, or what Ray says of a worker that is gone; and
-    whether that was the fault of a machine or a storage that was lost, and not the trial's."""
+def _reason(trial: RayTrial) -> tuple[str, bool, bool]:
+    """What ended the trial's worker, in a line: the exception it raised, or what Ray says of a worker that is gone;
+    whether that was the fault of a machine or a storage that was lost, and not the trial's; and whether no trial can go
+    on before its storage is mended."""
     try:
         error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
     except Exception as problem:  # an exception of a class that this process cannot load
-        return f"its worker failed for a reason that cannot be read: {problem}", False
+        return f"its worker failed for a reason that cannot be read: {problem}", False, False
     cause = getattr(error, "cause", None) or error
     lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(cause)).splitlines() if line.strip()]
     gone = isinstance(cause, RayActorError)
@@ -74,8 +73,16 @@ def _reason(trial: RayTrial) -> tuple[str, bool]:
     cut_off = isinstance(cause, ActorUnavailableError | NodeDiedError | ObjectLostError) or (gone and cause.preempted)
     # Of an actor that died while it was made, Ray tells the whole traceback; its last line is the reason.
     text = lines[-1] if gone and lines else " ".join(lines)
-    away = isinstance(cause, StorageAway) or (gone and any(line.startswith(AWAY) for line in lines))
-    return f"{type(cause).__name__}: {text}", cut_off or away or (gone and bool(LOST.search(" ".join(lines))))
+    away, unusable = (
+        isinstance(cause, kind) or (gone and _says(lines, kind)) for kind in (StorageAway, StorageUnusable)
+    )
+    lost = cut_off or away or (gone and bool(LOST.search(" ".join(lines))))
+    return f"{type(cause).__name__}: {text}", lost, unusable
+
+
+def _says(lines: list[str], kind: type[Exception]) -> bool:
+    """Whether a traceback is of that kind: of an exception in an actor's constructor Ray keeps the text alone."""
+    return any(line.startswith(f"{kind.__module__}.{kind.__qualname__}: ") for line in lines)
 
 
 def _worker(tune_controller: Any, trial: RayTrial) -> Any:
@@ -119,8 +126,8 @@ class OptunaPruning(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: RayTrial) -> None:
         """Called before the searcher is told that the trial's worker has ended."""
-        reason, lost = _reason(trial)
-        self._conductor.failing(trial.config["number"], reason, lost=lost)
+        reason, lost, unusable = _reason(trial)
+        self._conductor.failing(trial.config["number"], reason, lost=lost, unusable=unusable)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_conductor": None}

@@ -4,7 +4,6 @@ import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from study.paper_table.plan import ROWS, SCALES, Cell, Overrides, as_study, overrides, study_name
@@ -117,11 +116,11 @@ def table_spec(given: argparse.Namespace, seeds: int, absent: Mapping[str, str])
 
 def known_trials(given: argparse.Namespace, seeds: int) -> "list[TrialRecord]":
     """The trials of the study so far; none if there is no such study yet."""
-    from study.database.engine import NoStudy, study_url
+    from study.database.engine import NoStudy
     from study.database.ledger import Ledger
 
-    url = study_url(Path(given.storage).resolve())
+    name = study_name(given.scale, given.protocol, seeds)
     try:
-        return Ledger.open_existing(study_name(given.scale, given.protocol, seeds), url).records()
+        return Ledger.open_existing(name, storage_path=given.storage).records()
     except NoStudy:
         return []

@@ -66,13 +66,12 @@ class Shower:
 
 def table_facts(scale: str, name: str, storage: Path, records: "Sequence[TrialRecord]", seeds: int) -> list[str]:
     """How the table was made: command, commits, seeds, and where the scale departs from what was published."""
-    from study.database.engine import study_url
     from study.database.ledger import Ledger
     from study.provenance import command, git_commit
 
     complete = [record for record in records if record.state == "COMPLETE"]
     hours = sum(record.seconds for record in complete) / 3600
-    commits = Ledger.open_existing(name, study_url(storage.resolve())).commits
+    commits = Ledger.open_existing(name, storage_path=storage).commits
     return [
         f"printed by `{command()}` at commit {git_commit() or 'unknown'}",
         f"run by code of commit {', '.join(commits) or 'unknown'}",

@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 
-from study.database.engine import study_url
 from study.planning.cost import Cost, Passes, trial_cost
 from study.planning.pace import seconds_of, seconds_of_work
 from study.planning.preflight import data_facts, target_facts
@@ -42,7 +41,7 @@ def dry_run(spec: StudySpec, records: Sequence[TrialRecord] = (), *, as_json: bo
         would run on this machine, so that a training step that is tried here says how long they take.
     Raises: as `with_target`.
     """
-    spec = with_target(spec, study_url(spec.storage.path))
+    spec = with_target(spec)
     count = min(len(spec.baselines) + SHOWN_SAMPLES, spec.trials)
     trials = [
         PlannedTrial(number, number < len(spec.baselines), overrides, _cost(spec, overrides))

@@ -13,11 +13,13 @@ from ardmvc_core.evaluation.budget import EvalBudget, too_few
 from ardmvc_core.models import MODELS
 from ardmvc_core.types import ViewShapes
 from study.database.identity import Contents, data_differences
+from study.places import ARTIFACTS, local_folder
 from study.spec.objectives import LABEL_FREE, needs_no_labels
 from study.spec.study_spec import StudySpec
 from trainables.building import load_model
 from trainables.config import TrialConfig, protocols_of
 from trainables.data_parts import cached_parts, content_of, forget_parts
+from trainables.places import folder_fault
 from trainables.saved_trial import SavedFacts, saved_facts
 
 
@@ -79,7 +81,7 @@ def environment_faults(spec: StudySpec, *, cluster: bool, contents: Contents | N
     """
     data_facts.cache_clear()
     forget_parts()
-    faults = [] if cluster else machine_faults(spec)
+    faults = storage_faults(spec) + ([] if cluster else machine_faults(spec))
     if spec.trainable == "attacker":
         return faults + _attacker_faults(spec)
     for path, config in trials_to_check(spec):
@@ -90,6 +92,15 @@ def environment_faults(spec: StudySpec, *, cluster: bool, contents: Contents | N
         changed = data_differences(contents, data_contents(spec), len(spec.baselines))
         faults += [f"{line}: these are not the data that its trial has run on" for line in changed]
     return faults
+
+
+def storage_faults(spec: StudySpec) -> list[str]:
+    """Folders of the study that cannot be made, or not written to; nothing is made."""
+    if spec.storage.remote:
+        return []
+    folders = [local_folder(spec.storage.path) / name for name in (spec.name, ARTIFACTS)]
+    found = {fault: folder for folder in reversed(folders) if (fault := folder_fault(folder))}
+    return [f"storage.path: cannot write to {folder}: {fault}" for fault, folder in found.items()]
 
 
 def machine_faults(spec: StudySpec) -> list[str]:
@@ -207,10 +218,10 @@ def target_facts(spec: StudySpec) -> SavedFacts:
 
 def target_folder(spec: StudySpec) -> str:
     """The checkpoint that an attacker study attacks. Raises: ValueError if there is none."""
-    from study.database.engine import LedgerError, study_url
+    from study.database.engine import LedgerError
     from study.planning.saved_models import find_checkpoint
 
     try:
-        return find_checkpoint(str(spec.trial["checkpoint"]), study_url(spec.storage.path))
+        return find_checkpoint(str(spec.trial["checkpoint"]), spec.storage.path)
     except (LedgerError, OSError) as error:
         raise ValueError(" ".join(str(error).removeprefix("trial.checkpoint: ").split())) from None

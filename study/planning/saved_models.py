@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from ardmvc_core.places import expanded
 from study.database.engine import LedgerError
 from study.database.ledger import Ledger
 from study.ranking.objectives import goals
 from study.ranking.ranking import best
-from study.secrets import Address, has_login
+from study.secrets import has_login
 from study.spec.study_spec import StudySpec
 from trainables.config import AttackTrialConfig
 from trainables.saved_trial import CONFIG_FILE, LARGEST, saved_facts
@@ -15,16 +16,15 @@ from trainables.storage import read_file
 PREFIX = "study:"
 
 
-def find_checkpoint(reference: str, url: str | Address) -> str:
+def find_checkpoint(reference: str, storage: str) -> str:
     """Folder of the saved model that `reference` names.
 
-    Args: reference: a folder or URI, `study:NAME` or `study:NAME/NUMBER`. url: database of the studies.
+    Args: reference: a folder or URI, `study:NAME` or `study:NAME/NUMBER`. storage: of the studies.
     Raises: LedgerError naming what is missing and what there is.
     """
-    folder = reference
     if reference.startswith(PREFIX):
         name, _, number = reference.removeprefix(PREFIX).partition("/")
-        ledger = Ledger.open_existing(name, url)
+        ledger = Ledger.open_existing(name, storage_path=storage)
         records = {str(record.number): record for record in ledger.records()}
         if number and number not in records:
             raise LedgerError(f"study {name!r} has no trial {number!r}; it has {', '.join(records) or 'none yet'}")
@@ -32,6 +32,11 @@ def find_checkpoint(reference: str, url: str | Address) -> str:
         if record is None or not record.checkpoint:
             raise LedgerError(f"{reference}: no complete trial with a saved model yet")
         folder = record.checkpoint
+    else:
+        try:
+            folder = expanded(reference)
+        except ValueError as error:
+            raise LedgerError(f"trial.checkpoint: {error}") from None
     if has_login(folder):
         raise LedgerError("trial.checkpoint: keys and options of a storage come from the environment")
     try:
@@ -45,19 +50,18 @@ def find_checkpoint(reference: str, url: str | Address) -> str:
     return folder if "://" in folder else str(Path(folder).resolve())
 
 
-def with_target(spec: StudySpec, url: str | Address) -> StudySpec:
+def with_target(spec: StudySpec) -> StudySpec:
     """An attacker study with `trial.checkpoint` as a folder and ε as a number; any other as it is.
 
     Raises: LedgerError naming what is missing, what there is, or what is wrong with the saved model.
     """
     if spec.trainable != "attacker":
         return spec
-    trial = {**spec.trial, "checkpoint": find_checkpoint(spec.trial["checkpoint"], url)}
+    trial = {**spec.trial, "checkpoint": find_checkpoint(spec.trial["checkpoint"], spec.storage.path)}
     try:
         config = AttackTrialConfig.model_validate(trial)
-        trial["evaluation"] = config.against(saved_facts(config.checkpoint, config.data).config).model_dump(
-            mode="json"
-        )["evaluation"]
+        target = saved_facts(config.checkpoint, config.data).config
+        trial["evaluation"] = config.against(target).model_dump(mode="json")["evaluation"]
     except (OSError, ValueError) as error:
         raise LedgerError(f"trial.checkpoint: {' '.join(str(error).split())}") from error
     return spec.model_copy(update={"trial": trial})

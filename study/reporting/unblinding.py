@@ -26,6 +26,7 @@ from study.records import TrialRecord
 from study.reporting.text import markdown_table, use_of_part
 from trainables.building import load_model, pick_device
 from trainables.data_parts import cached_parts
+from trainables.places import divided
 from trainables.saved_trial import saved_facts
 from trainables.storage import below, read_file, write_file
 
@@ -72,7 +73,7 @@ def truths(
     for place, record in enumerate(complete, 1):
         kept = known.get(record.number)
         assert record.checkpoint is not None
-        about = {"checkpoint": record.checkpoint, "tier": f"{TRUTH_TIER}, version {TIERS_VERSION}"}
+        about = {"checkpoint": divided(record.checkpoint)[1], "tier": f"{TRUTH_TIER}, version {TIERS_VERSION}"}
         if kept is None or not about.items() <= kept.items():
             say(f"unblinding trial {record.number} ({place} of {len(complete)}) …")
             known[record.number] = {**about, **_score(record.checkpoint, record.number)}
@@ -92,7 +93,10 @@ def stored_truths(folder: str) -> dict[int, dict[str, Any]]:
     """What was scored before, by trial. Raises: ValueError naming the file if it is damaged."""
     with reading(below(folder, TRUTH_FILE), DAMAGED):
         stored = read_file(folder, TRUTH_FILE, MIB)
-        return {int(key): dict(facts) for key, facts in json.loads(stored or b"{}").items()}
+        known = {int(key): dict(facts) for key, facts in json.loads(stored or b"{}").items()}
+        for facts in known.values():  # older versions have stored whole places
+            facts["checkpoint"] = divided(facts["checkpoint"])[1]
+        return known
 
 
 def _score(checkpoint: str, number: int) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """What `study.evaluate` is asked to do, checked before anything long begins."""
 
 import argparse
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ardmvc_core.ranges import Range, shown
+from study.places import EVALUATIONS
 from study.robustness.target import Target, find_target
 from study.spec.yaml_file import SpecError
+from trainables.places import folder_fault
 
 if TYPE_CHECKING:
     from torch import nn
@@ -205,18 +206,14 @@ def _load(target: Target, facts: "SavedFacts", repeat: int, device: Any) -> "nn.
 def _folders(given: argparse.Namespace, target: Target, budgets: "Sequence[ResolvedBudget]") -> tuple[Path, ...]:
     """Where each report goes. Raises: SpecError if it cannot be written there."""
     if given.out is None:
-        root = Path("runs" if "://" in given.storage else given.storage) / "evaluations"
+        root = Path("runs" if "://" in given.storage else given.storage) / EVALUATIONS
         name = target.name + ("" if given.part == "tune" else f"-{given.part}")
         name += f"-repeat{given.repeat}" if given.repeat else ""
         folders = [root / f"{name}-{budget.digest()}" for budget in budgets]
     else:
-        root = Path(given.out).expanduser()
+        root = Path(given.out)
         folders = [root / f"eps_{budget.eps:g}" for budget in budgets] if len(budgets) > 1 else [root]
     for folder in folders:
-        place = folder.absolute()
-        there = next(parent for parent in (place, *place.parents) if os.path.exists(parent))
-        if not there.is_dir():
-            raise SpecError([f"the report cannot be written to {folder}: {there} is not a folder"])
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise SpecError([f"the report cannot be written to {folder}: no permission to write in {there}"])
+        if fault := folder_fault(folder):
+            raise SpecError([f"the report cannot be written to {folder}: {fault}"])
     return tuple(folders)

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from study.places import absolute
 from study.spec.yaml_file import SpecError
+from trainables.places import divided, place_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +62,14 @@ def _study_of(reference: str) -> str:
 
 
 def _checkpoint(reference: str, storage: str) -> str:
-    from study.database.engine import LedgerError, study_url
+    from study.database.engine import LedgerError
     from study.planning.saved_models import PREFIX, find_checkpoint
 
     if not reference.startswith(PREFIX):
         # A file of a checkpoint stands for its folder.
         reference = re.sub(r"/(state\.pt|config\.json)$", "", reference)
     try:
-        return find_checkpoint(reference, study_url(storage))
+        return find_checkpoint(reference, storage)
     except LedgerError as error:
         raise LedgerError(str(error).removeprefix("trial.checkpoint: ")) from error
 
@@ -80,7 +82,6 @@ def _slug(reference: str) -> str:
 
 def _of_run(run_id: str, storage: str) -> str:
     """The study's trial that an MLflow run shows, as `study:NAME/NUMBER`; of a study's own run its best one."""
-    from study.database.engine import study_url
     from study.database.ledger import Ledger
 
     with _mlflow(storage) as client:
@@ -88,7 +89,7 @@ def _of_run(run_id: str, storage: str) -> str:
     study, number = tags.get("study"), tags.get("trial_number")
     if not study or (number is None and tags.get("role") != "study"):
         raise SpecError([f"the MLflow run {run_id} is of no study: it has no tags study and trial_number"])
-    uid = Ledger.open_existing(study, study_url(storage)).uid
+    uid = Ledger.open_existing(study, storage_path=storage).uid
     if tags.get("study_id", uid) != uid:
         raise SpecError(
             [f"the MLflow run {run_id} is of another study {study!r} than the one in this database; give its --storage"]
@@ -98,19 +99,23 @@ def _of_run(run_id: str, storage: str) -> str:
 
 def _source_of(name: str, version: str, storage: str) -> str:
     """The checkpoint folder that a registered model was made of."""
+    from study.tracking.address import local_path
+
     with _mlflow(storage) as client:
         source = str(client.get_model_version_download_uri(name, version))
     if source.startswith(("runs:", "models:", "mlflow-artifacts:")):
         raise SpecError(
             [f"models:/{name}/{version} was registered from {source}; its source must be the folder of a checkpoint"]
         )
-    return source.removeprefix("file://") if source.startswith("file:///") else source
+    source = str(local_path(source)) if source.startswith("file:") else source
+    return place_of(*divided(source), absolute(storage))
 
 
 @contextmanager
 def _mlflow(storage: str) -> Iterator[Any]:
     """MLflow's client. Raises: SpecError, for what the block meets too."""
-    from study.tracking.address import local_fault, proxy_hint, sqlite_file, tracking_uri
+    from study.places import sqlite_file
+    from study.tracking.address import local_fault, proxy_hint, tracking_uri
     from study.tracking.mlflow_client import SETTINGS, make_client, with_settings
     from study.tracking.run_fields import reason_of
 

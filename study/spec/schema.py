@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from ardmvc_core.places import expanded
 from study.secrets import Address, has_login
 
 
@@ -148,6 +149,19 @@ class Resources(Section):
         return value
 
 
+def storage_place(value: str) -> str:
+    """A storage's folder or URI, `~` and `$NAME` replaced. Raises: ValueError if it is none."""
+    value = expanded(value)
+    kind, mark, rest = value.partition("://")
+    if mark and kind not in ("s3", "gs"):
+        raise ValueError(f"must be a folder, or begin with s3:// or gs://, got {str(Address(value))!r}")
+    if has_login(value):
+        raise ValueError("keys and options of a storage come from the environment and not from its address")
+    if mark and not rest.strip("/"):
+        raise ValueError(f"must name a bucket or folder, got {value!r}")
+    return value
+
+
 class Storage(Section):
     """Where a study leaves its files."""
 
@@ -157,15 +171,8 @@ class Storage(Section):
 
     @field_validator("path")
     @classmethod
-    def _is_a_folder(cls, value: str) -> str:
-        kind, mark, rest = value.partition("://")
-        if mark and kind not in ("s3", "gs"):
-            raise ValueError(f"must be a folder, or begin with s3:// or gs://, got {str(Address(value))!r}")
-        if has_login(value):
-            raise ValueError("keys and options of a storage come from the environment and not from its address")
-        if mark and not rest.strip("/"):
-            raise ValueError(f"must name a bucket or folder, got {value!r}")
-        return value
+    def _is_a_place(cls, value: str) -> str:
+        return storage_place(value)
 
     @property
     def remote(self) -> bool:

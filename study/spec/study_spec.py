@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from ardmvc_core.places import expanded
 from ardmvc_core.ranges import shown
+from study.places import taken_name
 from study.records import Goal
 from study.spec.distributions import Distribution, as_yaml, without_noise
 from study.spec.faults import Fault, every_fault, faults_of, raise_faults, shortened, suggestion
@@ -75,6 +76,13 @@ class StudySpec(Section):
     """What one trial takes."""
     storage: Storage = Storage()
     """Where files go."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_free(cls, value: str) -> str:
+        if taken_name(value):
+            raise ValueError(f"must be no name of something else in the storage folder, got {value!r}")
+        return value
 
     @field_validator("trial", mode="before")
     @classmethod
@@ -356,7 +364,12 @@ def _with_absolute_places(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _absolute(place: Any) -> Any:
-    return str(Path(os.path.expanduser(place)).absolute()) if isinstance(place, str) and place else place
+    if not isinstance(place, str):
+        return place
+    try:
+        return str(Path(expanded(place)).absolute())
+    except ValueError:
+        return place  # the check of the data says why
 
 
 def _source(fault: Fault, sources: Mapping[str, str], label: str) -> str:

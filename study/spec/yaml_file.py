@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from ardmvc_core.errors import UserError
+from ardmvc_core.places import expanded
 from ardmvc_core.ranges import shown
 from study.spec.faults import joined, listing, suggestion
 
@@ -193,7 +194,10 @@ def read_mapping(file: str) -> tuple[Label, dict[str, Any]]:
 
 def _read(file: str) -> tuple[str, bytes]:
     """What messages call the file, and its beginning: at most one byte more than is allowed."""
-    path = os.path.expanduser(file)
+    try:
+        path = expanded(file)
+    except ValueError as error:
+        raise SpecError([str(error)]) from None
     if os.path.isfile(path):
         try:
             with open(path, "rb") as content:

@@ -15,46 +15,40 @@ import sys
 import urllib.request
 from importlib.metadata import version
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from study.database.engine import database_url
+from study.database.sqlite_files import connect
+from study.places import ARTIFACTS, MLFLOW_DB, address_in, local_folder, sqlite_address, sqlite_file
 from study.secrets import Address, first_line
 from trainables.files import write_whole
+from trainables.places import folder_fault
 
-FILE_NAME, ARTIFACT_FOLDER = "mlflow.db", "mlartifacts"
+ADDRESSES = {"experiments": "artifact_location", "runs": "artifact_uri", "logged_models": "artifact_location"}
+"""Table of MLflow's → its column of places of artifacts."""
 TIMEOUT = 3
 """Seconds that a check waits for a connection."""
 
 
 def default_uri(storage_path: str = "runs") -> str:
     """A sqlite file in the study's storage folder, as an absolute URI; in `runs` if the storage is no local folder."""
-    folder = Path("runs" if "://" in storage_path else storage_path).resolve()
-    return f"sqlite:///{folder / FILE_NAME}"
+    return sqlite_address(local_folder(storage_path) / MLFLOW_DB)
 
 
 def tracking_uri(storage_path: str = "runs") -> Address:
     """`MLFLOW_TRACKING_URI`, or the default."""
-    return Address(os.environ.get("MLFLOW_TRACKING_URI") or default_uri(storage_path))
-
-
-def sqlite_file(uri: str | Address) -> Path | None:
-    """The file of a sqlite URI, None for any other."""
-    text = Address(uri).reveal()
-    if not text.startswith("sqlite:"):
-        return None
-    name = text.partition(":///")[2].partition("?")[0]
-    return Path(name).resolve() if name and name != ":memory:" else None
+    return address_in("MLFLOW_TRACKING_URI", local_folder(storage_path) / MLFLOW_DB)
 
 
 def artifact_location(uri: str | Address, artifact_root: str | None) -> str | None:
     """Where a new experiment's artifacts go; None lets the tracking server decide.
 
-    Args: artifact_root: absolute folder or URI for stores that are a bare database; None: beside the sqlite file.
+    Args: artifact_root: URI for stores that are a bare database; None: beside the sqlite file.
     """
     if Address(uri).reveal().startswith(("http:", "https:", "databricks")):
         return None
     file = sqlite_file(uri)
-    return artifact_root or (str(file.parent / ARTIFACT_FOLDER) if file else None)
+    return artifact_root or ((file.parent / ARTIFACTS).as_uri() if file else None)
 
 
 def local_fault(uri: str | Address) -> str | None:
@@ -85,11 +79,8 @@ def _sqlite_fault(address: Address) -> str | None:
     file = sqlite_file(address)
     if file is None:
         return f"MLFLOW_TRACKING_URI {str(address)!r} names no file; use the form {default_uri()!r}"
-    folder = next(parent for parent in file.parents if os.path.exists(parent))
-    if not folder.is_dir():
-        return f"cannot make the MLflow database {file}: {folder} is not a folder"
-    if not os.access(folder, os.W_OK | os.X_OK):
-        return f"cannot make the MLflow database {file}: no permission to write in {folder}"
+    if fault := folder_fault(file.parent):
+        return f"cannot make the MLflow database {file}: {fault}"
     if not os.path.exists(file):
         return None
     try:
@@ -208,8 +199,36 @@ def make_sqlite(file: Path) -> None:
         else:
             _build_sqlite(draft)
             _keep(draft.read_bytes(), template)
-        _move_default_experiment(draft, file.parent / ARTIFACT_FOLDER)
+        _move_default_experiment(draft, file.parent / ARTIFACTS)
         draft.replace(file)
+
+
+def settle(file: Path) -> None:
+    """Puts the addresses of artifacts right in a database that was moved, copied or mounted with its folder.
+
+    MLflow keeps whole addresses, and writes to them: a copy would write into the original. Where the database was when
+    they were written is told by that of the experiment `Default`; addresses that led elsewhere stay.
+    """
+    new = file.parent / ARTIFACTS
+    with contextlib.closing(connect(file)) as database, database:
+        known = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+        if "experiments" not in known:
+            return
+        row = database.execute("SELECT artifact_location FROM experiments WHERE experiment_id = 0").fetchone()
+        old = local_path(row[0] if row else "").parent
+        if old.name != ARTIFACTS or not old.is_absolute() or old == new:
+            return
+        for table, column in ADDRESSES.items():
+            for before in (str(old), old.as_uri()):
+                changed = f"{column} = ? || substr({column}, ?) WHERE substr({column} || '/', 1, ?) = ?"
+                values = (new.as_uri(), len(before) + 1, len(before) + 1, f"{before}/")
+                if table in known:
+                    database.execute(f"UPDATE {table} SET {changed}", values)
+
+
+def local_path(address: str) -> Path:
+    """The path that an address of artifacts, or a path itself, names on this machine."""
+    return Path(unquote(urlsplit(address).path) if address.startswith("file:") else address)
 
 
 def _template() -> Path:
@@ -247,7 +266,7 @@ def _contents(file: Path) -> bytes | None:
 def _build_sqlite(file: Path) -> None:
     """In a process of its own, so that the seconds it takes are not the driver's."""
     script = "import sys, mlflow; mlflow.MlflowClient(tracking_uri=sys.argv[1]).search_experiments(max_results=1)"
-    command = [sys.executable, "-c", script, f"sqlite:///{file}"]
+    command = [sys.executable, "-c", script, sqlite_address(file)]
     done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         raise OSError(f"cannot make {file}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
@@ -267,4 +286,4 @@ def _keep(content: bytes, template: Path) -> None:
 def _move_default_experiment(file: Path, artifacts: Path) -> None:
     """MLflow wrote the folder that it was made in into the experiment `Default`, which no study uses."""
     with contextlib.closing(sqlite3.connect(file)) as database, database:
-        database.execute("UPDATE experiments SET artifact_location = ?", (f"{artifacts / '0'}",))
+        database.execute("UPDATE experiments SET artifact_location = ?", ((artifacts / "0").as_uri(),))

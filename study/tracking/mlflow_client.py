@@ -45,7 +45,10 @@ def check_reachable(uri: str | Address) -> str | None:
 def make_client(address: Address) -> Any:
     """MLflow's client, its loggers and alembic's quiet."""
     import mlflow
+    from mlflow.tracking._tracking_service import utils
 
+    # It remembers where the files of a run go by the run alone: this process may know it from before its folder moved.
+    getattr(utils, "_artifact_repos_cache", {}).clear()
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)

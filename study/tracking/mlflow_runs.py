@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
+from study.places import sqlite_file
 from study.provenance import command, environment, git_commit, versions
 from study.ranking.objectives import goals
 from study.records import TrialRecord
 from study.secrets import Address, redact
-from study.tracking.address import make_sqlite, sqlite_file
+from study.tracking.address import make_sqlite, settle
 from study.tracking.mlflow_client import Fenced, make_client
 from study.tracking.outbox import Parcel
 from study.tracking.run_fields import (
@@ -89,6 +90,8 @@ class MLflowRuns:
 
     def open(self) -> None:
         """Finds or makes the study's run; called before every round of sending, and cheap if nothing was forgotten."""
+        if file := sqlite_file(self._uri):
+            settle(file)  # each time: the pages may be looked at meanwhile where the folder is mounted a second time
         if self._parent is not None:
             return
         experiment = self._open_experiment()

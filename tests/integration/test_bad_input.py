@@ -22,9 +22,10 @@ from tiny_studies import study_dict, write_study
 from study.database import lease
 from study.database.engine import study_url
 from study.database.ledger import Ledger
+from study.places import MLFLOW_DB
 from study.spec.study_spec import load_spec
 from study.sweep import main
-from study.tracking.address import FILE_NAME, make_sqlite
+from study.tracking.address import make_sqlite
 
 Refused = Callable[..., str]
 
@@ -150,7 +151,7 @@ def test_a_warm_start_from_a_study_that_is_not_there(refused: Refused) -> None:
 def existing(study: Path) -> Ledger:
     """The study and its MLflow database, as a driver that is gone has left them."""
     spec = load_spec(str(study))
-    make_sqlite(Path(spec.storage.path) / FILE_NAME)
+    make_sqlite(Path(spec.storage.path) / MLFLOW_DB)
     return Ledger.open_or_create(spec, study_url(Path(spec.storage.path)), None)
 
 

@@ -68,7 +68,7 @@ def test_a_bucket_that_does_not_exist(
     store.install(monkeypatch)
     monkeypatch.setenv("ARDMVC_STUDY_DB", postgres.url("bucket"))
     message = refused("--set", "storage.path=s3://no-such-bucket/studies")
-    assert "storage.path: cannot write to s3://no-such-bucket/studies: " in message
+    assert "storage.path: cannot write to s3://no-such-bucket/studies/" in message
     assert "bucket does not exist" in message
     with pytest.raises(LedgerError, match="there is no study 'tiny'"):
         Ledger.open_existing("tiny", postgres.url("bucket"))

@@ -17,6 +17,7 @@ from staged_trainables import ROUNDS, Staged, StagedTrial
 from study.database import lease as lease_module
 from study.database.engine import study_url
 from study.database.ledger import Ledger
+from study.driver import StudyBroken
 from study.driver import run as runner
 from study.driver.conductor import Conductor, StopNow, WorkersGone
 from study.driver.run import run_study
@@ -64,6 +65,18 @@ class Falling(Staged):
         return StagedTrial(self.number, 0.5 if self.number == 0 else 0.9 - 0.1 * self.number)
 
 
+class Blocked(Staged):
+    """After round 1 a file lies where the trial's folder was, until somebody takes it away."""
+
+    def step(self) -> Report:
+        report = super().step()
+        folder = Path(self._checkpoints.folder)
+        if report["round"] == 1 and not folder.with_name("mended").exists():
+            folder.rename(folder.with_name("kept"))
+            folder.touch()
+        return report
+
+
 class LosesStorage(Staged):
     """Loses its worker in round 2; the disk fails (a real EIO) the first AWAY times that it is built anew."""
 
@@ -108,6 +121,7 @@ class Steps:
         self.spec, self.ledger = spec, open_ledger(spec)
         self.given: dict[int, dict[str, Any]] = {}
         self.heartbeats: dict[str, float] = {}
+        self.notes: dict[str, str] = {}
         self.followed: set[str] = set()
         self.away: list[Mapping[int, WorkerAway]] = []
         folder, suggestions = str(spec.storage.path), Suggestions(spec, ())
@@ -135,6 +149,9 @@ class Steps:
     def silence(self, key: str) -> float | None:
         assert key in self.followed
         return self.heartbeats.get(key)
+
+    def waits_for(self, key: str) -> str:
+        return self.notes.get(key, "")
 
     def be_silent(self, number: int, seconds: float) -> None:
         """The trial's worker was last heard of so many seconds ago."""
@@ -194,6 +211,24 @@ def test_a_storage_that_is_lost_while_a_worker_is_built_is_no_fault_of_the_trial
     for attempt in record.attempts[1:]:
         assert "StorageAway: cannot read" in attempt.reason
         assert "Input/output error" in attempt.reason
+
+
+def test_a_folder_that_is_blocked_stops_the_study_at_once_and_costs_no_trial(
+    tiny_spec: SpecMaker, one_ray: None, tmp_path: Path
+) -> None:
+    """With ten minutes of patience for outages."""
+    spec = tiny_spec(limits={"trials": 1, "failures": 0, "outage_minutes": 10})
+    with pytest.raises(StudyBroken, match=r"stopped: .*StorageUnusable: cannot write .*Not a directory"):
+        run_study(spec, trainable=Blocked)
+    (record,) = records_of(spec)
+    assert (record.finished, record.round, record.attempts) == (False, 1, ())
+    study = tmp_path / "runs" / "tiny"
+    (folder,) = study.glob("trial_*")
+    folder.unlink()
+    (study / "kept").rename(folder)
+    (study / "mended").touch()
+    assert run_study(spec, trainable=Blocked) == 0
+    assert [record.state for record in records_of(spec)] == ["COMPLETE"]
 
 
 # limits.patience
@@ -376,6 +411,37 @@ def test_a_worker_that_its_own_limit_has_ended_is_said_to_have_hung(tiny_spec: S
 
 
 # Workers that are silent
+
+
+def test_a_worker_that_waits_for_its_storage_is_told_of_and_not_ended(tiny_spec: SpecMaker) -> None:
+    steps = Steps(tiny_spec(limits={"trials": 2, "failures": 0}))
+    number = steps.give("a")
+    steps.conductor.at_work(number)
+    key = steps.given[number]["beat"]
+    steps.notes[key] = "cannot write /data: Input/output error; see postgresql://me:s3cretword@host/x"
+    steps.be_silent(number, 0.0)
+    steps.conductor._listener._waiting[number] -= 700
+    steps.look()
+    first, second = (told[number] for told in steps.away)
+    assert (first.kind, second.kind, round(second.seconds)) == ("waits", "waits", 700)
+    assert first.reason.startswith("cannot write /data: Input/output error")
+    assert "s3cretword" not in first.reason
+    assert not steps.conductor.silenced(number)
+    steps.notes[key] = ""
+    steps.look()
+    assert steps.away[2:] == [{}]
+
+
+def test_a_storage_that_cannot_be_used_stops_the_study_and_fails_no_trial(tiny_spec: SpecMaker) -> None:
+    steps = Steps(tiny_spec(limits={"trials": 2, "failures": 0}))
+    number = steps.give("a")
+    steps.conductor.at_work(number)
+    steps.conductor.failing(number, "StorageUnusable: cannot write /data: Not a directory", lost=False, unusable=True)
+    steps.conductor.ended("a", error=True)
+    with pytest.raises(StudyBroken, match="stopped: StorageUnusable: cannot write /data: Not a directory"):
+        steps.conductor.tick()
+    assert not steps.ledger.record(number).finished
+    assert steps.ledger.record(number).attempts == ()
 
 
 def test_a_silent_worker_is_told_of_and_ended_after_ten_minutes(tiny_spec: SpecMaker) -> None:

@@ -183,7 +183,7 @@ def test_a_study_is_a_parent_with_a_run_per_trial(uri: str, open_tracker: Callab
     assert seen.history(1, "robust/acc") == [(3, 0.6)]
     assert {"config.yaml", "environment.txt"} <= seen.files(trials[1])
     location = seen.client.get_experiment_by_name("demo").artifact_location
-    assert location == str(Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts")
+    assert location == (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
 
 
 def test_failure_and_numbers_that_are_not_finite(uri: str, open_tracker: Callable[..., MLflowTracker]) -> None:

@@ -18,6 +18,7 @@ DOORS = ("sweep", "confirm", "table1", "evaluate", "compare", "control", "report
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "study": (
         ("records", "secrets", "needs", "output"),
+        ("places",),
         ("provenance", "spec", "ranking", "clusters"),
         ("database",),
         ("planning", "reporting"),
@@ -29,7 +30,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("__main__",),
     ),
     "trainables": (
-        ("files",),
+        ("files", "places"),
         ("config", "scratch", "storage", "heartbeat", "round_limit", "retry"),
         ("data_parts", "checkpoints", "saved_trial"),
         ("building",),
@@ -39,7 +40,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("trainable",),
     ),
     "ardmvc_core": (
-        ("types", "errors", "seeding", "ranges"),
+        ("types", "errors", "seeding", "ranges", "places"),
         ("batching", "losses", "data"),
         ("networks",),
         ("training", "attacks"),

@@ -1,5 +1,6 @@
 """Checkpoints on a local disk and on a real server of the S3 protocol: whole or not there, two kept, outages borne."""
 
+import errno
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from object_store import ObjectStore
 
 from trainables import checkpoints
 from trainables.checkpoints import Checkpoints, download
-from trainables.storage import NoCheckpoint, StorageAway, locate, read_file, storage_fault, write_file
+from trainables.storage import NoCheckpoint, StorageAway, StorageUnusable, locate, read_file, storage_fault, write_file
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +225,63 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"no file system can be mounted here: {done.stderr.decode().strip()}")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("kind", ["file", "broken link", "file above", "long name", "round is a loop"])
+def test_a_place_where_nothing_can_be_written_is_not_waited_for(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pause(_: float) -> None:
+        pytest.fail("it waits")
+
+    monkeypatch.setattr(checkpoints.time, "sleep", pause)
+    folder, words = tmp_path / "trial", "File exists"
+    if kind == "file":
+        folder.touch()
+        words = "Not a directory"
+    elif kind == "broken link":
+        folder.symlink_to(tmp_path / "nowhere")
+    elif kind == "file above":
+        (tmp_path / "study").touch()
+        folder, words = tmp_path / "study" / "trial", "Not a directory"
+    elif kind == "long name":
+        folder, words = tmp_path / ("x" * 300), "File name too long"
+    else:
+        folder.symlink_to(folder)
+        words = "Too many levels of symbolic links"
+    with pytest.raises(StorageUnusable, match=f"cannot write .*{words}"):
+        Checkpoints(str(folder), patience=600).save(1, writer("one"))
+
+
+def test_whoever_waits_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    trial = Checkpoints(str(tmp_path / "trial"), patience=600, tell=told.append)
+    tries: list[str] = []
+
+    def write(folder: Path) -> None:
+        tries.append(told[-1] if told else "")
+        if len(tries) < 3:
+            raise OSError(errno.EIO, "Input/output error")
+        writer("one")(folder)
+
+    monkeypatch.setattr(checkpoints.time, "sleep", lambda seconds: None)
+    place = trial.save(1, write)
+    assert "Input/output error" in tries[1]
+    assert tries[1].startswith("cannot write ")
+    assert told[-1] == ""
+    assert read_file(place, "state.pt") == b"one" * 1000
+
+
+@pytest.mark.parametrize("name", ["a b", "ü", "a#b", "[x]{y}", "a+b=c", "50%25"])
+def test_an_odd_folder_in_a_bucket(
+    name: str, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.install(monkeypatch)
+    place = f"s3://studies/{tmp_path.name}/{name}/trial"
+    saved = Checkpoints(place).save(1, writer("one"))
+    assert read_file(saved, "state.pt") == b"one" * 1000
+    written = name.replace("%25", "%")
+    assert any(f"/{written}/trial/" in key for key in store.listing(tmp_path.name))
 
 
 def test_a_full_disk_is_waited_for_and_tears_nothing(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,10 +16,13 @@ import sqlalchemy as sa
 from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 
+from study.database import engine
 from study.database.engine import LedgerError, NoStudy, database_fault, is_outage, open_storage, study_url
 from study.database.ledger import Ledger
 from study.database.sqlite_files import damage
+from study.places import sqlite_address
 from study.spec.study_spec import StudySpec
+from trainables import retry
 
 SpecMaker = Callable[..., StudySpec]
 
@@ -195,6 +198,20 @@ def test_a_damaged_file_is_no_outage_and_is_said(file: Path, what: str) -> None:
     error = error_of(lambda: sqlite3.connect(file), "SELECT sum(length(value)) FROM facts")
     assert not is_outage(error)
     assert "the study database is damaged" in (database_fault(error) or "")
+
+
+def test_a_locked_database_is_waited_for_and_said(
+    file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As by a program for looking at databases; it is closed at the first pause."""
+    holder = sqlite3.connect(file)
+    holder.execute("BEGIN EXCLUSIVE")
+    monkeypatch.setattr(retry.time, "sleep", lambda seconds: holder.close())
+    connect = sqlite3.connect
+    monkeypatch.setattr(engine.sqlite3, "connect", lambda name, **options: connect(name, **{**options, "timeout": 0}))
+    open_storage(sqlite_address(file), create=True)
+    (told,) = [record.getMessage() for record in caplog.records if "is tried again" in record.getMessage()]
+    assert told == f"the study database sqlite:///{file} is busy: database is locked; it is tried again"
 
 
 def test_whole_files(file: Path, tmp_path: Path) -> None:

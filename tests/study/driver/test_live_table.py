@@ -115,6 +115,8 @@ def test_plain_lines_say_that_a_worker_is_silent_and_again_when_it_lasts(clock: 
     table.workers_away({})
     table.workers_away({3: WorkerAway("silent", 40.0)})
     table.workers_away({3: WorkerAway("missing", 300.0)})
+    for seconds in (0.0, 1.0, 45.0):
+        table.workers_away({3: WorkerAway("waits", seconds, "cannot write /data: full")})
     lines = [line.split("] ")[1] for line in stream.getvalue()[begun:].splitlines()]
     assert lines == [
         "worker of trial 3 silent for 30 s  0/4 done",
@@ -122,6 +124,8 @@ def test_plain_lines_say_that_a_worker_is_silent_and_again_when_it_lasts(clock: 
         "worker of trial 3 silent for 2 min  0/4 done",
         "worker of trial 3 silent for 40 s  0/4 done",
         "trial 3  has waited 5 min for a worker  0/4 done",
+        "trial 3  waits for its storage, for 0 s so far: cannot write /data: full  0/4 done",
+        "trial 3  waits for its storage, for 45 s so far: cannot write /data: full  0/4 done",
     ]
 
 

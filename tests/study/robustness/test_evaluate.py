@@ -34,6 +34,7 @@ from study.database.engine import LedgerError, study_url
 from study.database.ledger import Ledger
 from study.database.score_uses import all_uses
 from study.evaluate import main
+from study.places import sqlite_file
 from study.reporting import style as figures
 from study.reporting.progress import _Lines
 from study.robustness.figures import FIGURES
@@ -41,7 +42,7 @@ from study.robustness.target import find_target
 from study.spec.study_spec import StudySpec
 from study.spec.yaml_file import SpecError
 from study.sweep import main as sweep
-from study.tracking.address import default_uri, make_sqlite, sqlite_file
+from study.tracking.address import default_uri, make_sqlite
 from trainables.config import TrialConfig
 from trainables.data_parts import cached_parts
 from trainables.surrogates import surrogate_configs, train_surrogates
