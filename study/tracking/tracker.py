@@ -70,7 +70,12 @@ class MLflowTracker:
             self._is_finished,
             held or (lambda: True),
         )
-        self._courier = Courier(runs)
+        self._runs, self._courier = runs, Courier(runs)
+
+    @property
+    def page(self) -> str:
+        """The page of the study's trials, from `#` on; empty until MLflow has answered."""
+        return self._runs.page
 
     def reconcile(self, records: Sequence[TrialRecord]) -> None:
         """Called first, with all trials, once this driver holds the study: nothing is written before.
