@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import shlex
 import signal
 import sys
 import threading
@@ -36,6 +35,7 @@ from study.reporting.tables import leaderboard
 from study.secrets import Address, redact
 from study.spec.study_spec import StudySpec
 from study.tracking.mlflow_client import check_reachable
+from study.tracking.pages import pages
 from study.tracking.tracker import MLflowTracker, tracking_uri
 from trainables.building import saved_config
 from trainables.config import TrialConfig, protocols_of
@@ -105,6 +105,8 @@ class _Run:
         self._tracker: MLflowTracker | None = None
         self._watch = RayWatch(ledger.uid, lambda fault: give_up(fault, ledger, self._watch))
         self._code = 1
+        self._shown = False
+        """Whether results were shown for people to read."""
 
     def work(self, old: Sequence[Any], address: str | None, trainable: type | None) -> None:
         """Tells MLflow of the trials that there are, and runs those that are missing."""
@@ -149,7 +151,8 @@ class _Run:
             say(note)
             show_results(self._ledger.records())
         else:
-            _show_end(self._spec, self._ledger.records(), self._uri, json_output, self._code, note)
+            _show_end(self._spec, self._ledger.records(), json_output, self._code, note)
+            self._shown = self._code != 130 and not json_output
         return self._code
 
     def leave(self) -> None:
@@ -167,6 +170,8 @@ class _Run:
             self._display.close()
         if self._tracker:
             self._tracker.close(abandoned=self._ledger.lost)
+            if self._shown:
+                print(f"Compare the trials: {pages(self._uri, self._spec.storage.path, self._tracker.page)}")
         self._ledger.release()
         # The watch of a Ray that is gone stays until the last: it ends the process if that Ray holds it up.
         steps = (self._watch.close, lambda: stop_ray(self._watch.end_processes, self._code))
@@ -412,9 +417,7 @@ def _signals(conductor: Conductor) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _show_end(
-    spec: StudySpec, records: list[TrialRecord], uri: Address, json_output: bool, code: int, note: str
-) -> None:
+def _show_end(spec: StudySpec, records: list[TrialRecord], json_output: bool, code: int, note: str) -> None:
     if code == 130:
         print(note, file=sys.stderr)
         return
@@ -425,5 +428,3 @@ def _show_end(
         print(note)
     print(leaderboard(records, spec.objectives))
     print(summary(records, spec.objectives))
-    ui = "make ui" + f"   (or: mlflow ui --backend-store-uri {shlex.quote(str(uri))})" * (uri.kind == "sqlite")
-    print(f"Compare the trials: {uri if uri.kind.startswith('http') else ui}")

@@ -230,8 +230,8 @@ class MLflowRuns:
         assert self._parent is not None
         own = {"role": "trial", "trial_number": str(record.number), "mlflow.parentRunId": self._parent.id}
         tags = tag_texts({**self._tags, **own, **trial_tags(record)})
-        made = self._client.create_run(self._experiment, start_time=begin, tags=tags, run_name=run_name(record))
-        return as_run(made)
+        name = run_name(record, self._space)
+        return as_run(self._client.create_run(self._experiment, start_time=begin, tags=tags, run_name=name))
 
     # What is in a run
 

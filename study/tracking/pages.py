@@ -1,11 +1,15 @@
 """MLflow's pages of a study: the view that shows its trials best first, and the link to it."""
 
 import json
+import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from study.records import Goal
+from study.secrets import Address
+from study.tracking.address import default_uri
 from study.tracking.run_fields import metric_name
 
 VIEW_TAG = "mlflow.sharedViewState."
@@ -18,6 +22,12 @@ OTHER_COLUMNS = ("clean/acc", "robust/acc")
 def view_key(study: str) -> str:
     """What the view of a study is found by in its experiment."""
     return metric_name(study)
+
+
+def views(tags: Mapping[str, str]) -> list[str]:
+    """The studies of an experiment, by the views that its tags hold; people may have saved others beside them."""
+    found = {key.removeprefix(VIEW_TAG): text for key, text in tags.items() if key.startswith(VIEW_TAG)}
+    return [study for study, text in found.items() if text.startswith('{"name": "trials of ')]
 
 
 def trials_link(experiment: str, study: str) -> str:
@@ -57,3 +67,22 @@ def description(study: str, spec: Mapping[str, Any], objectives: Sequence[Goal],
     facts = [f"Study {study}" + f": {what}" * bool(what), f"objective {goal}" if goal else ""]
     facts += ["searched: " + ", ".join(spec["space"])] if spec.get("space") else []
     return f"{'; '.join(filter(None, facts))}. [Trials, best first]({link})"
+
+
+def server_of_pages() -> str:
+    """Where `make ui` serves the pages on this machine."""
+    return f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT', '5000')}/"
+
+
+def pages(uri: Address, storage: str, page: str) -> str:
+    """How people get to the page of a study's trials: an address, or the command that serves it and the address then.
+
+    Args: storage: as the study names it. page: from `#` on, empty if it is not known.
+    """
+    if uri.kind.startswith("http"):
+        return f"{str(uri).rstrip('/')}/{page}"
+    if uri.kind.startswith("databricks"):
+        return str(uri)
+    here = "MLFLOW_TRACKING_URI" in os.environ or uri.reveal() == default_uri()
+    command = "make ui" if here else f"python -m study.ui --storage {shlex.quote(storage)}"
+    return f"{command}, then {server_of_pages()}{page}"

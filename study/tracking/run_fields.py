@@ -97,10 +97,10 @@ def trial_params(record: TrialRecord, space: Mapping[str, Mapping[str, Any]]) ->
     return param_texts(searched | logarithmic)
 
 
-def run_name(record: TrialRecord) -> str:
-    """`trial 011`, a baseline as such; with model and data set where trials differ by them."""
+def run_name(record: TrialRecord, space: Mapping[str, Any]) -> str:
+    """`trial 011`, with model and data set where trials differ by them; baselines of a search are marked."""
     names = [str(record.overrides[path]) for path in ("model.name", "dataset.name") if path in record.overrides]
-    return " ".join([f"trial {record.number:03d}", *names, *["(baseline)"] * record.baseline])
+    return " ".join([f"trial {record.number:03d}", *names, *["(baseline)"] * (record.baseline and bool(space))])
 
 
 def trial_tags(record: TrialRecord) -> dict[str, str]:
