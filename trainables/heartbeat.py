@@ -1,4 +1,4 @@
-"""A worker tells every few seconds that it is alive, through the key-value store of Ray's head.
+"""A worker tells every few seconds that it is alive and how far it is, through the key-value store of Ray's head.
 
 A thread of the worker's does so: it goes on while a round computes, and stops with the process. That a driver counts
 silence in tens of seconds leaves room for native code that keeps the interpreter for a while.
@@ -7,6 +7,7 @@ silence in tens of seconds leaves room for native code that keeps the interprete
 import itertools
 import threading
 from contextlib import suppress
+from typing import Any, NamedTuple
 
 from ray.experimental import internal_kv
 
@@ -14,10 +15,20 @@ BEAT_SECONDS = 5.0
 NAMESPACE = "ardmvc-heartbeats"
 
 
+class Place(NamedTuple):
+    """How far a worker is inside a round."""
+
+    round: int
+    """Rounds of its trial that are behind it."""
+    passes: int
+    """Batches that went forward through its models in the round that it is in."""
+
+
 class _Heart:
     """The one thread of this process that tells; what it tells under changes with the trial."""
 
     def __init__(self) -> None:
+        self.place = Place(0, 0)
         self._key = ""
         self._changed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -33,8 +44,13 @@ class _Heart:
         for count in itertools.count():
             self._changed.clear()
             with suppress(Exception):  # the head is away; Ray itself ends a worker whose head does not come back
-                internal_kv._internal_kv_put(self._key, str(count), overwrite=True, namespace=NAMESPACE)
+                self.tell(count)
             self._changed.wait(BEAT_SECONDS)
+
+    def tell(self, count: int) -> None:
+        """One beat."""
+        beat = f"{count} {self.place.round} {self.place.passes}"
+        internal_kv._internal_kv_put(self._key, beat, overwrite=True, namespace=NAMESPACE)
 
 
 _heart = _Heart()
@@ -43,3 +59,19 @@ _heart = _Heart()
 def beat_as(key: str) -> None:
     """From now on this process, a worker of Ray's, tells under `key` that it is alive."""
     _heart.beat_as(key)
+
+
+def place_of(beat: bytes) -> Place:
+    """What a beat tells of the round."""
+    _, round_, passes = beat.split()
+    return Place(int(round_), int(passes))
+
+
+def begin_round(number: int) -> None:
+    """From now on passes count for the round behind so many."""
+    _heart.place = Place(number, 0)
+
+
+def count_pass(*_: Any) -> None:
+    """A forward hook of a model in this process; copies of the model have it too."""
+    _heart.place = Place(_heart.place.round, _heart.place.passes + 1)

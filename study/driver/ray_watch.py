@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 
-from trainables.heartbeat import NAMESPACE
+from trainables.heartbeat import NAMESPACE, Place, place_of
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,11 @@ class RayWatch:
         before the first beat."""
         beat, seconds = self._seen.get(key, (None, 0.0))
         return None if beat is None else seconds
+
+    def place(self, key: str) -> Place | None:
+        """How far the worker of that key is inside its round; None before the first beat."""
+        beat, _ = self._seen.get(key, (None, 0.0))
+        return None if beat is None else place_of(beat)
 
     # The thread
 

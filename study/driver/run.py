@@ -24,6 +24,7 @@ from study.driver.live_table import LiveTable
 from study.driver.open_trials import SILENCE_SECONDS
 from study.driver.ray_cluster import connect, give_up, keep_keys_here, keep_ray_logs, say, stop_ray
 from study.driver.ray_watch import RayWatch
+from study.driver.round_costs import RoundCosts, facts_of
 from study.driver.tune_hooks import OptunaPruning, OptunaSearcher, Relay
 from study.planning.optuna_side import make_pruner
 from study.planning.saved_models import with_checkpoint
@@ -125,7 +126,8 @@ class _Run:
         if len(records) >= spec.limits.trials and all(record.finished for record in records):
             return
         say(_headline(spec))
-        self._display = LiveTable(spec.objectives, spec.limits.trials, records, stream=sys.stderr)
+        costs = RoundCosts(spec)
+        self._display = LiveTable(spec.objectives, spec.limits.trials, records, costs=costs, stream=sys.stderr)
         if not address:
             connect(None, spec)
         self._watch.start()
@@ -290,7 +292,7 @@ def _tuner(spec: StudySpec, conductor: Conductor, runs: Any, scratch: str) -> An
 
 
 def _headline(spec: StudySpec) -> str:
-    """What is about to run, in a line: model, data, ε, tier, trials and seeds."""
+    """What is about to run, in a line: study, model, data, K, ε, tier, trials and seeds."""
     config, trials = spec.trial_config({}), f"{spec.limits.trials} trials"
     if not isinstance(config, TrialConfig):
         return f"{spec.name}: attackers of {config.checkpoint}, {trials}"
@@ -298,8 +300,8 @@ def _headline(spec: StudySpec) -> str:
     radius = ", ".join(map(str, eps)) if isinstance(eps, tuple) else f"{eps:g}"
     tier = "" if config.protocol == "official" else f", tier {config.evaluation.tier}"
     return (
-        f"{spec.name}: {config.model.name} on {config.dataset.name}, protocol {config.protocol}, ε {radius}{tier}, "
-        f"{trials} × {config.repeats} seed{'s' * (config.repeats > 1)}"
+        f"{spec.name}: {config.model.name} on {config.dataset.name}, K {facts_of(spec).n_clusters}, "
+        f"protocol {config.protocol}, ε {radius}{tier}, {trials} × {config.repeats} seed{'s' * (config.repeats > 1)}"
     )
 
 
