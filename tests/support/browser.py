@@ -62,15 +62,22 @@ class Browser:
         return self.run("return document.body ? document.body.innerText : ''")
 
     def click(self, selector: str, text: str) -> None:
-        """Clicks the first element of that CSS selector and text, once it is there."""
+        """Clicks the first visible element of that CSS selector and text, once it is there; goes on in a window that
+        this opens."""
         script = """
             const [selector, text] = arguments;
-            const found = [...document.querySelectorAll(selector)].find(e => e.innerText.trim() === text);
-            if (found) found.click();
+            const shown = [...document.querySelectorAll(selector)].filter(e => e.innerText && e.innerText.trim() === text);
+            const found = shown.find(e => !shown.some(inner => inner !== e && e.contains(inner)));
+            // Tabs listen to the press of the button.
+            found?.dispatchEvent(new MouseEvent('mousedown', {bubbles: true, button: 0}));
+            found?.click();
             return Boolean(found);
         """
-        body = {"script": script, "args": [selector, text]}
-        eventually(lambda: self._call(f"{self._session}/execute/sync", body), 60)
+        eventually(
+            lambda: self._call(f"{self._session}/execute/sync", {"script": script, "args": [selector, text]}), 60
+        )
+        handle = self._call(f"{self._session}/window/handles")[-1]
+        self._call(f"{self._session}/window", {"handle": handle})
 
     def screenshot(self) -> bytes:
         return base64.b64decode(self._call(f"{self._session}/screenshot"))
