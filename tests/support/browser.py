@@ -66,7 +66,8 @@ class Browser:
         this opens."""
         script = """
             const [selector, text] = arguments;
-            const shown = [...document.querySelectorAll(selector)].filter(e => e.innerText && e.innerText.trim() === text);
+            const all = [...document.querySelectorAll(selector)];
+            const shown = all.filter(e => e.innerText && e.innerText.trim() === text);
             const found = shown.find(e => !shown.some(inner => inner !== e && e.contains(inner)));
             // Tabs listen to the press of the button.
             found?.dispatchEvent(new MouseEvent('mousedown', {bubbles: true, button: 0}));
