@@ -1,5 +1,6 @@
 """Where a run comes from: command, commit, package versions. Nothing here returns a password."""
 
+import getpass
 import importlib.metadata
 import platform
 import subprocess
@@ -12,6 +13,14 @@ from study.secrets import redact
 def command() -> str:
     """The command line of this process, without the interpreter's folder."""
     return redact(" ".join(["python", *sys.orig_argv[1:]]))
+
+
+def user() -> str | None:
+    """Who runs this process; None for a user that has no name here."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return None
 
 
 def git_commit() -> str | None:

@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:  # it brings Ray, and commands that only look at a study are to answer at once
+    from trainables.heartbeat import Place
 
 State = Literal["WAITING", "RUNNING", "COMPLETE", "PRUNED", "FAIL"]
 FINISHED: frozenset[str] = frozenset({"COMPLETE", "PRUNED", "FAIL"})
@@ -108,6 +111,9 @@ class Observer(Protocol):
 
     def workers_away(self, away: Mapping[int, WorkerAway]) -> None:
         """Trials that do not go on: called about once a second while there are any, and once when there are none."""
+
+    def rounds_at(self, places: "Mapping[int, Place]") -> None:
+        """How far the workers of trials are inside their rounds, about once a second."""
 
     def tick(self) -> None:
         """Called about once a second."""

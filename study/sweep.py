@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     # Imported step by step: torch takes seconds, Ray more, and bad input is answered before either is needed.
     label, raw = read_mapping(arguments.file)
+    if sys.stderr.isatty():
+        print(f"{label}: reading the data and checking the settings …", file=sys.stderr, flush=True)
 
     from study.spec.study_spec import checked_spec
 

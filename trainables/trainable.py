@@ -13,12 +13,13 @@ from typing import Any, ClassVar, Protocol
 import ray
 import torch
 from ray import tune
+from torch import nn
 
 from trainables.attack_trial import AttackTrial
 from trainables.checkpoints import Checkpoints, round_of
 from trainables.config import AttackTrialConfig, TrialConfig
 from trainables.data_parts import DataKey, provide_parts
-from trainables.heartbeat import beat_as, tell
+from trainables.heartbeat import beat_as, begin_round, count_pass, tell
 from trainables.reference import provide_reference, reference_from
 from trainables.round_limit import RoundLimit, is_last
 from trainables.saved_trial import ARRAYS_FILE, CONFIG_FILE, STATE_FILE
@@ -45,9 +46,9 @@ class TrialTrainable(tune.Trainable):
 
     Ray's config holds `config` (the trial's, as JSON), `number`, `threads`, `folder` (of the trial's checkpoints),
     `resume` (recorded checkpoints, newest first), `patience` (seconds that a failing storage is tried again), `limit`
-    (of a round, as `RoundLimit` has it), `rounds_left` and `beat` (what the worker's heartbeat is told under). Ray's
-    own checkpoints are not used: a trial that lost its worker is given out again by the driver, from what the study's
-    database has recorded.
+    (of a round, as `RoundLimit` has it), `rounds_behind`, `rounds_left` and `beat` (what the worker's heartbeat is told
+    under). Ray's own checkpoints are not used: a trial that lost its worker is given out again by the driver, from what
+    the study's database has recorded.
     """
 
     files: ClassVar[frozenset[str] | None] = None
@@ -67,6 +68,7 @@ class TrialTrainable(tune.Trainable):
         torch.set_num_threads(config["threads"])
         self.trial = None  # an actor that is used again must not hold two trials in memory
         self._limit, self._last = RoundLimit(**config["limit"]), config["rounds_left"] <= 1
+        self._behind = config["rounds_behind"]
         self._patience = float(config["patience"])
         self._checkpoints = Checkpoints(config["folder"], patience=self._patience, files=self.files, tell=tell)
         with time_limit(self._storage_seconds):
@@ -107,14 +109,15 @@ class TrialTrainable(tune.Trainable):
         assert self.trial is not None
         if self._stored is not None:
             report, self._stored = self._stored, None
-            self._last = is_last(report)
+            self._last, self._behind = is_last(report), report["round"]
             return self._noted(report)
         begin = time.monotonic()
+        begin_round(self._behind)
         with time_limit(self._limit.seconds(last=self._last)):
             report = self.trial.run_round()
         if "failure" not in report:
             self._limit.saw(time.monotonic() - begin, last=self._last)
-            self._last = is_last(report)
+            self._last, self._behind = is_last(report), report["round"]
             with time_limit(self._storage_seconds):
                 report["checkpoint"] = self._checkpoints.save(report["round"], partial(self._save, report))
         return self._noted(report)
@@ -150,13 +153,21 @@ def time_limit(seconds: float) -> Iterator[None]:
             faulthandler.cancel_dump_traceback_later()
 
 
+def _count_passes(model: nn.Module) -> None:
+    """For the heartbeat, by the first encoder: it sees every pass."""
+    model.get_submodule("encoders.0").register_forward_hook(count_pass)
+
+
 class ModelTrainable(TrialTrainable):
     """Trains a model and scores it clean and attacked."""
 
     files = FILES
 
     def build(self, config: dict[str, Any]) -> RunsInRounds:
-        return Trial(TrialConfig.model_validate(config))
+        trial = Trial(TrialConfig.model_validate(config))
+        for trainer in trial.trainers:
+            _count_passes(trainer.model)
+        return trial
 
 
 class AttackTrainable(TrialTrainable):
@@ -165,7 +176,9 @@ class AttackTrainable(TrialTrainable):
     files = FILES
 
     def build(self, config: dict[str, Any]) -> RunsInRounds:
-        return AttackTrial(AttackTrialConfig.model_validate(config))
+        trial = AttackTrial(AttackTrialConfig.model_validate(config))
+        _count_passes(trial.model)
+        return trial
 
 
 TRAINABLES: dict[str, type[tune.Trainable]] = {"model": ModelTrainable, "attacker": AttackTrainable}

@@ -5,6 +5,7 @@ import json
 import logging
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +32,7 @@ from study.database.score_uses import note_use, uses_of
 from study.database.trials import ATTEMPT, ROUND, Trials, next_order, record_of
 from study.places import absolute
 from study.provenance import git_commit
+from study.ranking.objectives import goals
 from study.records import Attempt, TrialRecord
 from study.secrets import Address, first_line
 from trainables.retry import doubling, retry
@@ -174,6 +176,9 @@ class Ledger:
         if self._found:
             self._study.set_user_attr("contents", self._found)
         self._study.set_user_attr("budget", spec.trials)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self._study.set_metric_names([objective.metric for objective in spec.objectives])
         commit = git_commit() or "unknown"
         if commit not in self.commits:
             self._study.set_user_attr("commits", [*self.commits, commit])
@@ -236,13 +241,14 @@ class Ledger:
         distributions: Mapping[str, BaseDistribution],
     ) -> int:
         """A new running trial, written in one transaction. Returns: its number."""
-        attributes = {"overrides": dict(overrides), "config": dict(config), "rounds": rounds, "baseline": baseline}
+        facts = {"overrides": dict(overrides), "config": dict(config), "rounds": rounds}
         trial = optuna.trial.create_trial(
             state=TrialState.RUNNING,
             params=dict(params),
             distributions=dict(distributions),
-            # Tells whether a trial whose commit was not answered is there all the same.
-            user_attrs={**attributes, "token": uuid.uuid4().hex},
+            user_attrs={"baseline": baseline},
+            # The token tells whether a trial whose commit was not answered is there all the same.
+            system_attrs={**facts, "token": uuid.uuid4().hex},
         )
         return self._add(trial, len(self._trials.ids), [])
 
@@ -277,7 +283,7 @@ class Ledger:
     def finish(self, number: int, state: TrialState, values: Sequence[float] = (), failure: str | None = None) -> None:
         """Final state of a trial; does nothing if it has one."""
         if not self._trials.get(number).state.is_finished():
-            self._trials.finish(number, state, values, failure)
+            self._trials.finish(number, state, values, failure, goals(self.spec))
             self._empty_log()
 
     def _empty_log(self) -> None:

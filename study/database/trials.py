@@ -8,13 +8,20 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from study.records import Attempt, TrialRecord
+from study.ranking.objectives import headline, spread, value
+from study.records import Attempt, Goal, TrialRecord
 from trainables.places import divided, place_of
 
 ROUND = "round:"
 """Prefix of the attributes that hold a trial's rounds; the number follows."""
 ATTEMPT = "attempt:"
 """Prefix of the attributes that hold a trial's failed attempts; the index follows."""
+
+
+def facts_of(trial: FrozenTrial) -> dict[str, Any]:
+    """All that is stored with a trial. What people need not read in Optuna's own tools stands among the attributes that
+    these do not show; studies from before had everything among those that they do."""
+    return {**trial.user_attrs, **trial.system_attrs}
 
 
 class Trials:
@@ -61,9 +68,9 @@ class Trials:
         not answered; None: it was not. Returns: its number."""
         if not self.ids:
             self._learn_ids()
-        found, token = None, trial.user_attrs["token"]
+        found, token = None, trial.system_attrs["token"]
         if known is not None:
-            found = next((each for each in self.all()[known:] if each.user_attrs.get("token") == token), None)
+            found = next((each for each in self.all()[known:] if each.system_attrs.get("token") == token), None)
         if found is None:
             found = self._storage.get_trial(self._storage.create_new_trial(self._study._study_id, trial))
         self.ids[found.number] = found._trial_id
@@ -72,9 +79,9 @@ class Trials:
         return int(found.number)
 
     def set_attribute(self, number: int, name: str, value: Any) -> None:
-        self._storage.set_trial_user_attr(self.id_of(number), name, value)
+        self._storage.set_trial_system_attr(self.id_of(number), name, value)
         if number in self._open:  # as it would be read back
-            self._note(number, user_attrs={**self._open[number].user_attrs, name: json.loads(json.dumps(value))})
+            self._note(number, system_attrs={**self._open[number].system_attrs, name: json.loads(json.dumps(value))})
 
     def set_state(self, number: int, state: TrialState) -> None:
         self._storage.set_trial_state_values(self.id_of(number), state)
@@ -87,14 +94,19 @@ class Trials:
             self._storage.set_trial_intermediate_value(self.id_of(number), round_, value)
             self._note(number, intermediate_values=dict(sorted({**told, round_: value}.items())))
 
-    def finish(self, number: int, state: TrialState, values: Sequence[float], failure: str | None) -> None:
+    def finish(
+        self, number: int, state: TrialState, values: Sequence[float], failure: str | None, goals: Sequence[Goal]
+    ) -> None:
+        """The final state, and beside it what people read in Optuna's own tools."""
         frozen = self.get(number)
         told = list(values) if state == TrialState.COMPLETE else None
         if state == TrialState.PRUNED and len(self._study.directions) == 1 and frozen.last_step is not None:
             told = [frozen.intermediate_values[frozen.last_step]]  # as Optuna's `tell` does it
         try:
-            if failure:
-                self._storage.set_trial_user_attr(frozen._trial_id, "failure", failure[:2000])
+            shown = readable(record_of(frozen, ""), goals) | ({"failure": failure[:2000]} if failure else {})
+            for name, fact in shown.items():
+                if frozen.user_attrs.get(name) != fact:
+                    self._storage.set_trial_user_attr(frozen._trial_id, name, fact)
             if frozen.state == TrialState.WAITING:
                 self._storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING)
             self._storage.set_trial_state_values(frozen._trial_id, state, told)
@@ -159,7 +171,15 @@ def _order(progress: Mapping[str, Any]) -> int:
 def next_order(trial: FrozenTrial) -> int:
     """The place of a trial's next round in the order in which rounds were told: a trial that had to start anew writes
     over its old ones, so the newest is not the highest."""
-    return 1 + max(map(_order, _rounds(trial.user_attrs)), default=0)
+    return 1 + max(map(_order, _rounds(facts_of(trial))), default=0)
+
+
+def readable(record: TrialRecord, goals: Sequence[Goal]) -> dict[str, Any]:
+    """Scores of a trial's last report, rounded, with the spread of its objectives; rounds done and seconds."""
+    found: dict[str, Any] = {name: value(record, name) for name in headline(goals)}
+    found |= {f"spread/{goal.metric}": spread(record, goal.metric) for goal in goals}
+    found = {name: round(score, 4) for name, score in found.items() if score is not None}
+    return {**found, "round": f"{record.round}/{record.rounds}", "seconds": round(record.seconds, 1)}
 
 
 def _checkpoint_of(progress: Mapping[str, Any], storage: str) -> str | None:
@@ -173,7 +193,7 @@ def _checkpoint_of(progress: Mapping[str, Any], storage: str) -> str | None:
 
 def record_of(trial: FrozenTrial, storage: str) -> TrialRecord:
     """The trial as the rest of the program knows it. Args: storage: as it is given now, absolute."""
-    attrs = trial.user_attrs
+    attrs = facts_of(trial)
     rounds = _rounds(attrs)
     progress = rounds[-1] if rounds else {}
     return TrialRecord(

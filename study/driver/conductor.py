@@ -199,6 +199,7 @@ class Conductor:
             "threads": max(1, int(self._spec.resources.cpu)),
             "patience": 60 * self._spec.limits.outage_minutes,
             "limit": asdict(self._limit),
+            "rounds_behind": record.round,
             "rounds_left": rounds_left,
             "beat": trial.key,
         }

@@ -10,17 +10,22 @@ from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
+from study.planning.cost import Passes
 from study.ranking.objectives import value
 from study.ranking.ranking import scores
 from study.ranking.standing import Standing
 from study.ranking.summary import short_names, show
 from study.records import Goal, TrialRecord, WorkerAway
+from trainables.heartbeat import Place
 
 SCORES = ("clean/acc", "probe/acc", "robust/acc")
 SHOWN_PARAMS = 4
 AGAIN_SECONDS = 30.0
 """What keeps a trial from going on is said again after so long at the earliest."""
+LINE_SECONDS = 60.0
+"""How long plain lines say nothing of a trial that is inside a round."""
 REDRAW_SECONDS = 0.25
 """How often the table is drawn anew at most when much happens; what is left out comes with the next tick."""
 
@@ -34,13 +39,16 @@ class LiveTable:
         total_trials: int,
         records: Sequence[TrialRecord] = (),
         *,
+        costs: Callable[[TrialRecord], Sequence[Passes]] | None = None,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """
-        Args: total_trials: the study's budget. records: what the database holds at the start. stream: where to write,
-            default stderr, so that stdout holds results only. clock: seconds since the epoch.
+        Args: total_trials: the study's budget. records: what the database holds at the start. costs: of each round of a
+            trial, default the same for all. stream: where to write, default stderr, so that stdout holds results only.
+            clock: seconds since the epoch.
         """
+        self._costs = costs or (lambda record: [Passes(1, 0)] * record.rounds)
         self._objectives = objectives
         self._total = max(total_trials, len(records))
         # What a line or the table tells of all trials is kept up one by one: neither costs more in a large study.
@@ -50,12 +58,18 @@ class LiveTable:
         self._paths: dict[str, None] = {}
         self._measured: Counter[str] = Counter()
         """How many trials have each metric that the table may show."""
-        self._rounds = self._rounds_left = 0
-        """Rounds of a trial, and those that unfinished trials still need."""
+        self._work = self._work_left = 0.0
+        """Passes of all trials, and those that unfinished trials still need."""
         self._clock = clock
         self._begin = clock()
-        self._rounds_done = 0
-        """Rounds that this driver has seen ending, and those that ended trials did not need any more."""
+        self._work_done = 0.0
+        """Passes of rounds that this driver has seen ending, and those that ended trials did not need any more."""
+        self._ended = 0
+        """Trials that this driver has seen ending."""
+        self._inside: dict[int, float] = {}
+        """Share of the round that a trial is in, as its worker tells it."""
+        self._told_at: dict[int, float] = {}
+        """When plain lines last said something of a trial."""
         self._seen: dict[int, int] = {}
         self._touched: dict[int, None] = {}
         self._away: dict[int, WorkerAway] = {}
@@ -64,11 +78,12 @@ class LiveTable:
         self._drawn = -REDRAW_SECONDS
         self._console = Console(file=stream or sys.stderr, highlight=False)
         self._live: Live | None = None
+        self._closing = False
         for record in records:
             self._keep(record)
         if self._console.is_terminal and not self._console.is_dumb_terminal:
-            self._live = Live(self.table(), console=self._console, auto_refresh=False, redirect_stdout=False)
-            self._live.start()
+            self._live = Live(self._whole(), console=self._console, auto_refresh=False, redirect_stdout=False)
+            self._live.start(refresh=True)
 
     def trial_started(self, record: TrialRecord) -> None:
         self._keep(record)
@@ -85,6 +100,7 @@ class LiveTable:
         self._show(record, f"round {record.round}/{record.rounds}  {self._scores(record)}")
 
     def trial_paused(self, record: TrialRecord) -> None:
+        self._inside.pop(record.number, None)
         self._keep(record)
         self._touch(record.number)
         reason = f" after: {record.attempts[-1].reason}" if record.state == "RUNNING" and record.attempts else ""
@@ -92,6 +108,7 @@ class LiveTable:
 
     def trial_ended(self, record: TrialRecord) -> None:
         self._count(record, record.rounds)
+        self._ended += 1
         self._keep(record)
         self._touch(record.number)
         reason = f": {record.failure}" if record.failure else ""
@@ -113,14 +130,27 @@ class LiveTable:
                 }
                 self._line(texts[now.kind])
 
+    def rounds_at(self, places: Mapping[int, Place]) -> None:
+        """The table shows it all the time; plain lines of a trial of which they have said nothing for a while."""
+        for number, place in places.items():
+            record = self._records.get(number)
+            # A beat from before the round's end is of the round before.
+            if record is None or place.round != record.round or record.round >= record.rounds:
+                continue
+            forward = self._costs(record)[record.round].forward
+            share = self._inside[number] = min(place.passes / max(1, forward), 1.0)
+            if share and self._clock() - self._told_at.get(number, self._begin) >= LINE_SECONDS:
+                self._show(record, f"in round {record.round + 1}/{record.rounds}: {share:.0%}")
+
     def tick(self) -> None:
         if self._live:
             self._drawn = time.monotonic()
-            self._live.update(self.table(), refresh=True)
+            self._live.update(self._whole(), refresh=True)
 
     def close(self) -> None:
+        self._closing = True
         if self._live:
-            self._live.update(self.table(), refresh=True)
+            self._live.update(self._whole(), refresh=True)
             self._live.stop()
             self._live = None
 
@@ -130,9 +160,10 @@ class LiveTable:
         self._standing.keep(record)
         for one, sign in ((old, -1), (record, 1)):
             if one is not None:
-                self._rounds_left += sign * (0 if one.finished else max(0, one.rounds - one.round))
+                costs = [_total(cost) for cost in self._costs(one)]
+                self._work += sign * sum(costs)
+                self._work_left += sign * (0 if one.finished else sum(costs[one.round :]))
                 self._measured.update(dict.fromkeys(self._metrics([one]), sign))
-        self._rounds = max(self._rounds, record.rounds)
         self._paths |= dict.fromkeys(record.overrides)
         if record.state == "RUNNING":
             self._running[record.number] = None
@@ -140,7 +171,9 @@ class LiveTable:
             self._running.pop(record.number, None)
 
     def _count(self, record: TrialRecord, reached: int) -> None:
-        self._rounds_done += max(0, reached - self._seen.get(record.number, 0))
+        costs = [_total(cost) for cost in self._costs(record)]
+        self._work_done += sum(costs[self._seen.get(record.number, 0) : reached])
+        self._inside.pop(record.number, None)
         self._seen[record.number] = max(reached, self._seen.get(record.number, 0))
 
     def _touch(self, number: int) -> None:
@@ -148,6 +181,7 @@ class LiveTable:
         self._touched[number] = None
 
     def _show(self, record: TrialRecord, text: str) -> None:
+        self._told_at[record.number] = self._clock()
         if self._live:
             if time.monotonic() - self._drawn >= REDRAW_SECONDS:
                 self.tick()
@@ -180,11 +214,17 @@ class LiveTable:
         return f"{self._standing.finished}/{self._total} done"
 
     def seconds_left(self) -> float | None:
-        """Rounds that remain at this driver's rate so far; None before the first round has ended."""
-        if not self._rounds_done or not self._rounds:
+        """Passes that remain at this driver's rate so far; None before it has seen a trial ending."""
+        if not self._ended or not self._work_done:
             return None
-        left = self._rounds_left + max(0, self._total - len(self._records)) * self._rounds
-        return (self._clock() - self._begin) / self._rounds_done * left
+        inside = sum(
+            share * _total(self._costs(record)[record.round])
+            for number, share in self._inside.items()
+            if not (record := self._records[number]).finished and record.round < record.rounds
+        )
+        unmade = max(0, self._total - len(self._records)) * self._work / len(self._records)
+        seconds = (self._clock() - self._begin) / (self._work_done + inside)
+        return seconds * max(0.0, self._work_left + unmade - inside)
 
     def _left(self) -> str:
         left = self.seconds_left()
@@ -202,6 +242,12 @@ class LiveTable:
     def _params(self, record: TrialRecord) -> str:
         names = short_names(record.overrides)
         return " ".join(f"{names[path]}={show(given)}" for path, given in record.overrides.items())
+
+    def _whole(self) -> Table | Text:
+        """The table; a line in its place as long as it would be a heading over nothing."""
+        if self._records:
+            return self.table()
+        return Text("" if self._closing else self.progress())
 
     def table(self) -> Table:
         """The running trials and as many of the latest others as the terminal has lines for."""
@@ -230,13 +276,18 @@ class LiveTable:
             table.add_row(
                 f"{record.number}{mark}",
                 self._state(record),
-                f"{record.round}/{record.rounds}",
+                self._round(record),
                 *(show(record.overrides.get(path)) for path in paths),
                 *("" if (got := value(record, metric)) is None else f"{got:.3f}" for metric in metrics),
                 _duration(record.seconds) if record.seconds else "",
                 style="bold green" if top is not None and record.number == top.number else "",
             )
         return table
+
+    def _round(self, record: TrialRecord) -> str:
+        share = self._inside.get(record.number)
+        inside = f" +{share:.0%}" if share and not record.finished else ""
+        return f"{record.round}/{record.rounds}{inside}"
 
     def _state(self, record: TrialRecord) -> str:
         away = self._away.get(record.number)
@@ -266,6 +317,10 @@ class LiveTable:
 def _word(record: TrialRecord) -> str:
     words = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
     return words[record.state]
+
+
+def _total(cost: Passes) -> int:
+    return cost.forward + cost.backward
 
 
 def _duration(seconds: float) -> str:

@@ -87,6 +87,9 @@ class Listener:
         self._idle_since = min(self._idle_since, now) if trials and not working and not halting else math.inf
         if now - self._idle_since >= MISSING_SECONDS:
             away = dict.fromkeys(trials, WorkerAway("missing", now - self._idle_since))
+        places = {trial.number: place for trial in working if (place := self._workers.place(trial.key)) is not None}
+        for observer in self._observers:
+            observer.rounds_at(places)
         if away or self._away:
             for observer in self._observers:
                 observer.workers_away(away)

@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 
-from trainables.heartbeat import NAMESPACE
+from trainables.heartbeat import NAMESPACE, Place, note_of, place_of
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +73,13 @@ class RayWatch:
 
     def waits_for(self, key: str) -> str:
         """What the worker of that key waits for, as its last beat says; empty: for nothing."""
-        beat = self._seen.get(key, (None, 0.0))[0] or b""
-        return beat.decode(errors="replace").partition(" ")[2]
+        beat, _ = self._seen.get(key, (None, 0.0))
+        return "" if beat is None else note_of(beat)
+
+    def place(self, key: str) -> Place | None:
+        """How far the worker of that key is inside its round; None before the first beat."""
+        beat, _ = self._seen.get(key, (None, 0.0))
+        return None if beat is None else place_of(beat)
 
     # The thread
 

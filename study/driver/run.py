@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import shlex
 import signal
 import sys
 import threading
@@ -27,6 +26,7 @@ from study.driver.live_table import LiveTable
 from study.driver.open_trials import SILENCE_SECONDS
 from study.driver.ray_cluster import check_place, connect, give_up, keep_keys_here, keep_ray_logs, say, stop_ray
 from study.driver.ray_watch import RayWatch
+from study.driver.round_costs import RoundCosts, facts_of
 from study.driver.tune_hooks import OptunaPruning, OptunaSearcher, Relay
 from study.places import ARTIFACTS, absolute
 from study.planning.optuna_side import make_pruner
@@ -40,6 +40,7 @@ from study.reporting.tables import leaderboard
 from study.secrets import Address, redact
 from study.spec.study_spec import StudySpec
 from study.tracking.mlflow_client import check_reachable
+from study.tracking.pages import pages
 from study.tracking.tracker import MLflowTracker, tracking_uri
 from trainables.config import TrialConfig, protocols_of
 from trainables.data_parts import DataKey, cached_parts, forget_parts, without_labels
@@ -146,6 +147,8 @@ class _Run:
         self._tracker: MLflowTracker | None = None
         self._watch = RayWatch(ledger.uid, lambda fault: give_up(fault, ledger, self._watch))
         self._code = 1
+        self._shown = False
+        """Whether results were shown for people to read."""
 
     def work(self, old: Sequence[Any], address: str | None, trainable: type | None) -> None:
         """Tells MLflow of the trials that there are, and runs those that are missing."""
@@ -168,7 +171,8 @@ class _Run:
         folder = below(self._storage, spec.name)
         _check_reference(folder)
         say("\n".join([_headline(spec), *spec.notes]))
-        self._display = LiveTable(spec.objectives, spec.trials, records, stream=sys.stderr)
+        costs = RoundCosts(spec)
+        self._display = LiveTable(spec.objectives, spec.trials, records, costs=costs, stream=sys.stderr)
         if not address:
             connect(None, spec)
         self._watch.start()
@@ -194,7 +198,8 @@ class _Run:
             say(note)
             show_results(self._ledger.records())
         else:
-            _show_end(self._spec, self._ledger.records(), self._uri, json_output, self._code, note)
+            _show_end(self._spec, self._ledger.records(), json_output, self._code, note)
+            self._shown = self._code != 130 and not json_output
         return self._code
 
     def leave(self) -> None:
@@ -212,6 +217,8 @@ class _Run:
             self._display.close()
         if self._tracker:
             self._tracker.close(abandoned=self._ledger.lost)
+            if self._shown:
+                print(f"Compare the trials: {pages(self._uri, self._spec.storage.path, self._tracker.page)}")
         self._ledger.release()
         # The watch of a Ray that is gone stays until the last: it ends the process if that Ray holds it up.
         steps = (self._watch.close, lambda: stop_ray(self._watch.end_processes, self._code))
@@ -346,7 +353,7 @@ def _tuner(spec: StudySpec, conductor: Conductor, runs: Any, scratch: str) -> An
 
 
 def _headline(spec: StudySpec) -> str:
-    """What is about to run, in a line: model, data, ε, tier, trials and seeds."""
+    """What is about to run, in a line: study, model, data, K, ε, tier, trials and seeds."""
     config, trials = spec.trial_config({}), f"{spec.trials} trials"
     if not isinstance(config, TrialConfig):
         return f"{spec.name}: attackers of {config.checkpoint}, {trials}"
@@ -354,8 +361,8 @@ def _headline(spec: StudySpec) -> str:
     radius = ", ".join(map(str, eps)) if isinstance(eps, tuple) else f"{eps:g}"
     tier = "" if config.protocol == "official" else f", tier {config.evaluation.tier}"
     return (
-        f"{spec.name}: {config.model.name} on {config.dataset.name}, protocol {config.protocol}, ε {radius}{tier}, "
-        f"{trials} × {config.repeats} seed{'s' * (config.repeats > 1)}"
+        f"{spec.name}: {config.model.name} on {config.dataset.name}, K {facts_of(spec).n_clusters}, "
+        f"protocol {config.protocol}, ε {radius}{tier}, {trials} × {config.repeats} seed{'s' * (config.repeats > 1)}"
     )
 
 
@@ -492,9 +499,7 @@ def _signals(conductor: Conductor) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _show_end(
-    spec: StudySpec, records: list[TrialRecord], uri: Address, json_output: bool, code: int, note: str
-) -> None:
+def _show_end(spec: StudySpec, records: list[TrialRecord], json_output: bool, code: int, note: str) -> None:
     if code == 130:
         print(note, file=sys.stderr)
         return
@@ -505,5 +510,3 @@ def _show_end(
         print(note)
     print(leaderboard(records, spec.objectives))
     print(summary(records, spec.objectives))
-    ui = "make ui" + f"   (or: mlflow ui --backend-store-uri {shlex.quote(str(uri))})" * (uri.kind == "sqlite")
-    print(f"Compare the trials: {uri if uri.kind.startswith('http') else ui}")

@@ -52,26 +52,52 @@ def trial_cost(
     Args: budget: the resolved evaluation. sizes: samples of each part, of both protocols where both run. n_clusters: K,
         tiers aim at no more than nine other clusters.
     """
+    evaluation = _evaluation(config, budget, sizes, n_clusters)
+    return Cost(_trained(config, sizes), sum(evaluation, Passes()))
+
+
+def round_costs(
+    config: TrialConfig | AttackTrialConfig, budget: ResolvedBudget, sizes: Mapping[str, int], n_clusters: int = 10
+) -> list[Passes]:
+    """Passes of each round of a trial: the last one scores with the whole tier, and may cost far more than the others.
+
+    Args: as `trial_cost`.
+    """
+    training = _trained(config, sizes)
+    share = Passes(training.forward // config.rounds, training.backward // config.rounds)
+    return [share + evaluation for evaluation in _evaluation(config, budget, sizes, n_clusters)]
+
+
+def _trained(config: TrialConfig | AttackTrialConfig, sizes: Mapping[str, int]) -> Passes:
+    if isinstance(config, AttackTrialConfig):
+        return _gan(config.attack, sizes["attacker"])
+    return _training(config, sizes["train"]) * (config.repeats * len(protocols_of(config.protocol)))
+
+
+def _evaluation(
+    config: TrialConfig | AttackTrialConfig, budget: ResolvedBudget, sizes: Mapping[str, int], n_clusters: int
+) -> list[Passes]:
+    """Of each round, over all seeds."""
     if isinstance(config, AttackTrialConfig):
         scored = budget.scored(sizes["tune"])
         # Clean scores, and a look at what the attack found.
-        per_round = _noise(budget.tier, budget, scored) + _assign(scored, budget.batch_size) * 2
-        return Cost(_gan(config.attack, sizes["attacker"]), per_round * config.rounds)
+        return [_noise(budget.tier, budget, scored) + _assign(scored, budget.batch_size) * 2] * config.rounds
     protocols = protocols_of(config.protocol)
-    training = _training(config, sizes["train"]) * (config.repeats * len(protocols))
-    evaluation = Passes()
+    early, last = Passes(), Passes()
     for protocol in protocols:
-        looks = _looks(config, protocol) * (1 if protocol == "official" and "strict" in protocols else config.rounds)
-        evaluation += _assign(sizes["train"], CALIBRATION_BATCH) * looks
+        looks = _assign(sizes["train"], CALIBRATION_BATCH) * _looks(config, protocol)
+        last += looks
+        if not (protocol == "official" and "strict" in protocols):
+            early += looks
     if "official" in protocols:
         held_out = sizes["attack"]
-        evaluation += _assign(held_out, budget.official.batch_size) * 2 + _gan(budget.official, held_out)
+        last += _assign(held_out, budget.official.batch_size) * 2 + _gan(budget.official, held_out)
         if protocols == ("official",):
-            evaluation += _probe(budget, held_out, n_clusters) * (config.rounds - 1)
+            early += _probe(budget, held_out, n_clusters)
     if "strict" in protocols:
-        evaluation += _probe(budget, sizes["tune"], n_clusters) * (config.rounds - 1)
-        evaluation += _strict(budget, sizes[config.score_on], n_clusters)
-    return Cost(training, evaluation * config.repeats)
+        early += _probe(budget, sizes["tune"], n_clusters)
+        last += _strict(budget, sizes[config.score_on], n_clusters)
+    return [early * config.repeats] * (config.rounds - 1) + [last * config.repeats]
 
 
 def _training(config: TrialConfig, size: int) -> Passes:

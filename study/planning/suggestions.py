@@ -132,7 +132,7 @@ class Suggestions:
 def _bare(trial: FrozenTrial) -> FrozenTrial:
     """The trial without its attributes (config, rounds), which no sampler reads and every copy would copy."""
     bare = copy.copy(trial)
-    bare.user_attrs = {}
+    bare.user_attrs, bare.system_attrs = {}, {}
     return bare
 
 

@@ -7,6 +7,14 @@ from typing import Any
 from ardmvc_core.evaluation.intervals import PooledSpread, pooled_spread
 from study.records import Goal, TrialRecord
 
+GROUPS, SCORES = ("clean", "robust", "official/pre", "official/post"), ("acc", "nmi", "ari")
+
+
+def headline(objectives: Sequence[Goal]) -> list[str]:
+    """Names of the few scores that stand for a trial: its objectives first, then clean and worst-case ACC, NMI, ARI."""
+    scores = (f"{group}/{score}" for group in GROUPS for score in SCORES)
+    return list(dict.fromkeys([*(objective.metric for objective in objectives), *scores]))
+
 
 def goals(spec: Mapping[str, Any]) -> list[Goal]:
     """The objectives of a resolved spec: one mapping or a list of them under `objective`."""

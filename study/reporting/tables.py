@@ -5,6 +5,8 @@ import html
 import io
 import json
 import re
+import shutil
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -51,21 +53,27 @@ def _metrics(records: Sequence[TrialRecord], objectives: Sequence[Goal]) -> list
 def leaderboard(records: Sequence[TrialRecord], objectives: Sequence[Goal], width: int | None = None) -> str:
     """The leaderboard as text for a terminal: a table of the ranked trials, a line for each other one.
 
-    Args: width: in characters; where it is short, the last metrics are left out, never digits. None: 120.
+    Args: width: in characters; where it is short, the last metrics and then the last parameters are left out and named,
+        never digits. None: that of the terminal, 80 where there is none.
     """
     from rich.console import Console
 
     rows = rank(records, objectives)
     ranked = [row for row in rows if row.rank is not None]
     metrics = _metrics([row.record for row in ranked], objectives)
+    paths = override_paths(row.record for row in ranked)
+    columns = width or shutil.get_terminal_size().columns
     buffer = io.StringIO()
     wide = Console(file=buffer, width=1000, highlight=False, color_system=None)
-    table = _table(ranked, objectives, metrics)
-    while len(metrics) > len(objectives) and wide.measure(table).maximum > (width or 120):
-        metrics = metrics[:-1]
-        table = _table(ranked, objectives, metrics)
+    table, left_out = _table(ranked, objectives, paths, metrics), list[str]()
+    while wide.measure(table).maximum > columns and (len(metrics) > len(objectives) or paths):
+        last = metrics if len(metrics) > len(objectives) else paths
+        left_out.append(last.pop())
+        table = _table(ranked, objectives, paths, metrics)
     wide.print(table)
     lines = [line.rstrip() for line in buffer.getvalue().splitlines() if line.strip()] if ranked else []
+    if left_out and ranked:
+        lines += textwrap.wrap(f"too wide to show: {', '.join(sorted(left_out))}", columns, break_long_words=False)
     if any(row.record.baseline for row in ranked):
         lines.append("* baseline")
     if any(row.record.warnings for row in ranked):
@@ -73,11 +81,10 @@ def leaderboard(records: Sequence[TrialRecord], objectives: Sequence[Goal], widt
     return "\n".join([*lines, *_others(rows, objectives)]) or "No trials yet."
 
 
-def _table(ranked: Sequence[Row], objectives: Sequence[Goal], metrics: Sequence[str]) -> "Table":
+def _table(ranked: Sequence[Row], objectives: Sequence[Goal], paths: Sequence[str], metrics: Sequence[str]) -> "Table":
     from rich import box
     from rich.table import Table
 
-    paths = override_paths(row.record for row in ranked)
     names, wanted = short_names(paths), [objective.metric for objective in objectives]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     headings = ["front" if len(objectives) > 1 else "rank", "trial", *(names[path] for path in paths)]

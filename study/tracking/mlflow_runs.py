@@ -7,29 +7,33 @@ from itertools import zip_longest
 from typing import Any
 
 from study.places import sqlite_file
-from study.provenance import command, environment, git_commit, versions
+from study.provenance import command, environment, git_commit, user, versions
 from study.ranking.objectives import goals
 from study.records import TrialRecord
 from study.secrets import Address, redact
 from study.tracking.address import make_sqlite, settle
 from study.tracking.mlflow_client import Fenced, make_client
 from study.tracking.outbox import Parcel
+from study.tracking.pages import KIND, VIEW_TAG, description, saved_view, trials_link, view_key
 from study.tracking.run_fields import (
     Run,
     as_run,
     as_yaml,
     cut,
-    data_tags,
+    data_digests,
     figures_of,
     flat,
-    last_metrics,
     metric_name,
+    new_metrics,
     param_texts,
     reason_of,
+    run_name,
+    shown_dataset,
     tag_texts,
     trial_params,
     trial_tags,
     whole_lines,
+    whole_record,
 )
 
 logger = logging.getLogger(__name__)
@@ -65,12 +69,15 @@ class MLflowRuns:
         self._uri, self._artifacts, self._experiment_name = uri, artifacts, experiment
         self._tags, self._spec, self._is_finished = dict(tags), spec, is_finished
         self._records, self._figures, self._held = records, figures, held
+        self._goals, self._space = goals(spec), spec.get("space") or {}
         self._client: Any = None
         self._experiment = ""
         self._parent: Run | None = None
         self._children: dict[int, Run] = {}
         self._described = False
         self._environment = ""
+        self.page = ""
+        """The page of the study's trials, from `#` on; empty until the experiment is known."""
 
     # As the courier knows it
 
@@ -83,7 +90,9 @@ class MLflowRuns:
         client = make_client(self._uri)
         self._environment = environment()
         self._tags |= {f"version.{name}": version for name, version in versions().items()}
-        self._tags |= {"mlflow.source.name": command()}
+        self._tags |= {"mlflow.source.name": command(), "mlflow.source.type": "LOCAL"}
+        if name := user():
+            self._tags["mlflow.user"] = name
         if commit := git_commit():
             self._tags["mlflow.source.git.commit"] = commit
         self._client = Fenced(client, self._held)
@@ -130,11 +139,9 @@ class MLflowRuns:
         if parcel.started and not parcel.ended and run.status != "RUNNING":
             self._client.update_run(run.id, status="RUNNING")
             run.status = "RUNNING"
-        points = [point for point in parcel.points if point[0] > run.step]
-        metrics = [(key, value, at, step) for step, at, own in points for key, value in {**own, "round": step}.items()]
-        if parcel.ended:
-            metrics += last_metrics(parcel, run, points)
-        self._log(run, metrics=metrics, params=trial_params(record), tags=trial_tags(record))
+        metrics, last = new_metrics(parcel, run, self._goals)
+        tags = trial_tags(record) | ({"round": str(last)} if last >= 0 else {})
+        self._log(run, metrics=metrics, params=trial_params(record, self._space), tags=tags)
         if parcel.ended:
             self._store(parcel, run)
             self._client.set_terminated(run.id, status=ENDED[record.state], end_time=parcel.time)
@@ -148,7 +155,7 @@ class MLflowRuns:
             if run.status == "RUNNING":
                 self._log(run, tags={"state": "interrupted"})
                 self._client.set_terminated(run.id, status="KILLED")
-        records, objectives = self._records(), goals(self._spec)
+        records, objectives = self._records(), self._goals
         if records and objectives:
             from study.reporting.study_figures import study_figures
             from study.reporting.tables import leaderboard_csv, leaderboard_page
@@ -159,20 +166,33 @@ class MLflowRuns:
             self._client.log_text(self._parent.id, redact(leaderboard_csv(records, objectives)), "leaderboard.csv")
             for name, figure in study_figures(records, objectives, self._spec.get("space", {})).items():
                 self._client.log_figure(self._parent.id, figure, f"figures/{name}.png")
-        self._client.set_terminated(self._parent.id, status="FINISHED" if self._is_finished() else "KILLED")
+        if not self._is_finished():
+            self._client.set_terminated(self._parent.id, status="KILLED")
+        elif self._parent.status != "FINISHED":
+            self._client.set_terminated(self._parent.id, status="FINISHED", end_time=self._figures()[0])
+            self._parent.status = "FINISHED"
 
     # Finding and making runs
 
     def _open_experiment(self) -> str:
-        found = self._client.get_experiment_by_name(self._experiment_name)
+        name, tags = self._experiment_name, dict(KIND)
+        found = self._client.get_experiment_by_name(name)
         if found is None:
-            # The UI opens an experiment without a kind on pages for language models.
-            kind = {"mlflow.experimentKind": "custom_model_development"}
-            made = self._client.create_experiment(self._experiment_name, artifact_location=self._artifacts, tags=kind)
-            return str(made)
-        if found.lifecycle_stage == "deleted":
-            self._client.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
+            number = str(self._client.create_experiment(name, artifact_location=self._artifacts, tags=KIND))
+        else:
+            number, tags = str(found.experiment_id), dict(found.tags)
+            if found.lifecycle_stage == "deleted":
+                self._client.restore_experiment(number)
+        study = self._tags["study"]
+        page = trials_link(number, study)
+        wanted = {VIEW_TAG + view_key(study): redact(saved_view(study, self._goals, self._space))}
+        if "mlflow.note.content" not in tags:  # which people may change on the pages
+            wanted["mlflow.note.content"] = redact(description(study, self._spec, self._goals, page))
+        for key, text in wanted.items():
+            if tags.get(key) != text:
+                self._client.set_experiment_tag(number, key, text)
+        self.page = page
+        return number
 
     def _search(self, experiment: str, role: str) -> list[Run]:
         """The study's runs of a role, oldest first."""
@@ -190,8 +210,10 @@ class MLflowRuns:
         if not runs:
             tags = tag_texts({**self._tags, "role": "study"})
             return as_run(self._client.create_run(experiment, tags=tags, run_name=self._tags["study"]))
-        if runs[0].status != "RUNNING":
+        finished = runs[0].status == "FINISHED" and self._is_finished()
+        if runs[0].status != "RUNNING" and not finished:
             self._client.update_run(runs[0].id, status="RUNNING")
+            runs[0].status = "RUNNING"
         return runs[0]
 
     def _find_children(self, experiment: str, parent: Run) -> dict[int, Run]:
@@ -211,9 +233,7 @@ class MLflowRuns:
         assert self._parent is not None
         own = {"role": "trial", "trial_number": str(record.number), "mlflow.parentRunId": self._parent.id}
         tags = tag_texts({**self._tags, **own, **trial_tags(record)})
-        # Where trials differ by model or data set, people look for these and not for numbers.
-        names = [str(record.overrides[path]) for path in ("model.name", "dataset.name") if path in record.overrides]
-        name = " ".join([f"trial {record.number:03d}", *names])
+        name = run_name(record, self._space)
         return as_run(self._client.create_run(self._experiment, start_time=begin, tags=tags, run_name=name))
 
     # What is in a run
@@ -247,15 +267,31 @@ class MLflowRuns:
         record = parcel.record
         try:
             self._client.log_text(run.id, as_yaml(record.config), "config.yaml")
+            self._client.log_text(run.id, whole_record(record), "trial.json")
             self._client.log_text(run.id, self._environment, "environment.txt")
             for name, figure in figures_of(record).items():
                 self._client.log_figure(run.id, figure, f"figures/{name}.png")
-            self._log(run, tags=data_tags(record))
+            self._log_data(run, record)
         except Exception as error:
             parcel.artifact_attempts += 1
             if parcel.artifact_attempts < ARTIFACT_ATTEMPTS:
                 raise
             logger.warning("%s: files of trial %d are not stored: %s", self.name, record.number, reason_of(error))
+
+    def _log_data(self, run: Run, record: TrialRecord) -> None:
+        """The parts of the data that a trial used, for its run and the study's."""
+        assert self._parent is not None
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        digests = data_digests(record)
+        self._log(run, tags={f"data_digest.{part}": digest for part, digest in digests.items()})
+        inputs = [
+            DatasetInput(Dataset(**shown_dataset(record, digest)), [InputTag("mlflow.data.context", part)])
+            for part, digest in digests.items()
+        ]
+        if inputs:
+            for each in (run, self._parent):
+                self._client.log_inputs(each.id, datasets=inputs)
 
     def _describe(self, parent: Run) -> None:
         """The study's settings. Limits may be raised later and params may not change, so limits are tags."""

@@ -6,16 +6,19 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from study.ranking.objectives import headline
 from study.ranking.ranking import scores
 from study.ranking.standing import Standing
 from study.records import Goal, TrialRecord
+from study.reporting.text import plain_json
 from study.secrets import cleaned, redact
-from study.tracking.outbox import Parcel, Point
+from study.spec.objectives import probe_of
+from study.tracking.outbox import Parcel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,8 +41,8 @@ class Run:
 
     @property
     def step(self) -> int:
-        """The last round that was logged."""
-        return int(self.metrics.get("round", -1))
+        """The last round that was logged. Older runs have it as a metric."""
+        return int(self.tags.get("round", self.metrics.get("round", -1)))
 
 
 def as_run(run: Any) -> Run:
@@ -82,28 +85,73 @@ def param_texts(settings: Mapping[str, Any]) -> dict[str, str]:
     return {key: redact(text)[:VALUE_LENGTH] for key, text in shown.items()}
 
 
-def trial_params(record: TrialRecord) -> dict[str, str]:
-    """What was searched first, then the whole config, so that a limit on params never costs a searched one."""
-    config = flat(record.config)
-    return param_texts({**{path: config.get(path, value) for path, value in record.overrides.items()}, **config})
+def trial_params(record: TrialRecord, space: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What is searched, and `log10/<path>` where its range is logarithmic; all else is in config.yaml."""
+    config = {**record.overrides, **flat(record.config)}
+    searched = {path: config[path] for path in dict.fromkeys([*space, *record.overrides]) if path in config}
+    logarithmic = {
+        f"log10/{path}": round(math.log10(value), 4)
+        for path, value in searched.items()
+        if any(kind.endswith("log_uniform") for kind in space.get(path, ())) and isinstance(value, (int, float))
+    }
+    return param_texts(searched | logarithmic)
+
+
+def run_name(record: TrialRecord, space: Mapping[str, Any]) -> str:
+    """`trial 011`, with model and data set where trials differ by them; baselines of a search are marked."""
+    names = [str(record.overrides[path]) for path in ("model.name", "dataset.name") if path in record.overrides]
+    return " ".join([f"trial {record.number:03d}", *names, *["(baseline)"] * (record.baseline and bool(space))])
 
 
 def trial_tags(record: TrialRecord) -> dict[str, str]:
-    """State and identity of a trial, and what was said of it."""
+    """State and identity of a trial, what it ran on, and what was said of it."""
     tags = {"state": record.state.lower(), "baseline": str(record.baseline).lower(), "budget_digest": record.budget}
+    config = flat(record.config)
+    known = {"model": "model.name", "dataset": "dataset.name", "protocol": "protocol", "tier": "evaluation.tier"}
+    tags |= {name: str(config[path]) for name, path in known.items() if path in config}
     told = {"failure": record.failure or "", "warnings": "\n".join(record.warnings)}
     return tags | {key: text for key, text in told.items() if text}
 
 
-def last_metrics(parcel: Parcel, run: Run, points: Sequence[Point]) -> list[tuple[str, float, int, int]]:
-    """The metrics of the trial's end that no report brought: all if its last round is not logged yet."""
-    record = parcel.record
-    last = max(run.step, *(step for step, _, _ in points), -1)
-    final = {**record.metrics, "round": float(record.round), "time/trial_s": record.seconds}
+def curve_names(objectives: Sequence[Goal]) -> set[str]:
+    """Scores that a trial's rounds are compared by."""
+    return {*headline(objectives), "probe/acc", *(probe_of(objective.metric) for objective in objectives)}
+
+
+def shown_metrics(metrics: Mapping[str, float], objectives: Sequence[Goal]) -> dict[str, float]:
+    """What MLflow shows of a trial: scores with their spread, noise floor, guards, cost. The rest is in trial.json."""
+    names = headline(objectives)
+    wanted = {*curve_names(objectives), *(f"spread/{name}" for name in names), "noise/flip"}
+    return {key: v for key, v in metrics.items() if key in wanted or key.startswith(("guard/", "cost/", "time/"))}
+
+
+def new_metrics(parcel: Parcel, run: Run, objectives: Sequence[Goal]) -> tuple[list[tuple[str, float, int, int]], int]:
+    """What a parcel tells that its run does not know: (name, value, ms, step) of each, and the last round behind it.
+
+    Scores of rounds before the last are curves. At the end come the numbers of the last report: of a curve its last
+    point, and all others at step 0, so that the pages draw no curve of one point.
+    """
+    record, curves = parcel.record, curve_names(objectives)
+    points = [point for point in parcel.points if run.step < point[0] < record.rounds]
+    found = [(key, value, at, step) for step, at, own in points for key, value in own.items() if key in curves]
+    last = max([run.step, *(step for step, _, _ in points)])
+    if not parcel.ended:
+        return found, last
+    known = {*run.metrics, *(metric_name(key) for key, *_ in found)}
+    final = shown_metrics(record.metrics, objectives) | {"time/trial_s": record.seconds}
     if record.round <= last:
-        known = {*run.metrics, *(metric_name(key) for _, _, metrics in points for key in metrics), "round"}
         final = {key: value for key, value in final.items() if metric_name(key) not in known}
-    return [(key, value, parcel.time, max(record.round, last)) for key, value in final.items()]
+    times = {step: at for step, at, _ in parcel.points}
+    for key, value in final.items():
+        curve = key in curves and metric_name(key) in known
+        at = times.get(record.round, parcel.time) if curve else parcel.time
+        found.append((key, value, at, record.round if curve else 0))
+    return found, max(record.round, last)
+
+
+def whole_record(record: TrialRecord) -> str:
+    """Everything that is known of a trial as JSON: all metrics of every round, parameters, attempts, digests."""
+    return redact(json.dumps(plain_json(cleaned(asdict(record))), indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def as_yaml(settings: Mapping[str, Any]) -> str:
@@ -111,11 +159,28 @@ def as_yaml(settings: Mapping[str, Any]) -> str:
     return yaml.safe_dump(cleaned(settings), sort_keys=False, allow_unicode=True)
 
 
-def data_tags(record: TrialRecord) -> dict[str, str]:
+def data_digests(record: TrialRecord) -> dict[str, str]:
     """Digest of each data part that the trial used, as its checkpoint tells them."""
     from study.reporting.trial_figures import load_part_digests
 
-    return {f"data_digest.{part}": digest for part, digest in load_part_digests(record.checkpoint).items()}
+    return load_part_digests(record.checkpoint)
+
+
+DIGEST_LENGTH = 36
+"""What MLflow takes of a data set's digest."""
+
+
+def shown_dataset(record: TrialRecord, digest: str) -> dict[str, str]:
+    """A part of the trial's data as MLflow's `Dataset` has it; its source is the trial's `dataset` settings."""
+    settings = record.config.get("dataset") or {}
+    source = json.dumps(cleaned(settings))
+    kind = "local" if "root" in settings else "code"
+    return {
+        "name": str(settings.get("name", "data")),
+        "digest": digest[:DIGEST_LENGTH],
+        "source_type": kind,
+        "source": source,
+    }
 
 
 def figures_of(record: TrialRecord) -> "dict[str, Figure]":

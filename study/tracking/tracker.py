@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from study.ranking.objectives import goals
 from study.ranking.standing import Standing
@@ -19,6 +19,9 @@ from study.tracking.mlflow_client import SETTINGS, check_reachable, now
 from study.tracking.mlflow_runs import MLflowRuns
 from study.tracking.outbox import Courier, Parcel
 from study.tracking.run_fields import study_metrics
+
+if TYPE_CHECKING:
+    from trainables.heartbeat import Place
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +73,12 @@ class MLflowTracker:
             self._is_finished,
             held or (lambda: True),
         )
-        self._courier = Courier(runs)
+        self._runs, self._courier = runs, Courier(runs)
+
+    @property
+    def page(self) -> str:
+        """The page of the study's trials, from `#` on; empty until MLflow has answered."""
+        return self._runs.page
 
     def reconcile(self, records: Sequence[TrialRecord]) -> None:
         """Called first, with all trials, once this driver holds the study: nothing is written before.
@@ -105,6 +113,9 @@ class MLflowTracker:
         self._courier.put(Parcel(record=record, time=end_of(record), points=list(record.history), ended=True))
 
     def workers_away(self, away: Mapping[int, WorkerAway]) -> None:
+        """Nothing: it is of the moment, for the screen."""
+
+    def rounds_at(self, places: "Mapping[int, Place]") -> None:
         """Nothing: it is of the moment, for the screen."""
 
     def tick(self) -> None:

@@ -41,7 +41,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) ->
 
 def rounds_done(runs: Path) -> int:
     """Rounds that the database knows of, over all trials; read without going through our own code."""
-    query = "SELECT COUNT(*) FROM trial_user_attributes WHERE key LIKE 'round:%'"
+    query = "SELECT COUNT(*) FROM trial_system_attributes WHERE key LIKE 'round:%'"
     try:
         with closing(sqlite3.connect(f"file:{runs / 'studies.db'}?mode=ro", uri=True)) as database:
             return int(database.execute(query).fetchone()[0])

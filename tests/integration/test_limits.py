@@ -153,12 +153,18 @@ class Steps:
     def waits_for(self, key: str) -> str:
         return self.notes.get(key, "")
 
+    def place(self, key: str) -> None:
+        """They say nothing of their rounds."""
+
     def be_silent(self, number: int, seconds: float) -> None:
         """The trial's worker was last heard of so many seconds ago."""
         self.heartbeats[self.given[number]["beat"]] = seconds
         self.look()
 
     # What it is told
+
+    def rounds_at(self, places: Mapping[int, Any]) -> None:
+        pass
 
     def workers_away(self, away: Mapping[int, WorkerAway]) -> None:
         self.away.append(away)

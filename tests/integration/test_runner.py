@@ -214,7 +214,7 @@ def test_a_database_that_breaks_stops_the_driver_and_loses_nothing(
     with pytest.raises(StudyBroken, match="the driver stopped"):
         run_study(spec, trainable=BreaksDatabase)
     with closing(sqlite3.connect(database)) as connection, connection:
-        connection.execute("ALTER TABLE hidden_attributes RENAME TO trial_user_attributes")
+        connection.execute("ALTER TABLE hidden_attributes RENAME TO trial_system_attributes")
     (record,) = records_of(spec)
     assert (record.state, record.round) == ("RUNNING", 1)
     assert run_study(spec, trainable=Staged) == 0

@@ -20,11 +20,13 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 
-from study.records import TrialRecord
+from study.records import Goal, TrialRecord
 from study.secrets import redact
 from study.tracking import outbox
 from study.tracking.address import local_fault, make_sqlite
 from study.tracking.mlflow_client import check_reachable
+from study.tracking.pages import saved_view, trials_link
+from study.tracking.run_fields import trial_params
 from study.tracking.tracker import MLflowTracker, default_uri, tracking_uri
 
 ROOT = Path(__file__).parents[2]
@@ -169,27 +171,129 @@ def test_a_study_is_a_parent_with_a_run_per_trial(uri: str, open_tracker: Callab
     assert [trials[n].info.status for n in (0, 1, 2)] == ["FINISHED"] * 3
     assert [trials[n].data.tags["state"] for n in (0, 1, 2)] == ["complete", "complete", "pruned"]
     assert [trials[n].data.tags["baseline"] for n in (0, 1, 2)] == ["true", "false", "false"]
-    assert trials[1].info.run_name == "trial 001"
-    assert trials[1].data.params == {
-        "model.adversarial_weight": "0.5",
-        "seed": "7",
-        "model.name": "ar_dmvc",
-        "classes": "[0, 1]",
-    }
+    assert [trials[n].info.run_name for n in (0, 1)] == ["trial 000 (baseline)", "trial 001"]
+    assert trials[1].data.params == {"model.adversarial_weight": "0.5", "log10/model.adversarial_weight": "-0.301"}
+    assert trials[1].data.tags["model"] == "ar_dmvc"
     assert trials[1].data.tags["budget_digest"] == "b0d9e7"
     assert trials[1].data.tags["warnings"] == "only 3 of 5 clusters are used"
     assert trials[1].data.metrics["time/trial_s"] == 2.5
     assert seen.history(1, "clean/acc") == [(1, 0.1), (2, 0.2), (3, 0.9)]
-    assert seen.history(1, "robust/acc") == [(3, 0.6)]
-    assert {"config.yaml", "environment.txt"} <= seen.files(trials[1])
+    assert seen.history(1, "robust/acc") == [(0, 0.6)]
+    assert {"config.yaml", "environment.txt", "trial.json"} <= seen.files(trials[1])
     location = seen.client.get_experiment_by_name("demo").artifact_location
     assert location == (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+
+
+WHOLE = {
+    **dict.fromkeys(("clean/acc", "clean/nmi", "clean/ari", "robust/acc", "robust/nmi", "robust/ari"), 0.5),
+    **dict.fromkeys(
+        ("spread/clean/acc", "spread/robust/ari", "noise/flip", "guard/clusters_used", "cost/forwards"), 0.1
+    ),
+}
+DETAILS = dict.fromkeys(
+    ("apgd_ce/acc", "apgd_ce/new", "square/new", "loss/ddc", "chance/acc", "spread/loss/ddc", "robust/kappa"), 0.2
+)
+
+
+def test_what_matters_is_a_metric_and_the_rest_a_file(uri: str, open_tracker: Callable[..., MLflowTracker]) -> None:
+    """One number of a trial is one point at step 0; only what rounds before the last have told too is a curve."""
+    tracker = open_tracker()
+    rounds = [(n, n, {"clean/acc": n / 10, "probe/acc": 0.1, "guard/clusters_used": 5.0, **DETAILS}) for n in (1, 2)]
+    history = (*rounds, (3, 3, {**WHOLE, **DETAILS}))
+    tracker.reconcile([replace(complete(0), metrics=history[-1][2], history=history, ended=9)])
+    tracker.close()
+    seen = Seen(uri)
+    run = seen.trials()[0]
+    assert set(run.data.metrics) == {*WHOLE, "probe/acc", "time/trial_s"}
+    assert seen.history(0, "clean/acc") == [(1, 0.1), (2, 0.2), (3, 0.5)]
+    assert {name: seen.history(0, name) for name in WHOLE if name != "clean/acc"} == {
+        name: [(0, value)] for name, value in WHOLE.items() if name != "clean/acc"
+    }
+    told = json.loads(Path(seen.client.download_artifacts(run.info.run_id, "trial.json")).read_text())
+    assert told["metrics"] == {**WHOLE, **DETAILS}
+    assert [entry[2] for entry in told["history"]] == [metrics for _, _, metrics in history]
+
+
+@pytest.mark.parametrize(
+    ("distribution", "value", "told"),
+    [
+        ({"log_uniform": [0.01, 10]}, 0.1, "-1.0"),
+        ({"int_log_uniform": [1, 1000]}, 100, "2.0"),
+        ({"uniform": [0.01, 10]}, 0.1, None),
+        ({"choice": [0.1, 1]}, 0.1, None),
+    ],
+)
+def test_parameters_of_a_logarithmic_range_are_told_as_logarithms_too(
+    distribution: dict[str, Any], value: float, told: str | None
+) -> None:
+    record = replace(running(1), overrides={"model.weight": value}, config={"model": {"weight": value, "other": 3}})
+    params = trial_params(record, {"model.weight": distribution})
+    assert params == {"model.weight": str(value)} | ({} if told is None else {"log10/model.weight": told})
+
+
+def test_a_baseline_has_the_searched_parameters_of_its_config() -> None:
+    record = replace(running(0), overrides={}, config={"model": {"weight": 1.0, "other": 3}})
+    assert trial_params(record, {"model.weight": {"uniform": [0, 2]}}) == {"model.weight": "1.0"}
+
+
+def test_a_finished_study_that_is_run_again_keeps_its_end(uri: str, open_tracker: Callable[..., MLflowTracker]) -> None:
+    records = [replace(complete(n), ended=1_000 + n) for n in range(3)]
+    ends = []
+    for spec in (SPEC, SPEC, {**SPEC, "limits": {"trials": 4}}):
+        tracker = open_tracker(spec=spec)
+        tracker.reconcile(records)
+        tracker.close()
+        ends.append((Seen(uri).parent().info.status, Seen(uri).parent().info.end_time))
+    assert ends[:2] == [("FINISHED", 1_002)] * 2
+    assert ends[2][0] == "KILLED"  # one trial is missing now
+
+
+def test_a_run_says_who_ran_what_from_where(
+    uri: str, open_tracker: Callable[..., MLflowTracker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGNAME", "alice")
+    open_tracker().close()
+    tracker = open_tracker()
+    tracker.reconcile([complete(0)])
+    tracker.close()
+    for run in (Seen(uri).parent(), Seen(uri).trials()[0]):
+        assert run.data.tags["mlflow.user"] == "alice"
+        assert run.data.tags["mlflow.source.type"] == "LOCAL"
+        assert run.data.tags["mlflow.source.name"].startswith("python ")
+
+
+def test_the_experiment_says_what_it_is_and_leads_to_its_trials(
+    uri: str, open_tracker: Callable[..., MLflowTracker]
+) -> None:
+    tracker = open_tracker(spec={**SPEC, "trial": {"model": {"name": "ar_dmvc"}, "dataset": {"name": "noisy_digits"}}})
+    tracker.reconcile([complete(0)])
+    tracker.close()
+    experiment = Seen(uri).client.get_experiment_by_name("demo")
+    tags = dict(experiment.tags)
+    assert tracker.page.startswith(f"#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning&")
+    assert "Study demo: ar_dmvc on noisy_digits" in tags["mlflow.note.content"]
+    assert f"({tracker.page})" in tags["mlflow.note.content"]
+    view = json.loads(json.loads(tags["mlflow.sharedViewState.demo"])["state"])
+    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`robust/acc`", False)
+    assert view["searchFilter"] == "tags.role = 'trial' and tags.study = 'demo'"
+    assert {"metrics.`robust/acc`", "params.`model.adversarial_weight`"} <= set(view["selectedColumns"])
+    Seen(uri).client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", "mine")
+    again = open_tracker()
+    again.reconcile([complete(0)])
+    again.close()
+    assert Seen(uri).client.get_experiment_by_name("demo").tags["mlflow.note.content"] == "mine"
+
+
+def test_an_objective_to_be_made_small_comes_smallest_first() -> None:
+    view = json.loads(json.loads(saved_view("a b", [Goal("gan/flip", "min"), Goal("clean/acc", "max")], []))["state"])
+    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`gan/flip`", True)
+    assert trials_link("7", "a b").endswith("viewStateShareKey=a%20b&compareRunsMode=TABLE")
 
 
 def test_failure_and_numbers_that_are_not_finite(uri: str, open_tracker: Callable[..., MLflowTracker]) -> None:
     tracker = open_tracker()
     tracker.trial_started(running(0))
-    bad = {"loss/total": float("nan"), "loss/ddc": float("inf"), "clean/acc": 0.4, "gan_ε/acc": 0.1}
+    bad = {"guard/total": float("nan"), "guard/ddc": float("inf"), "clean/acc": 0.4, "guard/ε": 0.1}
     tracker.trial_reported(running(0, 1, **bad))
     reason = "loss total is nan in stage train, epoch 3"
     tracker.trial_ended(replace(running(0, 1, **bad), state="FAIL", failure=reason))
@@ -197,7 +301,7 @@ def test_failure_and_numbers_that_are_not_finite(uri: str, open_tracker: Callabl
     run = Seen(uri).trials()[0]
     assert run.info.status == "FAILED"
     assert run.data.tags["failure"] == reason
-    assert set(run.data.metrics) == {"clean/acc", "gan_ε/acc", "round", "time/trial_s"}
+    assert set(run.data.metrics) == {"clean/acc", "guard/ε", "time/trial_s"}
 
 
 def test_a_second_driver_goes_on_in_the_same_runs(uri: str, open_tracker: Callable[..., MLflowTracker]) -> None:
@@ -237,13 +341,13 @@ def test_reconcile_makes_and_ends_what_the_database_knows(uri: str, open_tracker
     second.close()
     seen = Seen(uri)
     assert {n: run.info.status for n, run in seen.trials().items()} == {0: "FINISHED", 1: "FINISHED", 2: "FAILED"}
-    assert seen.history(0, "robust/acc") == [(3, 0.7)]
+    assert seen.history(0, "robust/acc") == [(0, 0.7)]
     assert seen.history(0, "clean/acc") == [(1, 0.1), (3, 0.9)]
     assert seen.trials()[1].data.metrics["robust/acc"] == 0.4
     third = open_tracker()
     third.reconcile([complete(0, 0.7), complete(1, 0.4), failed])
     third.close()
-    assert seen.history(0, "robust/acc") == [(3, 0.7)]
+    assert seen.history(0, "robust/acc") == [(0, 0.7)]
     assert seen.parent().data.metrics["trials/complete"] == 2
 
 
@@ -262,7 +366,7 @@ def test_a_trial_that_ended_under_a_killed_driver_gets_all_its_rounds(
     second.close()
     seen = Seen(uri)
     assert sorted(seen.history(0, "clean/acc")) == [(1, 0.1), (2, 0.2), (3, 0.3)]
-    assert seen.history(0, "robust/acc") == [(3, 0.5)]
+    assert seen.history(0, "robust/acc") == [(0, 0.5)]
 
 
 def test_a_killed_driver_leaves_nothing_twice(uri: str, open_tracker: Callable[..., MLflowTracker]) -> None:
@@ -315,8 +419,8 @@ def told_by_two(first: MLflowTracker, second: MLflowTracker, seen: Seen) -> None
     assert seen.history(0, "clean/acc") == [(1, 0.1), (2, 0.2), (3, 0.9)]
     for metric in ("robust/acc", "time/trial_s"):
         assert len(seen.history(0, metric)) == 1
-    assert [step for step, _ in seen.history(0, "round")] == [1, 2, 3]
     run = seen.trials()[0]
+    assert run.data.tags["round"] == "3"
     times = [point.timestamp for point in seen.client.get_metric_history(run.info.run_id, "clean/acc")]
     assert times == [1_000, 2_000, 3_000]
     assert run.info.end_time == 5_000
@@ -444,15 +548,15 @@ def test_an_experiment_deleted_in_the_ui_comes_back(uri: str, open_tracker: Call
 
 def test_many_params_and_metrics_fit_into_requests(uri: str, open_tracker: Callable[..., MLflowTracker]) -> None:
     config = {"list": {f"p{i}": "x" * 900 for i in range(250)}}
-    metrics = {f"loss/m{i}": float(i) for i in range(1700)}
-    tracker = open_tracker()
+    metrics = {f"guard/m{i}": float(i) for i in range(1700)}
+    tracker = open_tracker(spec={**SPEC, "space": {f"list.p{i}": {"choice": ["x"]} for i in range(250)}})
     tracker.trial_started(replace(running(0), config=config))
     tracker.trial_ended(replace(complete(0), config=config, metrics=metrics))
     tracker.close()
     run = Seen(uri).trials()[0]
     assert len(run.data.params) == 251
     assert len(run.data.params["list.p7"]) == 500
-    assert len(run.data.metrics) == 1702
+    assert len(run.data.metrics) == 1701
 
 
 def test_figures_and_data_digests_of_a_checkpoint(
@@ -482,6 +586,9 @@ def test_figures_and_data_digests_of_a_checkpoint(
     trials = seen.trials()
     assert seen.files(trials[0], "figures") == {"figures/confusion.png"}
     assert trials[0].data.tags["data_digest.train"] == "abc"
+    for run in (trials[0], seen.parent()):
+        inputs = run.inputs.dataset_inputs
+        assert {(each.tags[0].value, each.dataset.digest) for each in inputs} == {("train", "abc"), ("score", "def")}
     assert [trials[n].info.status for n in (1, 2)] == ["FINISHED"] * 2
 
 
@@ -496,7 +603,8 @@ def test_no_password_reaches_the_store(
     config = {"dataset": {"root": url}}
     tracker.trial_started(replace(running(0), config=config, overrides={"dataset.root": url}))
     said = f"cannot open {url}: {url!r}, {secret!r}, {unquote(secret)}"
-    tracker.trial_ended(replace(running(0, 1), config=config, state="FAIL", failure=said, warnings=(said,)))
+    ended = replace(running(0, 1), config=config, overrides={"dataset.root": url}, state="FAIL", failure=said)
+    tracker.trial_ended(replace(ended, warnings=(said,)))
     tracker.close()
     trial = Seen(uri).trials()[0]
     assert trial.data.params["dataset.root"] == "postgresql://user:***@db.example/x"

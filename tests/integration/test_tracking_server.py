@@ -25,6 +25,7 @@ import boto3
 import psycopg
 import pytest
 import yaml
+from browser import Browser
 from moto.server import ThreadedMotoServer
 from postgres import PROGRAMS, Postgres
 
@@ -331,65 +332,13 @@ def test_the_studies_database_is_open_to_its_own_role_only(
             psycopg.connect(user="study", **login, **wrong)
 
 
-class Browser:
-    """Chromium by its driver's own protocol, so that nothing else needs to be installed."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._address = f"http://127.0.0.1:{free.getsockname()[1]}"
-        port = self._address.rpartition(":")[2]
-        with (folder / "driver.log").open("w") as log:
-            self._driver = subprocess.Popen(
-                ["chromedriver", f"--port={port}"], stdout=log, stderr=log, cwd=folder, start_new_session=True
-            )
-        quiet = ("background-networking", "component-update", "sync", "gpu", "dev-shm-usage")
-        options = [f"--disable-{name}" for name in quiet]
-        options += ["--headless", "--no-sandbox", "--no-first-run", f"--user-data-dir={folder / 'profile'}"]
-        options += ["--window-size=1400,900", f"--host-resolver-rules=MAP {NAME} 127.0.0.1"]
-        try:
-            eventually(lambda: self._call("status")["ready"], 30)
-            wanted = {"capabilities": {"alwaysMatch": {"goog:chromeOptions": {"args": options}}}}
-            self._session = f"session/{self._call('session', wanted)['sessionId']}"
-        except BaseException:
-            self.close()
-            raise
-
-    def open(self, address: str) -> None:
-        self._call(f"{self._session}/url", {"url": address})
-
-    def run(self, script: str) -> Any:
-        return self._call(f"{self._session}/execute/sync", {"script": script, "args": []})
-
-    def text(self) -> str:
-        return self.run("return document.body ? document.body.innerText : ''")
-
-    def screenshot(self) -> bytes:
-        return base64.b64decode(self._call(f"{self._session}/screenshot"))
-
-    def close(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._driver.pid, signal.SIGKILL)
-        self._driver.wait()
-
-    def _call(self, path: str, body: Any = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        try:
-            with urllib.request.urlopen(urllib.request.Request(f"{self._address}/{path}", data, JSON)) as answer:
-                return json.load(answer)["value"]
-        except urllib.error.HTTPError as error:
-            raise AssertionError(error.read().decode()[:1000]) from None
-        except OSError:
-            return {"ready": False}
-
-
 @pytest.mark.browser
 def test_the_page_of_an_experiment_in_a_browser(server: Server, tmp_path: Path) -> None:
     if not shutil.which("chromedriver"):
         pytest.skip("no chromedriver")
     output(server.python(NODE, server.uri, "study-c", user=USER))
     (experiment,) = {run["info"]["experiment_id"] for run in server.runs("shared")}
-    browser = Browser(tmp_path)
+    browser = Browser(tmp_path, NAME)
     try:
         address = f"{NAME}:{server.port}"
         browser.open(f"http://{USER}:{server.passwords[USER]}@{address}/")

@@ -88,5 +88,5 @@ class BreaksDatabase(Staged):
         assert isinstance(self.trial, StagedTrial)
         if self.trial.round == 1:
             with closing(sqlite3.connect(os.environ["BREAK_DATABASE"], timeout=30)) as connection, connection:
-                connection.execute("ALTER TABLE trial_user_attributes RENAME TO hidden_attributes")
+                connection.execute("ALTER TABLE trial_system_attributes RENAME TO hidden_attributes")
         return super().step()

@@ -14,9 +14,12 @@ import pytest
 import torch
 from object_store import ObjectStore
 
-from trainables import checkpoints
+from study.planning.cost import round_costs
+from study.planning.preflight import data_facts
+from trainables import checkpoints, heartbeat
 from trainables.checkpoints import upload
 from trainables.config import AttackTrialConfig, TrialConfig
+from trainables.heartbeat import Place, place_of
 from trainables.trainable import AttackTrainable, ModelTrainable
 from trainables.trial import Trial
 
@@ -41,7 +44,15 @@ CONFIG = TrialConfig.model_validate(
 def given(folder: Path | str, *resume: Path, patience: float = 0.0) -> dict[str, Any]:
     """What the driver gives to a worker."""
     places = [str(place) for place in resume]
-    common = {"number": 0, "threads": 1, "patience": patience, "limit": {"fixed": 0.0}, "rounds_left": 3, "beat": "b"}
+    common = {
+        "number": 0,
+        "threads": 1,
+        "patience": patience,
+        "limit": {"fixed": 0.0},
+        "rounds_behind": 0,
+        "rounds_left": 3,
+        "beat": "b",
+    }
     return {**common, "config": CONFIG.model_dump_json(), "folder": str(folder), "resume": places}
 
 
@@ -232,3 +243,26 @@ def test_a_saved_model_whose_storage_is_away_is_waited_for(tmp_path: Path, monke
         assert store.refused > 0
         assert "waited" in trainable._checkpoints.waited[0]
         assert "cannot build the trial" in trainable._checkpoints.waited[0]
+
+
+def test_a_worker_tells_how_far_it_is_inside_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training and attacks count, those on copies of the model too, and each round from its begin."""
+    monkeypatch.setattr(heartbeat._heart, "beat_as", lambda key: None)
+    trainable = ModelTrainable(given(tmp_path))
+    facts = data_facts(CONFIG.dataset, CONFIG.protocol)
+    costs = round_costs(CONFIG, CONFIG.resolved_budget(), facts.sizes, facts.n_clusters)
+    for number in range(2):
+        trainable.step()
+        assert heartbeat._heart.place.round == number
+        # A sample that is moved leaves an attack early.
+        assert costs[number].forward / 4 < heartbeat._heart.place.passes <= costs[number].forward
+
+
+@pytest.mark.parametrize("place", [Place(0, 0), Place(3, 10_500)])
+def test_what_a_beat_tells_is_read_back(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(heartbeat.internal_kv, "_internal_kv_put", lambda key, beat, **how: told.append(beat))
+    heart = heartbeat._Heart()
+    heart.place = place
+    heart.tell(7)
+    assert place_of(told[0].encode()) == place

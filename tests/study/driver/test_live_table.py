@@ -1,13 +1,21 @@
 """The live table and its plain lines."""
 
 import io
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from study.driver.live_table import LiveTable
+from study.driver.run import _headline
+from study.planning.cost import Passes
 from study.records import Goal, TrialRecord, WorkerAway
+from study.spec.study_spec import StudySpec
+from study.sweep import main as sweep_main
+from trainables.heartbeat import Place
 
 ROBUST = [Goal("robust/acc", "max")]
 
@@ -59,11 +67,11 @@ def test_plain_lines_tell_what_happened(clock: Clock) -> None:
     table.trial_ended(replace(running(2, 1), state="FAIL", failure="loss is nan in stage train, epoch 3"))
     table.close()
     at = [time.strftime("%H:%M:%S", time.localtime(1_700_000_000 + s)) for s in (0, 60, 120)]
-    # After 60 s two rounds are done and 2 + 4 are left: 180 s. At the end nothing is left.
+    # Nothing is said of the time left before one trial is done; after 120 s one of two is. At the end nothing is left.
     lines = stream.getvalue().splitlines()
     before = "best robust/acc 0.52 (trial 0)  1/3 done"
     assert lines[0] == f"[{at[0]}] trial 1  started  adversarial_weight=0.5 train_eps=0.2  {before}"
-    assert lines[1] == f"[{at[1]}] trial 1  round 2/4  clean/acc 0.97  probe/acc 0.41  {before}  ~3 min left"
+    assert lines[1] == f"[{at[1]}] trial 1  round 2/4  clean/acc 0.97  probe/acc 0.41  {before}"
     after = "best robust/acc 0.60 (trial 1)"
     told = "complete at round 4/4  clean/acc 0.98  robust/acc 0.60"
     assert lines[2] == f"[{at[2]}] trial 1  {told}  {after}  2/3 done  ~2 min left"
@@ -78,9 +86,114 @@ def test_time_left_counts_this_driver_only(clock: Clock) -> None:
     table.trial_started(running(8, 3))
     clock.now += 30
     table.trial_reported(running(8, 4))
-    assert table.seconds_left() == 30 * 4  # one round took 30 s; trial 8 is through its rounds, trial 9 has four
+    assert table.seconds_left() is None
     table.trial_ended(complete(8, 0.5))
-    assert table.seconds_left() == 30 * 4
+    assert table.seconds_left() == 30 * 4  # one round took 30 s; trial 8 is through its rounds, trial 9 has four
+
+
+# Rounds that cost what they cost
+
+
+def costly(record: TrialRecord) -> list[Passes]:
+    """Three rounds of 10 passes, and a last one of 970, as where it holds a long attack."""
+    return [Passes(6, 4)] * 3 + [Passes(900, 70)]
+
+
+def test_the_time_left_counts_passes_and_not_rounds(clock: Clock) -> None:
+    table = LiveTable(ROBUST, 2, costs=costly, stream=io.StringIO(), clock=clock)
+    table.trial_started(running(0))
+    table.trial_started(running(1))
+    clock.now += 100
+    table.trial_ended(complete(0, 0.5))
+    table.trial_reported(running(1, 3))
+    # 1,000 and 30 passes in 100 s; 970 are left.
+    assert table.seconds_left() == pytest.approx(970 / 10.3)
+    clock.now += 50
+    table.rounds_at({1: Place(3, 450)})
+    # Half of the last round is behind it.
+    assert table.seconds_left() == pytest.approx(485 * 150 / (1030 + 485))
+    table.trial_ended(complete(1, 0.5))
+    assert table.seconds_left() == 0.0
+
+
+def test_trials_that_cost_differently_are_not_counted_alike(clock: Clock) -> None:
+    """Table 1: a cheap model is through, an expensive one has begun."""
+    costs = {0: [Passes(10)] * 4, 1: [Passes(90)] * 4}
+    table = LiveTable(ROBUST, 2, costs=lambda r: costs[r.number], stream=io.StringIO(), clock=clock)
+    table.trial_started(running(0))
+    clock.now += 40
+    table.trial_ended(complete(0, 0.5))
+    table.trial_started(running(1))
+    assert table.seconds_left() == 360.0
+
+
+def test_a_worker_inside_a_round_is_shown(clock: Clock) -> None:
+    table = LiveTable(ROBUST, 2, costs=costly, stream=Terminal(), clock=clock)
+    table.trial_started(running(0, 3))
+    table.rounds_at({0: Place(3, 450), 7: Place(0, 1)})
+    assert list(table.table().columns[2].cells) == ["3/4 +50%"]
+    table.rounds_at({0: Place(3, 2000)})
+    assert list(table.table().columns[2].cells) == ["3/4 +100%"]
+    table.trial_ended(complete(0, 0.5))
+    assert list(table.table().columns[2].cells) == ["4/4"]
+    table.close()
+
+
+def test_plain_lines_tell_of_a_long_round_once_a_minute(clock: Clock) -> None:
+    stream = io.StringIO()
+    table = LiveTable(ROBUST, 1, costs=costly, stream=stream, clock=clock)
+    table.trial_started(running(0, 2))
+    for seconds, place in ((30, Place(2, 3)), (31, Place(2, 3)), (10, Place(2, 6)), (50, Place(2, 6))):
+        clock.now += seconds
+        table.rounds_at({0: place})
+    table.trial_reported(running(0, 3))
+    clock.now += 61
+    table.rounds_at({0: Place(2, 6)})  # a beat from before the round's end
+    lines = [line.split("] ")[1] for line in stream.getvalue().splitlines()]
+    assert [line for line in lines if "in round" in line] == [
+        "trial 0  in round 3/4: 50%  0/1 done",
+        "trial 0  in round 3/4: 100%  0/1 done",
+    ]
+
+
+@pytest.mark.parametrize("ticks", [0, 3])
+def test_no_heading_stays_over_nothing(clock: Clock, ticks: int) -> None:
+    """Ctrl-C before the first trial, be it that Ray has taken its time."""
+    stream = Terminal()
+    table = LiveTable(ROBUST, 2, stream=stream, clock=clock)
+    for _ in range(ticks):
+        table.tick()
+    table.close()
+    assert "0/2 done" in stream.getvalue()
+    assert "state" not in stream.getvalue()
+
+
+def test_a_heading_stands_over_trials(clock: Clock) -> None:
+    stream = Terminal()
+    table = LiveTable(ROBUST, 2, [replace(running(0), state="WAITING")], stream=stream, clock=clock)
+    table.close()
+    assert "state" in stream.getvalue()
+
+
+def test_the_first_line_says_what_runs(tiny_spec: Callable[..., StudySpec]) -> None:
+    told = _headline(tiny_spec())
+    for text in ("tiny: ", " on noisy_digits, K 3, ", "ε 0.1", " trials × 1 seed"):
+        assert text in told, told
+
+
+def test_a_sweep_says_something_before_it_loads_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text("name: a\n")
+    told = Terminal()
+    monkeypatch.setattr(sys, "stderr", told)
+    assert sweep_main([str(file)]) == 2
+    assert "reading the data" in told.getvalue().splitlines()[0]
+    quiet = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", quiet)
+    assert sweep_main([str(file)]) == 2
+    assert "reading" not in quiet.getvalue()
 
 
 def test_a_study_that_goes_on_names_the_round_it_goes_on_from(clock: Clock) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from study.planning.cost import Cost, Passes, trial_cost
+from study.planning.cost import Cost, Passes, round_costs, trial_cost
 from trainables.attack_trial import AttackTrial
 from trainables.config import AttackTrialConfig, TrialConfig
 from trainables.trial import Trial
@@ -99,6 +99,17 @@ def test_every_seed_of_a_trial_costs_the_same() -> None:
     parts = {"train": 100, "tune": 40, "attacker": 30}
     budget = once.resolved_budget()
     assert trial_cost(thrice, budget, parts).total == trial_cost(once, budget, parts).total * 3
+
+
+@pytest.mark.parametrize("protocol", ["strict", "official", "both"])
+def test_rounds_add_up_to_the_trial_and_the_last_costs_most(protocol: str) -> None:
+    parts = {"train": 100, "tune": 40, "attacker": 30, "attack": 100}
+    config = trial_config({"name": "comvc"}, protocol=protocol, evaluation={**BUDGET, "tier": "tune"}, repeats=2)
+    rounds = round_costs(config, config.resolved_budget(), parts)
+    assert len(rounds) == config.rounds
+    assert sum(rounds, Passes()) == trial_cost(config, config.resolved_budget(), parts).total
+    if protocol != "official":
+        assert rounds[-1].forward > 2 * rounds[0].forward
 
 
 def test_a_further_attack_costs_only_at_the_end() -> None:

@@ -80,6 +80,19 @@ def test_a_narrow_terminal_loses_metrics_and_no_digits() -> None:
     assert "…" not in narrow
 
 
+@pytest.mark.parametrize("parameters", [2, 4, 9])
+def test_the_table_fits_eighty_columns(parameters: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    overrides = {f"model.some_long_weight_{i}": 0.1 + i / 1000 for i in range(parameters)}
+    metrics = dict.fromkeys(("robust/acc", "clean/acc", "robust/flip", "noise/flip"), 0.123)
+    records = [replace(trial(n, 0.5), overrides=overrides, metrics=metrics) for n in (0, 1)]
+    lines = leaderboard(records, ROBUST).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("0.123" in line for line in lines)
+    left_out = [line for line in lines if line.startswith("too wide to show: ")]
+    assert bool(left_out) is (parameters > 2)
+
+
 def test_cells_put_two_objectives_fronts_in_words() -> None:
     both = [Goal("clean/acc", "max"), Goal("robust/acc", "max")]
     records = [replace(r, values=(0.9, r.metrics["robust/acc"])) for r in (trial(0, 0.25), trial(1, 0.5))]
