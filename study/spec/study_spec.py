@@ -376,6 +376,6 @@ def _source(fault: Fault, sources: Mapping[str, str], label: str) -> str:
     """The flag that set the faulty value, or made the unknown key above it; else the file."""
     for path, flag in sources.items():
         made = fault.message.startswith("unknown key") and path.startswith(f"{fault.path}.")
-        if made or f"{fault.path}.".startswith(f"{path}."):
+        if made or f"{fault.path}.".startswith((f"{path}.", f"{path}[")):
             return flag
     return label

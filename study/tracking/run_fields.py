@@ -86,13 +86,16 @@ def param_texts(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def trial_params(record: TrialRecord, space: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """What is searched, and `log10/<path>` where its range is logarithmic; all else is in config.yaml."""
+    """What is searched, and `log10/<path>` where its range is logarithmic and a value is above 0 (a baseline may have 0);
+    all else is in config.yaml."""
     config = {**record.overrides, **flat(record.config)}
     searched = {path: config[path] for path in dict.fromkeys([*space, *record.overrides]) if path in config}
     logarithmic = {
         f"log10/{path}": round(math.log10(value), 4)
         for path, value in searched.items()
-        if any(kind.endswith("log_uniform") for kind in space.get(path, ())) and isinstance(value, (int, float))
+        if any(kind.endswith("log_uniform") for kind in space.get(path, ()))
+        and isinstance(value, (int, float))
+        and value > 0
     }
     return param_texts(searched | logarithmic)
 

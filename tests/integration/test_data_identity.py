@@ -13,6 +13,7 @@ from tiny_studies import study_dict, write_study
 
 from study import confirm, evaluate, sweep
 from study.database.ledger import Ledger
+from study.database.score_uses import all_uses
 from study.robustness.request import prepare
 from trainables.config import TrialConfig
 from trainables.trial import Trial
@@ -84,7 +85,8 @@ def test_a_study_is_not_confirmed_on_a_changed_file(here: Path, refused: Refused
     message = refused(confirm.main, "tiny", *flags)
     assert "not the data that its trial has run on" in message
     assert message.count(" → ") == 2  # of the searched trial and the baseline
-    assert Ledger.open_existing("tiny").score_uses == []
+    with Ledger.open_existing("tiny").engine.connect() as connection:
+        assert all_uses(connection) == []
 
 
 def test_a_model_is_not_evaluated_on_a_changed_file(here: Path, refused: Refused) -> None:

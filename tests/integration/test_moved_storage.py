@@ -11,7 +11,7 @@ from tiny_studies import study_dict, write_study
 from study import confirm, evaluate, report, sweep
 from study.database.engine import study_url
 from study.database.ledger import Ledger
-from study.planning.saved_models import with_checkpoint
+from study.planning.saved_models import with_target
 from study.robustness.request import check_flags, prepare
 from study.spec.study_spec import load_spec
 from study.tracking.address import default_uri, local_path
@@ -38,7 +38,7 @@ def test_a_copy_is_used_and_the_original_stays(tmp_path: Path, capsys: pytest.Ca
     attack = write_study(tmp_path, {**attacker, **there})
     assert sweep.main([str(model)]) == 0
     # Made, but not run yet.
-    Ledger.open_or_create(with_checkpoint(load_spec(str(attack))), study_url(old), None).engine.dispose()
+    Ledger.open_or_create(with_target(load_spec(str(attack))), study_url(old), None).engine.dispose()
     shutil.copytree(old, new)
     before = contents(old)
     capsys.readouterr()

@@ -218,6 +218,7 @@ def test_what_matters_is_a_metric_and_the_rest_a_file(uri: str, open_tracker: Ca
     ("distribution", "value", "told"),
     [
         ({"log_uniform": [0.01, 10]}, 0.1, "-1.0"),
+        ({"log_uniform": [0.01, 10]}, 0.0, None),  # a baseline without the defence
         ({"int_log_uniform": [1, 1000]}, 100, "2.0"),
         ({"uniform": [0.01, 10]}, 0.1, None),
         ({"choice": [0.1, 1]}, 0.1, None),

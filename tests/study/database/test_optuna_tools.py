@@ -120,6 +120,6 @@ def test_a_study_from_before_is_still_read(url: str) -> None:
     facts = {"overrides", "config", "rounds", "token", "round:000001", "round:000002"}
     assert facts == set(now.system_attrs)
     then.user_attrs, then.system_attrs = {"baseline": True, **now.system_attrs}, {}
-    assert record_of(then) == record_of(now)
-    assert isinstance(record_of(then), TrialRecord)
-    assert record_of(then).round == 2
+    assert record_of(then, "") == record_of(now, "")
+    assert isinstance(record_of(then, ""), TrialRecord)
+    assert record_of(then, "").round == 2

@@ -48,31 +48,31 @@ def attacker(saved_model: Path, tmp_path: Path) -> Callable[..., StudySpec]:
 
 def test_the_eps_of_an_attacker_study_is_a_number(attacker: Callable[..., StudySpec], tmp_path: Path) -> None:
     spec = attacker()
-    found = with_target(spec, study_url(tmp_path / "runs"))
+    found = with_target(spec)
     assert found.resolved()["trial"]["evaluation"]["eps"] == EPS
     assert found.trial_config({"attack.mu_com": 1.0}).evaluation.eps == EPS  # what a trial stores, and MLflow shows
     assert found.identity()["trial"]["evaluation"]["samples"] == 20
-    assert with_target(attacker(eps=0.3), study_url(tmp_path / "runs")).trial_config({}).evaluation.eps == 0.3
+    assert with_target(attacker(eps=0.3)).trial_config({}).evaluation.eps == 0.3
     shown = json.loads(dry_run(spec, as_json=True))
     assert shown["spec"]["trial"]["evaluation"]["eps"] == EPS
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_model_that_an_eps_does_not_fit_is_named(attacker: Callable[..., StudySpec], tmp_path: Path) -> None:
+def test_a_model_that_an_eps_does_not_fit_is_named(attacker: Callable[..., StudySpec]) -> None:
     with pytest.raises(LedgerError, match=r"^trial.checkpoint: attacked_views must be distinct, each in 0\.\.1"):
-        with_target(attacker(eps=[0.1, 0.2], attacked_views=[2]), study_url(tmp_path / "runs"))
+        with_target(attacker(eps=[0.1, 0.2], attacked_views=[2]))
 
 
 def test_a_study_of_before_eps_was_stored_goes_on(attacker: Callable[..., StudySpec], tmp_path: Path) -> None:
     url = study_url(tmp_path / "runs")
-    spec = with_target(attacker(), url)
+    spec = with_target(attacker())
     ledger = Ledger.open_or_create(spec, url, None)
     old = json.loads(json.dumps(spec.identity()))
     old["trial"]["evaluation"]["eps"] = None
     ledger._study.set_user_attr("identity", old)
     assert Ledger.open_or_create(spec, url, None).uid == ledger.uid
     with pytest.raises(LedgerError, match=rf"trial\.evaluation\.eps: {EPS} → 0\.3"):
-        Ledger.open_or_create(with_target(attacker(eps=0.3), url), url, None)
+        Ledger.open_or_create(with_target(attacker(eps=0.3)), url, None)
 
 
 def test_an_attacker_trial_stores_eps_as_a_number(saved_model: Path, tmp_path: Path) -> None:
