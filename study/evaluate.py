@@ -84,6 +84,15 @@ def _add_depth_flags(result: argparse.ArgumentParser) -> None:
     result.add_argument("--everyone", action="store_true", help="each attack on every sample, to compare attacks")
     result.add_argument("--no-subsets", action="store_true", help="leaves subsets of views out")
     result.add_argument(
+        "--curves", choices=("full", "none"), default="full", help="none: no ε curve and no subsets; default: full"
+    )
+    result.add_argument(
+        "--checks",
+        choices=("full", "quick"),
+        default="full",
+        help="quick: only those that attack nothing anew, and the report warns of it; default: full",
+    )
+    result.add_argument(
         "--no-other-threats", action="store_true", help="leaves attacks in L2 and on one whole view out"
     )
     result.add_argument(
@@ -112,7 +121,11 @@ def _run(given: argparse.Namespace) -> int:
     except EvaluationError as error:
         raise EvaluationError(f"{given.model} cannot be judged: {error}") from error
     except KeyboardInterrupt:
-        print("interrupted: the report that was at work is not written", file=sys.stderr)
+        print(
+            "interrupted: the report that was at work is not written; if its attacks had ended, their scores are in "
+            "attacks.json beside where it would be",
+            file=sys.stderr,
+        )
         return 130
 
 

@@ -147,6 +147,8 @@ def assess(
     threats: Sequence[OtherThreat] = OTHER_THREATS,
     entropy_reference: float = 1.0,
     labels_locked: bool | None = None,
+    quick_checks: bool = False,
+    attacked: Callable[[SuiteEvaluation], None] | None = None,
     progress: Progress | None = None,
 ) -> Assessment:
     """The full report on one model.
@@ -156,12 +158,12 @@ def assess(
         transfer attack. everyone: each attack on every sample, so that attacks can be compared. eps_grid: None:
         the data set's; empty: no curve. subsets: whether subsets of views are attacked, where there are several.
         threats: other threats, each scored by itself and outside the headline, whatever the budget names.
-        entropy_reference, labels_locked: as in `run_checks`.
+        entropy_reference, labels_locked: as in `run_checks`. quick_checks: its `quick`. attacked: called with the
+        scores of the attacks, before curves and checks, which take longer.
     Raises: as `evaluate_suite`.
     """
     grid = DATASETS.get(data.name, DATASETS["npz"]).eps_grid if eps_grid is None else tuple(eps_grid)
-    attacked = budget.attacked_views or tuple(range(len(data.views)))
-    chosen = _subsets(attacked, budget.seed) if subsets else []
+    chosen = _subsets(budget.attacked_views or tuple(range(len(data.views))), budget.seed) if subsets else []
     share = _Shares(budget, data.n_clusters, len(grid), len(chosen), progress)
 
     suite = evaluate_suite(
@@ -174,8 +176,10 @@ def assess(
         threats=threats,
         progress=share.of_suite,
     )
+    if attacked is not None:
+        attacked(suite)
     curves = _curves(model, suite, budget, grid, chosen, share)
-    sanity = _checks(model, suite, budget, curves, entropy_reference, labels_locked, share)
+    sanity = _checks(model, suite, budget, curves, entropy_reference, labels_locked, share, quick=quick_checks)
     if progress is not None:
         progress("", 1.0)
     views, attacks = suite.data.views, [record.key for record in suite.result.records]
@@ -224,6 +228,8 @@ def _checks(
     entropy_reference: float,
     labels_locked: bool | None,
     share: "_Shares",
+    *,
+    quick: bool,
 ) -> SanityReport:
     share.next("checks")
     return run_checks(
@@ -241,6 +247,7 @@ def _checks(
         entropy_reference=entropy_reference,
         dataset=suite.data.name,
         labels_locked=labels_locked,
+        quick=quick,
         progress=share.of_checks,
     )
 

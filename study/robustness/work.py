@@ -5,9 +5,11 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from study.provenance import command, git_commit, versions
+from study.records import duration
 from study.reporting.progress import Progress, shown_progress
 from study.robustness.request import Request
 from study.robustness.target import Target
@@ -58,9 +60,10 @@ def evaluate_all(request: Request, given: argparse.Namespace) -> int:
                 request.config, attacker, request.surrogates, seed=request.budgets[0].seed, progress=progress
             )
     reports = []
+    print(_cost(request, given), file=sys.stderr, flush=True)
     for budget, folder in zip(request.budgets, request.folders, strict=True):
         with shown_progress(sys.stderr) as progress:
-            found, facts = assess_one(request, given, budget, surrogates, progress)
+            found, facts = assess_one(request, given, budget, folder, surrogates, progress)
         try:
             write(found, facts, folder)
         except OSError as error:
@@ -74,17 +77,46 @@ def evaluate_all(request: Request, given: argparse.Namespace) -> int:
     return 0
 
 
+def _cost(request: Request, given: argparse.Namespace) -> str:
+    """What the attacks may take, in a line: by their largest number of passes, and by one pass that is tried here."""
+    from ardmvc_core.attacks.objectives.clean_reference import clean_reference
+    from ardmvc_core.attacks.target import inference_target
+    from ardmvc_core.attacks.tiers import plan
+    from study.planning.pace import BACKWARD
+
+    budget, data = request.budgets[0], request.parts[given.part].data
+    count = budget.scored(len(data))
+    views = tuple(view[: min(count, budget.batch_size)].to(request.device) for view in data.views)
+    with inference_target(request.model):
+        clean_reference(request.model, views, budget.batch_size)  # the first pass prepares what later ones have
+        begin = time.perf_counter()
+        clean_reference(request.model, views, budget.batch_size)
+        each = (time.perf_counter() - begin) / len(views[0])
+    attacks = plan(given.tier, data.n_clusters)
+    forward = sum(attack.forwards for attack in attacks)
+    seconds = each * count * len(request.budgets) * (forward + BACKWARD * sum(attack.backwards for attack in attacks))
+    shorter = [flag for flag, on in (("--curves none", given.curves), ("--checks quick", given.checks)) if on == "full"]
+    besides = f"; curves and checks come on top, shorter with {' and '.join(shorter)}" if shorter else ""
+    return (
+        f"{request.target.reference}: tier {given.tier} on {count} samples, at most {forward:,} passes of each, about "
+        f"{duration(seconds)} here, less if samples move{besides}"
+    )
+
+
 def assess_one(
     request: Request,
     given: argparse.Namespace,
     budget: "ResolvedBudget",
+    folder: Path,
     surrogates: "Sequence[Surrogate]",
     progress: Progress,
 ) -> "tuple[Assessment, Facts]":
+    """Args: folder: of the report, where the scores of the attacks stand before curves and checks are done."""
     from ardmvc_core.assessment.assess import assess
     from ardmvc_core.attacks.suite import counted_passes
     from ardmvc_core.attacks.tiers import OTHER_THREATS
     from study.robustness.facts import Facts
+    from study.robustness.files import keep_attacks
 
     scored, attacker = request.parts[given.part], request.parts["attacker"]
     begin = time.monotonic()
@@ -96,10 +128,13 @@ def assess_one(
             budget,
             surrogates=[one.model for one in surrogates if not one.failure],
             everyone=given.everyone,
-            subsets=not given.no_subsets,
+            eps_grid=None if given.curves == "full" else (),
+            subsets=given.curves == "full" and not given.no_subsets,
             threats=() if given.no_other_threats else OTHER_THREATS,
             entropy_reference=request.entropy_reference,
             labels_locked=True if request.locked else None,
+            quick_checks=given.checks == "quick",
+            attacked=lambda suite: keep_attacks(suite, folder),
             progress=progress,
         )
         certificates = _certificates(request, given, found, progress)

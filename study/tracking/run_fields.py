@@ -86,8 +86,8 @@ def param_texts(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def trial_params(record: TrialRecord, space: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """What is searched, and `log10/<path>` where its range is logarithmic and a value is above 0 (a baseline may have 0);
-    all else is in config.yaml."""
+    """What is searched, and `log10/<path>` where its range is logarithmic and the value above 0 (one of a baseline may
+    be 0); all else is in config.yaml."""
     config = {**record.overrides, **flat(record.config)}
     searched = {path: config[path] for path in dict.fromkeys([*space, *record.overrides]) if path in config}
     logarithmic = {

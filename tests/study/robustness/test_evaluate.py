@@ -371,6 +371,43 @@ def test_locked_labels_are_not_read(checkpoint: Path, tmp_path: Path) -> None:
     assert "**flip rate " in (tmp_path / "there" / "report.md").read_text()
 
 
+# A first look
+
+
+def test_a_first_look_leaves_curves_and_checks_out_and_says_so(checkpoint: Path, tmp_path: Path) -> None:
+    flags = ("--tier", "probe", "--samples", "10", "--curves", "none", "--checks", "quick", "--no-other-threats")
+    ended = evaluate(str(checkpoint), *flags, "--json", "--out", str(tmp_path / "there"))
+    assert ended.code == 0, ended.err
+    # probe: 20 steps of two attacks on 10 samples, and a last look at each.
+    assert "tier probe on 10 samples, at most 42 passes of each, about " in ended.err
+    assert "--curves" not in ended.err
+    found = json.loads(ended.out)
+    assert (found["eps_curve"], found["subsets"]) == ({}, {})
+    ids = [check["id"] for check in found["checks"]]
+    assert {"quick", "C5", "C8", "C12", "C19"} <= set(ids)
+    assert not {"C1a", "C3a", "C7a", "C9a", "C14", "C15"} & set(ids)
+    assert "warnings: quick" in (tmp_path / "there" / "report.md").read_text()
+
+
+def test_the_scores_of_the_attacks_outlast_an_interruption(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ardmvc_core.assessment.assess._curves", interrupted)
+    ended = evaluate(str(checkpoint), "--tier", "probe", "--samples", "10", "--out", str(tmp_path / "there"))
+    assert ended.code == 130
+    assert "attacks.json" in ended.err
+    kept = json.loads((tmp_path / "there" / "attacks.json").read_text())
+    monkeypatch.undo()
+    flags = ("--curves", "none", "--checks", "quick")
+    asked = (str(checkpoint), "--tier", "probe", "--samples", "10", "--out", str(tmp_path / "there"))
+    whole = evaluate(*asked, *flags, "--json")
+    assert kept["values"]["robust/acc"] == json.loads(whole.out)["metrics"]["robust/acc"]
+    assert not (tmp_path / "there" / "attacks.json").exists()
+
+
 # Surrogates
 
 
