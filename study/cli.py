@@ -46,11 +46,17 @@ def place(text: str, read: Callable[[str], str] = expanded) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def storage_flag(text: str) -> str:
-    """A storage among the flags, as `storage.path` has it."""
-    from study.spec.schema import storage_place
+def add_storage_flag(parser: argparse.ArgumentParser) -> None:
+    """--storage, as `storage.path` of a study has it."""
 
-    return place(text, storage_place)
+    def storage(text: str) -> str:
+        from study.spec.schema import storage_place
+
+        return place(text, storage_place)
+
+    parser.add_argument(
+        "--storage", type=storage, default="runs", metavar="DIR", help="the study's storage.path; default: %(default)s"
+    )
 
 
 def file_place(text: str) -> Path:

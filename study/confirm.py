@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from study.cli import MOST_SEEDS, Parser, add_run_flags, exit_code_of, only_planned, run_planned, storage_flag
+from study.cli import MOST_SEEDS, Parser, add_run_flags, add_storage_flag, exit_code_of, only_planned, run_planned
 from study.planning.confirmation import MOST_FINALISTS, confirmation, finalists
 from study.spec.yaml_file import SpecError
 
@@ -37,9 +37,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--seeds", type=int, default=5, metavar="S", help="fresh trainings of each; default: 5")
     result.add_argument("--tier", default="standard", metavar="T", help="tier of the suite; default: standard")
     result.add_argument("--once", action="store_true", help="refuses if the score part has been used before")
-    result.add_argument(
-        "--storage", type=storage_flag, default="runs", metavar="DIR", help="where the study lies; default: runs"
-    )
+    add_storage_flag(result)
     add_run_flags(result)
     return result
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from study.cli import Parser, exit_code_of, file_place, storage_flag
+from study.cli import Parser, add_storage_flag, exit_code_of, file_place
 from study.database.status import Driver, State, Status, status_of
 from study.spec.yaml_file import SpecError
 
@@ -152,13 +152,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "file", metavar="FILE", nargs="?", type=file_place, help="of backup, a new file, and of restore"
     )
-    result.add_argument(
-        "--storage",
-        type=storage_flag,
-        default="runs",
-        metavar="DIR",
-        help="the study's storage.path; default: %(default)s",
-    )
+    add_storage_flag(result)
     result.add_argument("--json", action="store_true", dest="json_output", help="the status as JSON on stdout")
     result.add_argument("--debug", action="store_true", help="tracebacks and debug messages")
     return result

@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from study.cli import Parser, exit_code_of, place, storage_flag
+from study.cli import Parser, add_storage_flag, exit_code_of, place
 from study.robustness.request import check_flags, prepare
 from study.robustness.work import evaluate_all, note_score_use
 
@@ -36,13 +36,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--out", type=place, metavar="FOLDER", help="default: evaluations/ in the storage folder")
     _add_depth_flags(result)
-    result.add_argument(
-        "--storage",
-        type=storage_flag,
-        default="runs",
-        metavar="DIR",
-        help="the study's storage.path; default: %(default)s",
-    )
+    add_storage_flag(result)
     result.add_argument("--json", action="store_true", dest="json_output", help="the report as JSON on stdout")
     result.add_argument("--debug", action="store_true", help="tracebacks and debug messages")
     return result

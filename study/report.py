@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from study.cli import Parser, exit_code_of, file_place, refuse, storage_flag
+from study.cli import Parser, add_storage_flag, exit_code_of, file_place, refuse
 from study.ranking.label_free import NOT_CORRECTNESS
 from study.ranking.objectives import goals
 from study.ranking.summary import summary
@@ -36,13 +36,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("name", help="name of the study")
     result.add_argument("--format", choices=FORMATS, default="table", help="default: %(default)s")
     result.add_argument("--output", type=file_place, metavar="FILE", help="write there instead of to stdout")
-    result.add_argument(
-        "--storage",
-        type=storage_flag,
-        default="runs",
-        metavar="DIR",
-        help="the study's storage.path; default: %(default)s",
-    )
+    add_storage_flag(result)
     result.add_argument("--figures", type=file_place, metavar="DIR", help="write the figures there as PNG")
     truth = result.add_mutually_exclusive_group()
     truth.add_argument(

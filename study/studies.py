@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from study.cli import Parser, exit_code_of, storage_flag
+from study.cli import Parser, add_storage_flag, exit_code_of
 
 
 def parser() -> argparse.ArgumentParser:
@@ -16,9 +16,7 @@ def parser() -> argparse.ArgumentParser:
         description="Lists the studies of a database: state, trials, failures, the best trial.",
         epilog="Exit codes: 0 done, 2 bad input, 130 interrupted.",
     )
-    result.add_argument(
-        "--storage", type=storage_flag, default="runs", metavar="DIR", help="where studies lie; default: %(default)s"
-    )
+    add_storage_flag(result)
     result.add_argument("--json", action="store_true", dest="json_output", help="the list as JSON on stdout")
     result.add_argument("--debug", action="store_true", help="tracebacks and debug messages")
     return result

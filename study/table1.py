@@ -8,11 +8,11 @@ from study.cli import (
     MOST_SEEDS,
     Parser,
     add_run_flags,
+    add_storage_flag,
     exit_code_of,
     file_place,
     only_planned,
     run_planned,
-    storage_flag,
 )
 from study.paper_table.cells import (
     absent_columns,
@@ -55,9 +55,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--skip-missing", action="store_true", help="leaves data sets without files out, with a warning"
     )
-    result.add_argument(
-        "--storage", type=storage_flag, default="runs", metavar="DIR", help="where studies lie; default: %(default)s"
-    )
+    add_storage_flag(result)
     result.add_argument(
         "--output", type=file_place, metavar="DIR", help="of the table's files; default: the study's folder"
     )

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from study.cli import Parser, exit_code_of, storage_flag
+from study.cli import Parser, add_storage_flag, exit_code_of
 from study.places import sqlite_file
 from study.secrets import Address, first_line
 from study.spec.yaml_file import SpecError
@@ -31,13 +31,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="Port, host and workers are MLflow's own: MLFLOW_PORT, MLFLOW_HOST, MLFLOW_WORKERS. Exit codes: "
         "2 bad input, 130 interrupted; else that of MLflow.",
     )
-    result.add_argument(
-        "--storage",
-        type=storage_flag,
-        default="runs",
-        metavar="DIR",
-        help="the study's storage.path; default: %(default)s",
-    )
+    add_storage_flag(result)
     result.add_argument("--debug", action="store_true", help="tracebacks and debug messages")
     return result
 

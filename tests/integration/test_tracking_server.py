@@ -12,10 +12,9 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +24,7 @@ import boto3
 import psycopg
 import pytest
 import yaml
-from browser import Browser
+from browser import Browser, eventually
 from moto.server import ThreadedMotoServer
 from postgres import PROGRAMS, Postgres
 
@@ -72,15 +71,6 @@ tracker.close()
 def clean_environment(folder: Path, **more: str) -> dict[str, str]:
     """No setting of this machine, nothing written elsewhere."""
     return {"PATH": os.environ["PATH"], "HOME": str(folder), "TMPDIR": str(folder), **more}
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 120) -> None:
-    pause = threading.Event()
-    for _ in range(round(seconds / 0.1)):
-        if holds():
-            return
-        pause.wait(0.1)
-    raise AssertionError(f"did not happen within {seconds} s")
 
 
 @dataclass
