@@ -115,11 +115,7 @@ def _run(given: argparse.Namespace) -> int:
     except EvaluationError as error:
         raise EvaluationError(f"{given.model} cannot be judged: {error}") from error
     except KeyboardInterrupt:
-        print(
-            "interrupted: the report that was at work is not written; if its attacks had ended, their scores are in "
-            "attacks.json beside where it would be",
-            file=sys.stderr,
-        )
+        print("interrupted: the same command goes on behind the attacks that have ended", file=sys.stderr)
         return 130
 
 

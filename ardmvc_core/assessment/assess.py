@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ardmvc_core.assessment.checks import STEP_GRID, SanityReport, run_checks
 from ardmvc_core.assessment.consistency import check_consistency, scores_from_confusion
-from ardmvc_core.attacks.suite import SuiteResult, run_suite
+from ardmvc_core.attacks.suite import Memory, SuiteResult, run_suite
 from ardmvc_core.attacks.target import inference_target
 from ardmvc_core.attacks.tiers import OTHER_THREATS, OtherThreat, Tier, plan
 from ardmvc_core.data import DATASETS, MultiViewDataset
@@ -149,6 +149,7 @@ def assess(
     labels_locked: bool | None = None,
     quick_checks: bool = False,
     attacked: Callable[[SuiteEvaluation], None] | None = None,
+    memory: Memory | None = None,
     progress: Progress | None = None,
 ) -> Assessment:
     """The full report on one model.
@@ -159,7 +160,7 @@ def assess(
         the data set's; empty: no curve. subsets: whether subsets of views are attacked, where there are several.
         threats: other threats, each scored by itself and outside the headline, whatever the budget names.
         entropy_reference, labels_locked: as in `run_checks`. quick_checks: its `quick`. attacked: called with the
-        scores of the attacks, before curves and checks, which take longer.
+        scores of the attacks, before curves and checks, which take longer. memory: as in `run_suite`.
     Raises: as `evaluate_suite`.
     """
     grid = DATASETS.get(data.name, DATASETS["npz"]).eps_grid if eps_grid is None else tuple(eps_grid)
@@ -174,6 +175,7 @@ def assess(
         surrogates=surrogates,
         everyone=everyone,
         threats=threats,
+        memory=memory,
         progress=share.of_suite,
     )
     if attacked is not None:

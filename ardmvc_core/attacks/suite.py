@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +95,28 @@ class SuiteResult:
         raise KeyError(f"no attack {key!r} in this run; it has {', '.join(record.key for record in self.records)}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """What one attack claimed on some samples, and what it cost: enough to look at the claim again."""
+
+    rows: Tensor
+    """(B,) int64, the samples that it was run on."""
+    points: AttackedPoints
+    forwards: int
+    backwards: int
+    seconds: float
+
+
+class Memory(Protocol):
+    """Keeps attempts, so that a run which is interrupted goes on from them. It must know which run it is of."""
+
+    def recall(self, key: str) -> Attempt | None:
+        """The attempt of an attack of that key; None if there is none."""
+
+    def keep(self, key: str, attempt: Attempt) -> None:
+        """Called after each attack."""
+
+
 def run_suite(
     model: nn.Module,
     views: Views,
@@ -107,6 +130,7 @@ def run_suite(
     everyone: bool = False,
     attacks: Sequence[Attack] | None = None,
     further: Sequence[FurtherAttack] = (),
+    memory: Memory | None = None,
     progress: Progress | None = None,
 ) -> SuiteResult:
     """Runs a tier on a model in inference mode.
@@ -115,7 +139,8 @@ def run_suite(
         V × (M, *shape_v), other samples on which generators are fitted; None: these are skipped, and say so.
         surrogates: models for the transfer attack, which is skipped without any. everyone: runs each attack on every
         sample and not only on survivors, for tables that compare attacks; costs more, and the union is no smaller.
-        attacks: in place of the tier's, for studies of single attacks. further: attacks beside the tier's.
+        attacks: in place of the tier's, for studies of single attacks. further: attacks beside the tier's. memory: of
+        attacks that an interrupted run has finished; their points are confirmed anew, and not searched for.
     Returns: a flip counts if a pass of its own over the projected point confirms it, near the boundary in double too.
     Raises: EvaluationError if the target changes, or an attack returns values that are not finite; ValueError for an
         unknown tier or views that the budget does not fit.
@@ -135,7 +160,7 @@ def run_suite(
             attacker_views=attacker_views,
             surrogates=surrogates,
         )
-        run = _Suite(scene, views, reference)
+        run = _Suite(scene, views, reference, memory)
         noise_flip, noise_flipped = run.noise(noise_draws(tier))
         verify("the noise")
         total, behind = sum(attack.forwards for attack in attacks), 0
@@ -186,8 +211,9 @@ def counted_passes(model: nn.Module) -> Iterator[PassCount]:
 class _Suite:
     """The state of a run: who survived, and the records so far."""
 
-    def __init__(self, scene: Scene, views: Views, reference: CleanReference) -> None:
+    def __init__(self, scene: Scene, views: Views, reference: CleanReference, memory: Memory | None) -> None:
         self.scene, self.model, self.views, self.reference = scene, scene.model, views, reference
+        self.memory = memory
         self.flipped = torch.zeros_like(reference.clusters, dtype=torch.bool)
         self.clusters = reference.clusters.clone()
         self.points = tuple(view.clone() for view in views)
@@ -211,22 +237,15 @@ class _Suite:
         """Runs one attack, checks what it claims, and notes it."""
         rows = torch.arange(len(self.flipped), device=self.flipped.device)
         rows = (rows if everyone else rows[~self.flipped])[: attack.most_samples]
-        began = time.perf_counter()
+        skipped = ""
+        try:
+            attempt = self._attempt(attack, rows)
+        except NotApplicable as error:
+            skipped, attempt = str(error), self._nothing()
+        rows, points = attempt.rows, attempt.points.views
         views = tuple(view[rows] for view in self.views)
-        skipped, attempt = "", AttackedPoints(views)
-        with counted_passes(self.model) as passes:
-            if len(rows):
-                stream = generator(self.scene.seed, "suite", attack.key, device=views[0].device)
-                try:
-                    attempt = attack.run(self.scene, views, self.reference.rows(rows), stream)
-                except NotApplicable as error:
-                    skipped, rows = str(error), rows[:0]
-                    views = tuple(view[rows] for view in self.views)
-                    attempt = AttackedPoints(views)
-        seconds = time.perf_counter() - began
         tested, flips = torch.zeros_like(self.flipped), torch.zeros_like(self.flipped)
         clusters = self.reference.clusters.clone()
-        points = attempt.views
         if len(rows):
             tested[rows] = True
             # Whatever an attack claims, its points are put into the budget before they count.
@@ -245,14 +264,44 @@ class _Suite:
                 flipped=flips,
                 clusters=clusters,
                 new=int(new.sum()),
-                forwards=passes.forwards,
-                backwards=passes.backwards,
-                seconds=seconds,
+                forwards=attempt.forwards,
+                backwards=attempt.backwards,
+                seconds=attempt.seconds,
                 skipped=skipped,
-                details=attempt.details,
-                curve=attempt.curve,
+                details=attempt.points.details,
+                curve=attempt.points.curve,
             )
         )
+
+    def _attempt(self, attack: Attack, rows: Tensor) -> Attempt:
+        """Runs an attack on some samples, unless the memory has it. Raises: NotApplicable."""
+        known = None if self.memory is None else self.memory.recall(attack.key)
+        if known is not None and torch.equal(known.rows, rows) and self._fits(known):
+            return known
+        if not len(rows):
+            return self._nothing()
+        began = time.perf_counter()
+        stream = generator(self.scene.seed, "suite", attack.key, device=self.views[0].device)
+        with counted_passes(self.model) as passes:
+            views = tuple(view[rows] for view in self.views)
+            points = attack.run(self.scene, views, self.reference.rows(rows), stream)
+        seconds = time.perf_counter() - began
+        attempt = Attempt(
+            rows=rows, points=points, forwards=passes.forwards, backwards=passes.backwards, seconds=seconds
+        )
+        if self.memory is not None:
+            self.memory.keep(attack.key, attempt)
+        return attempt
+
+    def _fits(self, known: Attempt) -> bool:
+        shapes = [(len(known.rows), *view.shape[1:]) for view in self.views]
+        return [tuple(view.shape) for view in known.points.views] == shapes
+
+    def _nothing(self) -> Attempt:
+        """Of an attack that meets no sample."""
+        points = AttackedPoints(tuple(view[:0] for view in self.views))
+        rows = torch.arange(0, device=self.flipped.device)
+        return Attempt(rows=rows, points=points, forwards=0, backwards=0, seconds=0.0)
 
     def _confirmed(self, points: Views, reference: CleanReference, key: str) -> Tensor:
         """Clusters of the points in a pass of their own; flips within rounding of the boundary must hold in double."""

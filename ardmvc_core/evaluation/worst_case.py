@@ -11,7 +11,7 @@ from torch import nn
 
 from ardmvc_core.attacks.attack import Attack
 from ardmvc_core.attacks.other_threats import ThreatRecord, run_other_threat
-from ardmvc_core.attacks.suite import Progress, SuiteResult, run_suite
+from ardmvc_core.attacks.suite import Memory, Progress, SuiteResult, run_suite
 from ardmvc_core.attacks.target import assign, device_of, inference_target
 from ardmvc_core.attacks.tiers import OtherThreat
 from ardmvc_core.data.dataset import MultiViewDataset
@@ -50,12 +50,13 @@ def evaluate_suite(
     progress: Progress | None = None,
     attacks: Sequence[Attack] | None = None,
     threats: Sequence[OtherThreat] | None = None,
+    memory: Memory | None = None,
 ) -> SuiteEvaluation:
     """Runs the budget's tier and further attacks on a model in inference mode and scores it.
 
     Args: model: left as it was found. data: the scored part; without labels only label-free metrics appear.
-        attacker_views: what generators are fitted on; None: they are skipped. surrogates, everyone, progress, attacks:
-        as in `run_suite`. threats: in place of those that the budget names; with `attacks` given it names none.
+        attacker_views: what generators are fitted on; None: they are skipped. surrogates, everyone, progress, attacks,
+        memory: as in `run_suite`. threats: in place of those that the budget names; with `attacks` given it names none.
     Returns: `clean/…` of `SCORES`, `chance/{acc,nmi,ari,robust_acc}`, `guard/{clusters_used,min_share}`, `noise/flip`,
         `robust/…` of `ROBUST_SCORES` of the union, `robust/{nmi,ami,ari}_clean` between clean and attacked clusters,
         per attack `<key>/new` (share of the samples that it flips first) and, where it ran on every sample, `<key>/…`
@@ -81,6 +82,7 @@ def evaluate_suite(
         everyone=everyone,
         attacks=attacks,
         further=budget.further_attacks,
+        memory=memory,
         progress=progress,
     )
     for number, record in enumerate(result.records):

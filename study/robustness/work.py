@@ -1,6 +1,7 @@
 """Attacks one model as asked, and gathers what the report says."""
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ardmvc_core.assessment.certificates import Certificates
     from ardmvc_core.evaluation.budget import ResolvedBudget
     from study.robustness.facts import Facts, SurrogateFacts
+    from study.robustness.memory import FolderMemory
     from trainables.surrogates import Surrogate
 
 
@@ -48,6 +50,7 @@ def note_score_use(target: Target, digest: str, storage: str) -> None:
 
 def evaluate_all(request: Request, given: argparse.Namespace) -> int:
     from study.robustness.files import report_json, write
+    from study.robustness.memory import FolderMemory
     from study.robustness.terminal import terminal_page
 
     attacker = request.parts["attacker"].data.to(request.device)
@@ -63,11 +66,13 @@ def evaluate_all(request: Request, given: argparse.Namespace) -> int:
     print(_cost(request, given), file=sys.stderr, flush=True)
     for budget, folder in zip(request.budgets, request.folders, strict=True):
         with shown_progress(sys.stderr) as progress:
-            found, facts = assess_one(request, given, budget, folder, surrogates, progress)
+            memory = FolderMemory(folder, _run_digest(request, given, budget), request.device)
+            found, facts = assess_one(request, given, budget, folder, memory, surrogates, progress)
         try:
             write(found, facts, folder)
         except OSError as error:
             raise SpecError([f"the report cannot be written to {folder}: {error}"]) from error
+        memory.forget()
         if given.json_output:
             reports.append({**json.loads(report_json(found, facts)), "folder": str(folder.absolute())})
         else:
@@ -75,6 +80,13 @@ def evaluate_all(request: Request, given: argparse.Namespace) -> int:
     if given.json_output:
         print(json.dumps(reports if len(reports) > 1 else reports[0], ensure_ascii=False))
     return 0
+
+
+def _run_digest(request: Request, given: argparse.Namespace, budget: "ResolvedBudget") -> str:
+    """Of all that decides what the attacks find: model, samples, budget and surrogates."""
+    parts = [request.parts[name].digest for name in (given.part, "attacker")]
+    facts = [request.target.checkpoint, given.repeat, budget.digest(), *parts, given.everyone, request.surrogates]
+    return hashlib.sha256(json.dumps([*facts, versions(("torch",))]).encode()).hexdigest()
 
 
 def _cost(request: Request, given: argparse.Namespace) -> str:
@@ -108,10 +120,12 @@ def assess_one(
     given: argparse.Namespace,
     budget: "ResolvedBudget",
     folder: Path,
+    memory: "FolderMemory",
     surrogates: "Sequence[Surrogate]",
     progress: Progress,
 ) -> "tuple[Assessment, Facts]":
-    """Args: folder: of the report, where the scores of the attacks stand before curves and checks are done."""
+    """Args: folder: of the report, where the scores of the attacks stand before curves and checks are done. memory: of
+    attacks that an interrupted evaluation has finished."""
     from ardmvc_core.assessment.assess import assess
     from ardmvc_core.attacks.suite import counted_passes
     from ardmvc_core.attacks.tiers import OTHER_THREATS
@@ -135,6 +149,7 @@ def assess_one(
             labels_locked=True if request.locked else None,
             quick_checks=given.checks == "quick",
             attacked=lambda suite: keep_attacks(suite, folder),
+            memory=memory,
             progress=progress,
         )
         certificates = _certificates(request, given, found, progress)

@@ -398,7 +398,7 @@ def test_the_scores_of_the_attacks_outlast_an_interruption(
     monkeypatch.setattr("ardmvc_core.assessment.assess._curves", interrupted)
     ended = evaluate(str(checkpoint), "--tier", "probe", "--samples", "10", "--out", str(tmp_path / "there"))
     assert ended.code == 130
-    assert "attacks.json" in ended.err
+    assert "the same command goes on behind the attacks that have ended" in ended.err
     kept = json.loads((tmp_path / "there" / "attacks.json").read_text())
     monkeypatch.undo()
     flags = ("--curves", "none", "--checks", "quick")
@@ -406,6 +406,64 @@ def test_the_scores_of_the_attacks_outlast_an_interruption(
     whole = evaluate(*asked, *flags, "--json")
     assert kept["values"]["robust/acc"] == json.loads(whole.out)["metrics"]["robust/acc"]
     assert not (tmp_path / "there" / "attacks.json").exists()
+
+
+def test_an_interrupted_evaluation_goes_on_behind_the_attacks_that_have_ended(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two attacks is interrupted; by the same command only that one runs, and the numbers are those of a
+    run that nothing has interrupted."""
+    ran: list[str] = []
+    stop = ["apgd_target_1"]
+    run = Ascend.run
+
+    def watched(self: Ascend, *args: Any) -> Any:
+        ran.append(self.key)
+        if self.key in stop:
+            raise KeyboardInterrupt
+        return run(self, *args)
+
+    monkeypatch.setattr(Ascend, "run", watched)
+    flags = ("--tier", "probe", "--samples", "10", "--curves", "none", "--checks", "quick", "--no-other-threats")
+    flags = (*flags, "--json")
+    there, whole = tmp_path / "there", tmp_path / "whole"
+    assert evaluate(str(checkpoint), *flags, "--out", str(there)).code == 130
+    assert [file.name for file in (there / "attacks").iterdir()] == ["apgd_ce.npz"]
+    (there / "attacks" / "notes.txt").write_text("mine")
+    stop.clear()
+    ran.clear()
+    found = json.loads(evaluate(str(checkpoint), *flags, "--out", str(there)).out)
+    assert ran == ["apgd_target_1"]
+    assert [file.name for file in (there / "attacks").iterdir()] == ["notes.txt"]
+    ran.clear()
+    expected = json.loads(evaluate(str(checkpoint), *flags, "--out", str(whole)).out)
+    assert ran == ["apgd_ce", "apgd_target_1"]
+    assert found["metrics"] == expected["metrics"]
+
+
+@pytest.mark.parametrize("change", ["another run", "torn", "other rows"])
+def test_kept_attacks_that_do_not_fit_are_run_again(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    flags = ("--tier", "probe", "--curves", "none", "--checks", "quick", "--no-other-threats", "--out", str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr("ardmvc_core.assessment.assess._curves", interrupted)
+        assert evaluate(str(checkpoint), "--samples", "10", *flags).code == 130
+    file = tmp_path / "attacks" / "apgd_ce.npz"
+    if change == "torn":
+        file.write_bytes(file.read_bytes()[:100])
+    elif change == "other rows":
+        arrays = dict(np.load(file))
+        np.savez(file, **{**arrays, "rows": arrays["rows"][::-1]})
+    samples = "12" if change == "another run" else "10"
+    ran: list[str] = []
+    run = Ascend.run
+    monkeypatch.setattr(Ascend, "run", lambda self, *args: ran.append(self.key) or run(self, *args))
+    assert evaluate(str(checkpoint), "--samples", samples, *flags).code == 0
+    assert "apgd_ce" in ran
 
 
 # Surrogates
