@@ -131,10 +131,11 @@ class Query:
 
     key: str
     search: Callable[..., QueryResult]
-    """search(model, views, clean, budget, *, queries, generator, batch_size, patience), as `square`, `ray_search`."""
+    """search(model, views, clean, budget, *, queries, generator, batch_size), as `square` and `ray_search`."""
     queries: int
     patience: int | None = None
-    """Queries between two looks at whether it is worth going on with a sample; None: it always goes on."""
+    """Queries between two looks at whether it is worth going on with a sample, handed over as `patience`; None: it
+    always goes on."""
     most_samples: int | None = None
 
     @property
@@ -155,7 +156,7 @@ class Query:
             queries=self.queries,
             generator=stream,
             batch_size=scene.batch_size,
-            patience=self.patience,
+            **({} if self.patience is None else {"patience": self.patience}),
         )
         return AttackedPoints(result.views, {"mean_queries": float(result.queries.double().mean())})
 

@@ -54,7 +54,7 @@ def load_npz(config: DatasetConfig, protocol: Protocol) -> dict[str, Part]:
     for number, view in enumerate(views):
         clipped = np.clip(view, 0, 1)
         if outside := int((clipped != view).sum()):
-            where, most = f"{shown_path(config.path)}: {_VIEW}{number}", np.abs(clipped - view).max()
+            where, most = f"{shown_path(config.path)}: {_VIEW}_{number}", np.abs(clipped - view).max()
             logger.warning("%s: %d values were up to %.1e outside [0, 1] and are clipped to it", where, outside, most)
             views[number] = clipped
     return cut_parts(config, protocol, views, labels, n_clusters)

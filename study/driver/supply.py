@@ -1,7 +1,8 @@
 """What is still to be given out: trials that wait for a worker, and those of the budget that are not made yet."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from study.database.ledger import Ledger
 from study.planning.suggestions import Suggestions, as_point, next_overrides
@@ -40,9 +41,14 @@ class Supply:
             number = record.number
             self._ledger.resume(number)
             # Built anew rather than read back: device and place of the data are this driver's, all else is the same.
-            config = self._spec.trial_config(self._spec.baselines[number] if record.baseline else record.overrides)
+            config = self._spec.trial_config(self._overrides(record))
             return number, json.dumps(config.model_dump(mode="json"))
         return self._make() if self.left else None
+
+    def _overrides(self, record: TrialRecord) -> Mapping[str, Any]:
+        """Of a trial that goes on; a baseline may lie behind a budget that was made smaller since."""
+        listed = record.baseline and record.number < len(self._spec.baselines)
+        return self._spec.baselines[record.number] if listed else record.overrides
 
     def _make(self) -> tuple[int, str]:
         overrides, baseline = next_overrides(self._spec, self._suggestions, self._made)

@@ -54,7 +54,9 @@ def refused(study: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
             assert "s3cret" not in output.err
             assert contents(study.parent) == before, "something on disk was made or changed"
             said.append(output.err)
-        assert re.sub(r"\d+ s", "", said[0]) == re.sub(r"\d+ s", "", said[1])
+        # How long it took, and in which words a server hung up, is chance.
+        chance = r"\d+ s|\('Connection aborted.*"
+        assert re.sub(chance, "", said[0]) == re.sub(chance, "", said[1])
         return said[1]
 
     return run

@@ -70,7 +70,7 @@ def test_a_bucket_that_does_not_exist(
     message = refused("--set", "storage.path=s3://no-such-bucket/studies")
     assert "storage.path: cannot write to s3://no-such-bucket/studies/" in message
     assert "bucket does not exist" in message
-    with pytest.raises(LedgerError, match="there is no study 'tiny'"):
+    with pytest.raises(LedgerError, match=r"there is no study in the database .*: it has no tables"):
         Ledger.open_existing("tiny", postgres.url("bucket"))
 
 

@@ -305,9 +305,14 @@ def test_what_is_no_file_does_not_hang(tmp_path: Path, file: str, words: str) ->
         assert process.stderr.read() == f"{file}: {words}\n"
 
 
-@pytest.mark.parametrize("file", [LONG, "x" * 300, "a\0b", "~nobody_of_that_name/x", "\udcff", "", "a/" * 3000])
+@pytest.mark.parametrize("file", [LONG, "x" * 300, "a\0b", "\udcff", "a/" * 3000])
 def test_names_that_no_file_has(study: dict[str, Any], refused: Refused, file: str) -> None:
     assert "no such file, and no study of that name in search_spaces/" in refused("sweep", file)
+
+
+def test_names_that_lead_nowhere(study: dict[str, Any], refused: Refused) -> None:
+    assert "~nobody_of_that_name has no home folder here" in refused("sweep", "~nobody_of_that_name/x")
+    assert "must name a place, got ''" in refused("sweep", "")
 
 
 # Flags

@@ -37,7 +37,8 @@ def died(message: str, reason: "NodeDeathInfo.Reason.ValueType") -> ActorDiedErr
 def test_a_machine_that_is_taken_away_is_no_failure_of_the_trial(tmp_path: Path, error: Exception, lost: bool) -> None:
     file = tmp_path / "error.pkl"
     file.write_bytes(cloudpickle.dumps(error))
-    reason, was_lost = _reason(SimpleNamespace(pickled_error_file=str(file)))
+    reason, was_lost, unusable = _reason(SimpleNamespace(pickled_error_file=str(file)))
+    assert not unusable
     assert was_lost is lost
     assert reason.startswith(f"{type(error).__name__}: ")
 

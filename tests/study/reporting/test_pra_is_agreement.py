@@ -36,7 +36,7 @@ def test_the_help_says_it() -> None:
 @pytest.mark.parametrize(("metric", "shown"), [("select/pra", True), ("robust/acc", False)])
 def test_a_confirmation_of_what_was_chosen_so_says_it(tmp_path: Path, metric: str, shown: bool) -> None:
     chosen = [TrialRecord(number=0, state="COMPLETE", values=(0.9,), metrics={metric: 0.9})]
-    about = {"uses": 1, "searched_trials": 1, "folder": str(tmp_path)}
+    about = {"uses": ["tiny"], "searched_trials": 1, "folder": str(tmp_path)}
     text = show_confirmation("name", spec(tmp_path, metric), chosen, [], **about)
     assert (NOT_CORRECTNESS in text) == shown
     assert (tmp_path / "confirm.md").read_text() == f"{text}\n"
