@@ -44,10 +44,13 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--storage", default="runs")
     parser.add_argument("--keep", type=Path, default=Path("standard"))
+    parser.add_argument("--first", default="", help="trials to begin with, such as 5,0,1")
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.keep.mkdir(parents=True, exist_ok=True)
     records = [one for one in study.open(given.name, storage=given.storage).records if one.state == "COMPLETE"]
+    first = [int(number) for number in given.first.split(",") if number]
+    records.sort(key=lambda one: first.index(one.number) if one.number in first else len(first))
     print(
         "| trial | in the study | standard, mean over seeds | apart | standard, seed by seed |\n|---|---|---|---|---|"
     )

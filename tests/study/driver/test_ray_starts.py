@@ -46,8 +46,11 @@ raise SystemExit(exit_code_of(start, argparse.Namespace(debug=False)))
 
 @pytest.mark.parametrize(
     ("home", "temporary"),
-    [(None, "plain"), ("/proc", "plain"), ("/proc/nowhere", "Müll # und " + 40 * "x")],
-    ids=["no home", "read-only home", "missing home and strange temporary folder"],
+    [
+        pytest.param(None, "plain", id="no home", marks=pytest.mark.slow),
+        pytest.param("/proc", "plain", id="read-only home", marks=pytest.mark.slow),
+        pytest.param("/proc/nowhere", "Müll # und " + 40 * "x", id="missing home and strange temporary folder"),
+    ],
 )
 def test_ray_starts_for_a_user_without_entry(tmp_path: Path, home: str | None, temporary: str) -> None:
     (tmp_path / "sitecustomize.py").write_text(STRANGERS)
