@@ -199,6 +199,7 @@ def confirm(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
 
+@pytest.mark.slow
 def test_a_study_is_confirmed_once_with_fresh_seeds_on_the_part_kept_back(tmp_path: Path) -> None:
     study: dict[str, Any] = study_dict(tmp_path)
     study["trial"]["evaluate_every"] = 4

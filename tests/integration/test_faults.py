@@ -297,7 +297,8 @@ def test_sigterm_as_a_spot_interruption(tmp_path: Path, best: tuple[int, float])
     note("SIGTERM", left, seconds)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("raise_once", marks=pytest.mark.slow), "hang_once"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["raise_once", "hang_once"])
 def test_a_trial_that_goes_wrong_once(tmp_path: Path, best: tuple[int, float], kind: str) -> None:
     limits = {"trials": TRIALS, "failures": 0, "concurrent": 1, "round_minutes": 0.05}
     study = FaultStudy(tmp_path, changes={"limits": limits})
@@ -336,6 +337,7 @@ def test_a_trial_that_goes_wrong_always(
 HUNG = {"trials": TRIALS, "failures": 0, "concurrent": 1, "round_minutes": 0.05}
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_stopped(tmp_path: Path, best: tuple[int, float]) -> None:
     """It runs no watch of its own any more: the driver misses its heartbeat, says so and ends it."""
     study = FaultStudy(tmp_path, changes={"limits": HUNG})
