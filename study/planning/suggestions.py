@@ -14,6 +14,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from ardmvc_core.seeding import derive_seed
+from study.database.trials import facts_of
 from study.planning.optuna_side import LimitedHistory, make_sampler, to_optuna
 from study.spec.study_spec import StudySpec
 
@@ -49,7 +50,7 @@ class Suggestions:
     def restore(self, trials: Sequence[FrozenTrial]) -> None:
         """Takes over the history of the study, in order of trial number."""
         for trial in trials:
-            self.tried(trial.user_attrs.get("overrides", trial.params))
+            self.tried(facts_of(trial).get("overrides", trial.params))
             if self._sobol is not None and not trial.user_attrs.get("baseline"):
                 self._sobol.sample_relative(self._shadow, trial, self.distributions)
             if self.distributions and trial.params.keys() == self.distributions.keys():

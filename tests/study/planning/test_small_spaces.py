@@ -69,6 +69,25 @@ def test_no_sampler_repeats_a_point_while_others_are_left(tiny_spec: SpecMaker, 
     assert len({spec.point(overrides) for overrides in preview(spec, 12)}) == 12
 
 
+def test_a_study_that_goes_on_knows_the_points_of_its_trials(tiny_spec: SpecMaker) -> None:
+    """A baseline leaves out what it does not change, so that its point is not among Optuna's parameters."""
+    spec = tiny_spec(
+        space={**GRID, **WEIGHTS},
+        baselines=[{"model.train_eps": 0.2, "model.mitigator_weight": 0.3}, {"model.mitigator_weight": 0.3}],
+        sampler={"name": "random"},
+        limits={"trials": 20},
+    )
+    spec.trial["model"] |= {"train_eps": 0.1, "mitigator_weight": 0.1}
+    assert spec.trials == 6
+    ledger = Ledger.open_or_create(spec, study_url(spec.storage.path), NopPruner())
+    for overrides in spec.baselines:
+        ledger.add(overrides=overrides, config={}, rounds=1, baseline=True, params={}, distributions={})
+    suggestions = Suggestions(spec)
+    suggestions.restore(ledger.frozen_trials())
+    drawn = [next_overrides(spec, suggestions, number)[0] for number in range(2, spec.trials)]
+    assert len({spec.point(overrides) for overrides in (*spec.baselines, *drawn)}) == 6
+
+
 def test_choices_that_differ_by_rounding_are_one(tiny_spec: SpecMaker) -> None:
     with pytest.raises(ValueError, match="holds a value twice"):
         tiny_spec(space={"model.train_eps": {"choice": [0.1, 0.10000000000000002]}})
