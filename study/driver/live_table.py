@@ -17,7 +17,7 @@ from study.ranking.objectives import value
 from study.ranking.ranking import scores
 from study.ranking.standing import Standing
 from study.ranking.summary import short_names, show
-from study.records import Goal, TrialRecord, WorkerAway
+from study.records import Goal, TrialRecord, WorkerAway, duration
 from trainables.heartbeat import Place
 
 SCORES = ("clean/acc", "probe/acc", "robust/acc")
@@ -122,7 +122,7 @@ class LiveTable:
             told = self._told.get(number)
             if told is None or told.kind != now.kind or now.seconds >= max(2 * told.seconds, AGAIN_SECONDS):
                 self._told[number] = now
-                since = _duration(now.seconds)
+                since = duration(now.seconds)
                 texts = {
                     "silent": f"worker of trial {number} silent for {since}",
                     "missing": f"trial {number}  has waited {since} for a worker",
@@ -228,7 +228,7 @@ class LiveTable:
 
     def _left(self) -> str:
         left = self.seconds_left()
-        return "" if not left else f"~{_duration(left)} left"
+        return "" if not left else f"~{duration(left)} left"
 
     def _metrics(self, records: Sequence[TrialRecord]) -> list[str]:
         return [m for m in self._wanted() if any(value(record, m) is not None for record in records)]
@@ -279,7 +279,7 @@ class LiveTable:
                 self._round(record),
                 *(show(record.overrides.get(path)) for path in paths),
                 *("" if (got := value(record, metric)) is None else f"{got:.3f}" for metric in metrics),
-                _duration(record.seconds) if record.seconds else "",
+                duration(record.seconds) if record.seconds else "",
                 style="bold green" if top is not None and record.number == top.number else "",
             )
         return table
@@ -294,7 +294,7 @@ class LiveTable:
         if away is None or record.finished:
             return _word(record)
         words = {"silent": "silent", "missing": "no worker", "waits": "waits for storage"}
-        return f"{words[away.kind]} {_duration(away.seconds)}"
+        return f"{words[away.kind]} {duration(away.seconds)}"
 
     def _visible(self) -> list[TrialRecord]:
         room = max(4, self._console.height - 9)
@@ -321,9 +321,3 @@ def _word(record: TrialRecord) -> str:
 
 def _total(cost: Passes) -> int:
     return cost.forward + cost.backward
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

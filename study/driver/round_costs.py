@@ -4,10 +4,9 @@ import logging
 from collections.abc import Sequence
 
 from study.planning.cost import Passes, round_costs
-from study.planning.preflight import DataFacts, data_facts, target_facts
+from study.planning.preflight import resolved_trial
 from study.records import TrialRecord
 from study.spec.study_spec import StudySpec
-from trainables.config import AttackTrialConfig
 
 logger = logging.getLogger(__name__)
 
@@ -31,16 +30,5 @@ class RoundCosts:
         return self._known[number]
 
     def _count(self, record: TrialRecord) -> Sequence[Passes]:
-        config = self._spec.trial_config(record.overrides)
-        facts = facts_of(self._spec, record)
-        target = target_facts(self._spec).config if isinstance(config, AttackTrialConfig) else config
-        budget = config.evaluation.resolve(target.dataset.name, len(facts.view_shapes))
+        config, budget, facts = resolved_trial(self._spec, record.overrides)
         return round_costs(config, budget, facts.sizes, facts.n_clusters)
-
-
-def facts_of(spec: StudySpec, record: TrialRecord | None = None) -> DataFacts:
-    """Sizes, views and K of the data of a trial, of the trial as written without one. Raises: as `data_facts`."""
-    config = spec.trial_config(record.overrides if record else {})
-    if isinstance(config, AttackTrialConfig):
-        return data_facts(target_facts(spec).config.dataset, "strict")
-    return data_facts(config.dataset, config.protocol)

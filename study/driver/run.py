@@ -1,14 +1,12 @@
 """From a checked spec to a study that has reached its budget: database, lease, Ray, and what people see."""
 
 import contextlib
-import json
 import logging
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +24,16 @@ from study.driver.live_table import LiveTable
 from study.driver.open_trials import SILENCE_SECONDS
 from study.driver.ray_cluster import check_place, connect, give_up, keep_keys_here, keep_ray_logs, say, stop_ray
 from study.driver.ray_watch import RayWatch
-from study.driver.round_costs import RoundCosts, facts_of
+from study.driver.round_costs import RoundCosts
 from study.driver.tune_hooks import OptunaPruning, OptunaSearcher, Relay
+from study.driver.words import headline, show_end, verdict
 from study.places import ARTIFACTS, absolute
 from study.planning.optuna_side import make_pruner
 from study.planning.preflight import data_contents, score_parts
 from study.planning.saved_models import with_target
 from study.planning.suggestions import Suggestions
 from study.ranking.label_free import NOT_CORRECTNESS, SECOND_PARTITION, by_pra
-from study.ranking.summary import summary
 from study.records import Observer, TrialRecord
-from study.reporting.tables import leaderboard
 from study.secrets import Address, redact
 from study.spec.study_spec import StudySpec
 from study.tracking.mlflow_client import check_reachable
@@ -170,7 +167,7 @@ class _Run:
             return
         folder = below(self._storage, spec.name)
         _check_reference(folder)
-        say("\n".join([_headline(spec), *spec.notes]))
+        say("\n".join([headline(spec), *spec.notes]))
         costs = RoundCosts(spec)
         self._display = LiveTable(spec.objectives, spec.trials, records, costs=costs, stream=sys.stderr)
         if not address:
@@ -189,7 +186,7 @@ class _Run:
             self._display.close()
         if self._tracker and not lost:
             self._tracker.begin_close()
-        self._code, note = _verdict(self._spec, self._conductor, waiting, lost)
+        self._code, note = verdict(self._spec, self._conductor, waiting, lost)
         if self._conductor and self._conductor.lost_workers:
             keep_ray_logs()
         if lost:
@@ -198,7 +195,7 @@ class _Run:
             say(note)
             show_results(self._ledger.records())
         else:
-            _show_end(self._spec, self._ledger.records(), json_output, self._code, note)
+            show_end(self._spec, self._ledger.records(), json_output, self._code, note)
             self._shown = self._code != 130 and not json_output
         return self._code
 
@@ -224,36 +221,6 @@ class _Run:
         steps = (self._watch.close, lambda: stop_ray(self._watch.end_processes, self._code))
         for step in reversed(steps) if self._watch.fault else steps:
             step()
-
-
-def _verdict(spec: StudySpec, conductor: Conductor | None, waiting: list[int], lost: bool) -> tuple[int, str]:
-    """Exit code, and a sentence on why the study ended unless it simply used its budget."""
-    again = "the same command goes on from here"
-    if conductor is None:
-        return 0, f"study {spec.name!r} is finished: it has its {spec.trials} trials{'; '.join(['', *spec.notes])}"
-    if lost:
-        return 130, f"study {spec.name!r} was taken over by another driver; this one has stopped"
-    reached, stopping = conductor.limits, conductor.steering.stopping
-    failures = f"{reached.failures} trials failed, limits.failures is {spec.limits.failures}"
-    if reason := reached.common_failure:
-        mended = "once that is mended" + (f" and with more failures allowed: {failures}" * reached.too_many_failures)
-        return 1, f"stopped: the first {spec.limits.first_failures} trials all failed: {reason}; {again} {mended}"
-    if reached.too_many_failures:
-        return 1, f"stopped: {failures}"
-    if not conductor.missing:
-        return 0, ""
-    if stopping:
-        trials = f"trials {', '.join(map(str, waiting))} go on from their checkpoints" if waiting else "nothing is lost"
-        return 130, f"interrupted ({stopping}): {trials} with the same command"
-    if reached.out_of_time:
-        return 0, (
-            f"limits.hours = {spec.limits.hours:g} is used up, {conductor.missing} trials are missing; "
-            "the same command with a larger limits.hours goes on from here"
-        )
-    return 0, (
-        f"the best has not improved in {reached.stale} finished trials (limits.patience = {spec.limits.patience}), "
-        f"{conductor.missing} trials were not run; a larger or no limits.patience goes on from here"
-    )
 
 
 def _open(
@@ -349,20 +316,6 @@ def _tuner(spec: StudySpec, conductor: Conductor, runs: Any, scratch: str) -> An
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             verbose=0,
         ),
-    )
-
-
-def _headline(spec: StudySpec) -> str:
-    """What is about to run, in a line: study, model, data, K, ε, tier, trials and seeds."""
-    config, trials = spec.trial_config({}), f"{spec.trials} trials"
-    if not isinstance(config, TrialConfig):
-        return f"{spec.name}: attackers of {config.checkpoint}, {trials}"
-    eps = config.resolved_budget().eps
-    radius = ", ".join(map(str, eps)) if isinstance(eps, tuple) else f"{eps:g}"
-    tier = "" if config.protocol == "official" else f", tier {config.evaluation.tier}"
-    return (
-        f"{spec.name}: {config.model.name} on {config.dataset.name}, K {facts_of(spec).n_clusters}, "
-        f"protocol {config.protocol}, ε {radius}{tier}, {trials} × {config.repeats} seed{'s' * (config.repeats > 1)}"
     )
 
 
@@ -497,16 +450,3 @@ def _signals(conductor: Conductor) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _show_end(spec: StudySpec, records: list[TrialRecord], json_output: bool, code: int, note: str) -> None:
-    if code == 130:
-        print(note, file=sys.stderr)
-        return
-    if json_output:
-        print(json.dumps({"study": spec.name, "note": note, "trials": [asdict(record) for record in records]}))
-        return
-    if note:
-        print(note)
-    print(leaderboard(records, spec.objectives))
-    print(summary(records, spec.objectives))

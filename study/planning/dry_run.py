@@ -12,13 +12,13 @@ import yaml
 
 from study.planning.cost import Cost, Passes, trial_cost
 from study.planning.pace import seconds_of, seconds_of_work
-from study.planning.preflight import data_facts, target_facts
+from study.planning.preflight import data_facts, resolved_trial
 from study.planning.saved_models import with_target
 from study.planning.suggestions import preview
 from study.ranking.label_free import NOT_CORRECTNESS, guarded
 from study.records import TrialRecord, duration
 from study.spec.study_spec import StudySpec
-from trainables.config import AttackTrialConfig, TrialConfig
+from trainables.config import TrialConfig
 
 SHOWN_SAMPLES = 3
 """Sampled trials that are shown, behind the baselines."""
@@ -64,10 +64,7 @@ def dry_run(spec: StudySpec, records: Sequence[TrialRecord] = (), *, as_json: bo
 
 
 def _cost(spec: StudySpec, overrides: dict[str, Any]) -> Cost:
-    config = spec.trial_config(overrides)
-    target = target_facts(spec).config if isinstance(config, AttackTrialConfig) else config
-    facts = data_facts(target.dataset, "strict" if isinstance(config, AttackTrialConfig) else target.protocol)
-    budget = config.evaluation.resolve(target.dataset.name, len(facts.view_shapes))
+    config, budget, facts = resolved_trial(spec, overrides)
     return trial_cost(config, budget, facts.sizes, facts.n_clusters)
 
 

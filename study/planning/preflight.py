@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from ardmvc_core.data import DataError, DatasetConfig, Protocol, check_dataset
-from ardmvc_core.evaluation.budget import EvalBudget, too_few
+from ardmvc_core.evaluation.budget import EvalBudget, ResolvedBudget, too_few
 from ardmvc_core.models import MODELS
 from ardmvc_core.types import ViewShapes
 from study.database.identity import Contents, data_differences
@@ -17,7 +17,7 @@ from study.places import ARTIFACTS, local_folder
 from study.spec.objectives import LABEL_FREE, needs_no_labels
 from study.spec.study_spec import StudySpec
 from trainables.building import load_model
-from trainables.config import TrialConfig, protocols_of
+from trainables.config import AttackTrialConfig, TrialConfig, protocols_of
 from trainables.data_parts import cached_parts, content_of, forget_parts
 from trainables.places import folder_fault
 from trainables.saved_trial import SavedFacts, saved_facts
@@ -206,6 +206,24 @@ def _attacker_faults(spec: StudySpec) -> list[str]:
     except ValueError as error:
         return [f"trial.checkpoint: {error}"]
     return []
+
+
+def resolved_trial(
+    spec: StudySpec, overrides: Mapping[str, Any]
+) -> tuple[TrialConfig | AttackTrialConfig, ResolvedBudget, DataFacts]:
+    """The config of a trial, its evaluation with ε as a number, and its data.
+
+    Args: overrides: of the trial; empty: the trial as written.
+    Raises: DataError or ValueError if its data, or the model that it attacks, cannot be read.
+    """
+    config = spec.trial_config(overrides)
+    if isinstance(config, AttackTrialConfig):
+        dataset = target_facts(spec).config.dataset
+        facts = data_facts(dataset, "strict")
+    else:
+        dataset = config.dataset
+        facts = data_facts(dataset, config.protocol)
+    return config, config.evaluation.resolve(dataset.name, len(facts.view_shapes)), facts
 
 
 def target_facts(spec: StudySpec) -> SavedFacts:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from study.driver.live_table import LiveTable
-from study.driver.run import _headline
+from study.driver.words import headline
 from study.planning.cost import Passes
 from study.records import Goal, TrialRecord, WorkerAway
 from study.spec.study_spec import StudySpec
@@ -176,7 +176,7 @@ def test_a_heading_stands_over_trials(clock: Clock) -> None:
 
 
 def test_the_first_line_says_what_runs(tiny_spec: Callable[..., StudySpec]) -> None:
-    told = _headline(tiny_spec())
+    told = headline(tiny_spec())
     for text in ("tiny: ", " on noisy_digits, K 3, ", "ε 0.1", " trials × 1 seed"):
         assert text in told, told
 
