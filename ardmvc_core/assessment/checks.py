@@ -8,7 +8,6 @@ batches that are coupled, clusters that can always be reached by another sample.
 import copy
 import hashlib
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -97,32 +96,31 @@ def run_checks(
     case = Case(model, views, budget, result, seed, batch_size)
     training_modules = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     before = _digest(model)
-    looks: list[Callable[[], Sequence[CheckResult]]] = [
-        lambda: [larger_eps(case, eps_curve)],
-        lambda: [black_box(case), single_step(case), other_models(case)],
-        lambda: [*gradients_exist(case), saturation(case)],
-        lambda: [numerics(case), determinism(case)],
-        lambda: [coupling(case, training_modules, unchanged=_digest(model) == before), feasibility(case)],
-        lambda: [diversity(case), plausible(case, labels, mapping, dataset)],
-        lambda: [more_views(case, subset_flips, subset_unions), collapse(case, entropy_reference)],
+    # Of each whether it attacks anew.
+    parts: list[tuple[bool, Callable[[], Sequence[CheckResult]]]] = [
+        (True, lambda: more_steps(case)),
+        (False, lambda: [larger_eps(case, eps_curve)]),
+        (True, lambda: unbounded(case, labels, mapping)),
+        (False, lambda: [black_box(case), single_step(case), other_models(case)]),
+        (True, lambda: chance(case)),
+        (False, lambda: [*gradients_exist(case), saturation(case)]),
+        (True, lambda: loss_curves(case)),
+        (False, lambda: [numerics(case), determinism(case)]),
+        (False, lambda: [coupling(case, training_modules, unchanged=_digest(model) == before), feasibility(case)]),
+        (True, lambda: [unit_test(case)]),
+        (True, lambda: [restarts(case)]),
+        (False, lambda: [diversity(case), plausible(case, labels, mapping, dataset)]),
+        (False, lambda: [more_views(case, subset_flips, subset_unions), collapse(case, entropy_reference)]),
     ]
-    attacks: list[Callable[[], Sequence[CheckResult]]] = [
-        lambda: more_steps(case),
-        lambda: unbounded(case, labels, mapping),
-        lambda: chance(case),
-        lambda: loss_curves(case),
-        lambda: [unit_test(case)],
-        lambda: [restarts(case)],
-    ]
-    parts = [*looks, lambda: [_LEFT_OUT]] if quick else [*attacks, *looks]
+    chosen = [part for attacks, part in parts if not (quick and attacks)]
     checks: list[CheckResult] = []
     with inference_target(model):
-        for number, part in enumerate(parts):
+        for number, part in enumerate(chosen):
             if progress is not None:
-                progress(number / len(parts))
+                progress(number / len(chosen))
             checks += part()
-    checks.append(_lock(labels_locked))
-    return SanityReport(checks=tuple(sorted(checks, key=_place)), step_curve=case.step_curve)
+    checks += [_lock(labels_locked), *([_LEFT_OUT] if quick else [])]
+    return SanityReport(checks=tuple(checks), step_curve=case.step_curve)
 
 
 _LEFT_OUT = CheckResult(
@@ -132,12 +130,6 @@ _LEFT_OUT = CheckResult(
     verdict="WARN",
     detail="C1, C3, C7, C9, C14 and C15 did not run",
 )
-
-
-def _place(check: CheckResult) -> tuple[int, str]:
-    """C2 before C10; what has no number last."""
-    number = re.sub(r"\D", "", check.id)
-    return (int(number) if number else 99, check.id)
 
 
 # C1, C5, C9: what the steps do

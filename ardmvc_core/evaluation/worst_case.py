@@ -97,23 +97,36 @@ def evaluate_suite(
     card.examples(data.views, result.views, result.clusters.cpu().numpy())
     if threats is None:
         threats = budget.other_threats if attacks is None else ()
-    others = []
+    others = _other_threats(threats, model, data, budget, progress)
+    for other in others:
+        if not other.skipped:
+            card.threat(other.key, other.flipped)
+    return SuiteEvaluation(evaluation=card.evaluation(), result=result, data=data, threats=others)
+
+
+def _other_threats(
+    threats: Sequence[OtherThreat],
+    model: nn.Module,
+    data: MultiViewDataset,
+    budget: ResolvedBudget,
+    progress: Progress | None,
+) -> tuple[ThreatRecord, ...]:
+    found = []
     for key in threats:
         if progress is not None:
             progress(key, 1.0)
-        found = run_other_threat(
-            key,
-            model,
-            data.views,
-            l2_eps=budget.l2_eps,
-            attacked_views=budget.attacked_views,
-            seed=budget.seed,
-            batch_size=budget.batch_size,
+        found.append(
+            run_other_threat(
+                key,
+                model,
+                data.views,
+                l2_eps=budget.l2_eps,
+                attacked_views=budget.attacked_views,
+                seed=budget.seed,
+                batch_size=budget.batch_size,
+            )
         )
-        others.append(found)
-        if not found.skipped:
-            card.threat(key, found.flipped)
-    return SuiteEvaluation(evaluation=card.evaluation(), result=result, data=data, threats=tuple(others))
+    return tuple(found)
 
 
 def probe(model: nn.Module, data: MultiViewDataset, budget: ResolvedBudget) -> Evaluation:
