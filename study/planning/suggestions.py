@@ -27,7 +27,8 @@ class Suggestions:
     def __init__(self, spec: StudySpec, warm_start: Sequence[FrozenTrial] = ()) -> None:
         """Args: warm_start: finished trials of another study; those inside this space inform the sampler."""
         self.distributions = {path: to_optuna(distribution) for path, distribution in spec.distributions().items()}
-        self._spec, self._points, self._tried = spec, spec.points, set[Hashable]()
+        self._spec, self._point = spec, spec.pointer()
+        self._points, self._tried = spec.points, set[Hashable]()
         """And how many points the space has, if they can be counted, and those that trials have."""
         self._options = spec.sampler_options()
         self._seed = spec.seed
@@ -76,7 +77,7 @@ class Suggestions:
         if not self.distributions:
             return {}
         point = self._drawn(number)
-        if self._tried and self._spec.point(point) in self._tried and (other := self._untried(number)):
+        if self._tried and self._point(point) in self._tried and (other := self._untried(number)):
             if trial := self._open.pop(number, None):
                 self._shadow.tell(trial, state=TrialState.FAIL)
                 if frozen := as_point(other, self.distributions):
@@ -87,7 +88,7 @@ class Suggestions:
 
     def tried(self, overrides: Mapping[str, Any]) -> None:
         """A trial of that point is there; it is not drawn again while others are left."""
-        if self._points is not None and (point := self._spec.point(overrides)) is not None:
+        if self._points is not None and (point := self._point(overrides)) is not None:
             self._tried.add(point)
 
     def _untried(self, number: int) -> dict[str, Any] | None:
@@ -100,7 +101,7 @@ class Suggestions:
             for path, grid in grids.items():
                 place, position = divmod(place, len(grid))
                 point[path] = grid[position]
-            if self._spec.point(point) not in self._tried:
+            if self._point(point) not in self._tried:
                 return point
         return None
 

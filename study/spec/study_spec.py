@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -177,22 +177,26 @@ class StudySpec(Section):
         """Dotted path into the trial → distribution."""
         return parse_space(self.space)[0]
 
-    def point(self, overrides: Mapping[str, Any]) -> Hashable | None:
-        """What the points of the space differ by, up to rounding: equal for trials of one point, a baseline that leaves
-        out what it does not change among them; None of a trial that is no point of the space.
-
-        Args: overrides: of a trial.
-        """
+    def pointer(self) -> Callable[[Mapping[str, Any]], Hashable | None]:
+        """What the points of the space differ by, up to rounding, as a function of a trial's overrides: equal for
+        trials of one point, a baseline that leaves out what it does not change among them; None of a trial that is no
+        point of the space."""
         space = self.distributions()
-        if not space or not overrides.keys() <= space.keys():
-            return None
-        config = None if overrides.keys() == space.keys() else self.trial_config(overrides)
-        try:
-            values = [overrides[path] if path in overrides else value_at(config, path) for path in space]
-        except AttributeError:  # of another model
-            return None
-        inside = all(entry.contains(value) for entry, value in zip(space.values(), values, strict=True))
-        return tuple(map(without_noise, values)) if inside else None
+        written = self.trial_config({}) if space else None
+
+        def point(overrides: Mapping[str, Any]) -> Hashable | None:
+            if not space or not overrides.keys() <= space.keys():
+                return None
+            # Another model has other values where an override leaves them out.
+            config = self.trial_config(overrides) if any(path.endswith(".name") for path in overrides) else written
+            try:
+                values = [overrides[path] if path in overrides else value_at(config, path) for path in space]
+            except AttributeError:  # of another model
+                return None
+            inside = all(entry.contains(value) for entry, value in zip(space.values(), values, strict=True))
+            return tuple(map(without_noise, values)) if inside else None
+
+        return point
 
     @property
     def points(self) -> int | None:
@@ -209,15 +213,15 @@ class StudySpec(Section):
         """How many trials the study comes to: `limits.trials`, or fewer if every point of the space was tried then."""
         if self.points is None:
             return self.limits.trials
-        inside = {self.point(overrides) for overrides in self.baselines} - {None}
+        inside = set(map(self.pointer(), self.baselines)) - {None}
         return min(self.limits.trials, len(self.baselines) + self.points - len(inside))
 
     @property
     def notes(self) -> list[str]:
         """What people should know of the study before it starts, although it is no fault."""
-        notes, seen = [], dict[Hashable, int]()
+        notes, seen, point = [], dict[Hashable, int](), self.pointer()
         for number, overrides in enumerate(self.baselines):
-            key = self.point(overrides) or frozenset((path, without_noise(value)) for path, value in overrides.items())
+            key = point(overrides) or frozenset((path, without_noise(value)) for path, value in overrides.items())
             if (first := seen.setdefault(key, number)) != number:
                 notes.append(f"baselines[{number}] repeats baselines[{first}]: the same trial will run twice")
         if self.trials < self.limits.trials:
