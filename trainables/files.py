@@ -8,14 +8,6 @@ import stat
 from pathlib import Path
 
 
-def no_room_for(path: Path) -> str | None:
-    """Why no file or folder can be made at a place where there is none; None if one can. Makes nothing."""
-    there = next(parent for parent in path.absolute().parents if os.path.exists(parent))
-    if not there.is_dir():
-        return f"{there} is not a folder"
-    return None if os.access(there, os.W_OK | os.X_OK) else f"no permission to write in {there}"
-
-
 def write_whole(path: Path, content: bytes) -> None:
     """Puts `content` under `path`, and makes its folder if there is none.
 

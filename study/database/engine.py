@@ -16,7 +16,7 @@ from ardmvc_core.errors import UserError
 from study.database.sqlite_files import damage, has_log, means_damage, passes
 from study.places import STUDY_DB, address_in, local_folder
 from study.secrets import Address, first_line
-from trainables.files import no_room_for
+from trainables.places import folder_fault
 from trainables.retry import retry
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def check_room(url: str | Address) -> None:
     parsed = database_url(Address(url))
     file = Path(str(parsed.database))
     missing = parsed.get_backend_name() == "sqlite" and not os.path.exists(file)
-    if missing and (fault := no_room_for(file)):
+    if missing and (fault := folder_fault(file.parent)):
         raise LedgerError(f"cannot make the study database {file}: {fault}")
 
 

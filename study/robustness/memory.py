@@ -10,7 +10,7 @@ import torch
 
 from ardmvc_core.attacks.attack import AttackedPoints
 from ardmvc_core.attacks.suite import Attempt
-from trainables.saved_trial import DamagedCheckpoint, arrays_in
+from trainables.saved_trial import arrays_in
 from trainables.storage import read_file, write_file
 
 FOLDER = "attacks"
@@ -39,7 +39,7 @@ class FolderMemory:
             points = AttackedPoints(views, dict(facts["details"]), tuple(facts["curve"]))
             rows = torch.from_numpy(arrays["rows"]).to(self._device)
             found = Attempt(rows=rows, points=points, **{name: facts[name] for name in _COSTS})
-        except (OSError, ValueError, KeyError, TypeError, DamagedCheckpoint):
+        except (OSError, ValueError, KeyError, TypeError):
             return None
         self._names.add(f"{key}.npz")
         return found

@@ -15,7 +15,7 @@ from study.tracking.run_fields import metric_name
 VIEW_TAG = "mlflow.sharedViewState."
 """Prefix of the tags of an experiment that hold its saved views; MLflow's pages list them under Views."""
 KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""The pages open an experiment without a kind as one of language models."""
+"""MLflow's word for experiments not about language models. Pages of 3.17 go by the link (`trials_link`)."""
 OTHER_COLUMNS = ("clean/acc", "robust/acc")
 
 

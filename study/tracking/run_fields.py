@@ -177,7 +177,7 @@ def shown_dataset(record: TrialRecord, digest: str) -> dict[str, str]:
     """A part of the trial's data as MLflow's `Dataset` has it; its source is the trial's `dataset` settings."""
     settings = record.config.get("dataset") or {}
     source = json.dumps(cleaned(settings))
-    kind = "local" if "root" in settings else "code"
+    kind = "local" if settings.get("root") or settings.get("path") else "code"
     return {
         "name": str(settings.get("name", "data")),
         "digest": digest[:DIGEST_LENGTH],

@@ -26,7 +26,7 @@ from study.tracking import outbox
 from study.tracking.address import local_fault, make_sqlite
 from study.tracking.mlflow_client import check_reachable
 from study.tracking.pages import saved_view, trials_link
-from study.tracking.run_fields import trial_params
+from study.tracking.run_fields import shown_dataset, trial_params
 from study.tracking.tracker import MLflowTracker, default_uri, tracking_uri
 
 ROOT = Path(__file__).parents[2]
@@ -230,6 +230,16 @@ def test_parameters_of_a_logarithmic_range_are_told_as_logarithms_too(
     record = replace(running(1), overrides={"model.weight": value}, config={"model": {"weight": value, "other": 3}})
     params = trial_params(record, {"model.weight": distribution})
     assert params == {"model.weight": str(value)} | ({} if told is None else {"log10/model.weight": told})
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [({"root": None, "path": None}, "code"), ({"root": "/data"}, "local"), ({"path": "/own.npz"}, "local")],
+)
+def test_data_without_a_file_come_from_code(settings: dict[str, Any], kind: str) -> None:
+    record = replace(running(0), config={"dataset": {"name": "own", **settings}})
+    found = shown_dataset(record, "0123456789" * 4)
+    assert (found["name"], found["source_type"], len(found["digest"])) == ("own", kind, 36)
 
 
 def test_a_baseline_has_the_searched_parameters_of_its_config() -> None:
