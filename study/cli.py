@@ -46,6 +46,16 @@ def place(text: str, read: Callable[[str], str] = expanded) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def add_data_flag(parser: argparse.ArgumentParser) -> None:
+    """--data, of commands that read a finished trial's data."""
+    parser.add_argument(
+        "--data",
+        type=place,
+        metavar="PLACE",
+        help="where the data lie now, the file or the folder; default: where the trial read them",
+    )
+
+
 def add_storage_flag(parser: argparse.ArgumentParser) -> None:
     """--storage, as `storage.path` of a study has it."""
 

@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from study.cli import Parser, add_storage_flag, exit_code_of, place
+from study.cli import Parser, add_data_flag, add_storage_flag, exit_code_of, place
 from study.robustness.request import check_flags, prepare
 from study.robustness.work import evaluate_all, note_score_use
 
@@ -28,12 +28,7 @@ def parser() -> argparse.ArgumentParser:
         "its id); a registered model (models:/NAME/VERSION)",
     )
     _add_threat_flags(result)
-    result.add_argument(
-        "--data",
-        type=place,
-        metavar="PLACE",
-        help="where the data lie now, the file or the folder; default: where it read them",
-    )
+    add_data_flag(result)
     result.add_argument("--out", type=place, metavar="FOLDER", help="default: evaluations/ in the storage folder")
     _add_depth_flags(result)
     add_storage_flag(result)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from study.cli import Parser, add_storage_flag, exit_code_of, file_place, refuse
+from study.cli import Parser, add_data_flag, add_storage_flag, exit_code_of, file_place, refuse
 from study.ranking.label_free import NOT_CORRECTNESS
 from study.ranking.objectives import goals
 from study.ranking.summary import summary
@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
         help="compares the vote that trials were scored against with a few labels (columns sample,label; 50 samples, "
         "say), and bounds how far PRA is from robust ACC; when the choice is made",
     )
+    add_data_flag(result)
     result.add_argument("--debug", action="store_true", help="tracebacks and debug messages")
     return result
 
@@ -88,6 +89,8 @@ def _run(given: argparse.Namespace) -> int:
 
     if given.format == "parquet" and given.output is None:
         raise SpecError(["--format parquet needs --output FILE"])
+    if given.data is not None and not given.unblind and given.label_probe is None:
+        raise SpecError(["--data is for --unblind and --label-probe: nothing else reads the data"])
     probe = None
     if given.label_probe is not None:
         from study.reporting.label_probe import label_probe_page, read_probe
@@ -99,9 +102,9 @@ def _run(given: argparse.Namespace) -> int:
         if given.unblind:
             from study.reporting.unblinding import unblind
 
-            content = unblind(ledger, records, given.storage).encode()
+            content = unblind(ledger, records, given.storage, given.data).encode()
         elif probe is not None:
-            content = label_probe_page(ledger.name, records, spec, given.storage, probe).encode()
+            content = label_probe_page(ledger.name, records, spec, given.storage, probe, given.data).encode()
         else:
             content = _render(given, ledger.name, records, spec)
         if given.figures is not None:

@@ -77,19 +77,24 @@ def read_probe(path: Path) -> dict[int, tuple[int, int]]:
 
 
 def label_probe_page(
-    name: str, records: Sequence[TrialRecord], spec: Mapping[str, Any], storage: str, probe: dict[int, tuple[int, int]]
+    name: str,
+    records: Sequence[TrialRecord],
+    spec: Mapping[str, Any],
+    storage: str,
+    probe: dict[int, tuple[int, int]],
+    data: str | None = None,
 ) -> str:
     """The vote's error and the bounds on robust ACC of every ranked trial, as Markdown; nothing is trained or attacked.
 
-    Args: probe: as `read_probe` gives it.
+    Args: probe: as `read_probe` gives it. data: where the data lie now; None: where the study names them.
     Raises: SpecError if the study has no vote, or the probe does not fit it; DataError if the data cannot be had.
     """
     ranked = [row.record for row in rank(records, goals(spec)) if row.rank is not None]
     scored = [record for record in ranked if value(record, PRA) is not None]
     if not scored:
         raise SpecError([f"--label-probe needs complete trials with {PRA} (trial.selection), study {name!r} has none"])
-    config = TrialConfig.model_validate(spec["trial"])
-    tune = cached_parts(config.dataset, "strict")["tune"]
+    dataset = TrialConfig.model_validate(spec["trial"]).dataset
+    tune = cached_parts(dataset if data is None else dataset.at(data), "strict")["tune"]
     reference = _stored_reference(below(storage, name))
     # The ruler names the samples and the vote that the trials were scored with (`Trial.ruler`).
     if scored[0].budget.split("-")[1:] != [tune.digest[:8], reference.digest()[:8]]:

@@ -59,12 +59,16 @@ class Truth:
 
 
 def truths(
-    records: Sequence[TrialRecord], folder: str, *, say: Say = lambda text: print(text, file=sys.stderr)
+    records: Sequence[TrialRecord],
+    folder: str,
+    data: str | None = None,
+    *,
+    say: Say = lambda text: print(text, file=sys.stderr),
 ) -> list[Truth]:
     """Scores every complete trial of the main budget that has a checkpoint; what was scored before is read from the
     study's folder.
 
-    Args: folder: of the study, a local path or a URI.
+    Args: folder: of the study, a local path or a URI. data: as of `saved_facts`.
     Raises: ValueError if what was stored is damaged, or a checkpoint.
     """
     known = stored_truths(folder)
@@ -76,7 +80,7 @@ def truths(
         about = {"checkpoint": divided(record.checkpoint)[1], "tier": f"{TRUTH_TIER}, version {TIERS_VERSION}"}
         if kept is None or not about.items() <= kept.items():
             say(f"unblinding trial {record.number} ({place} of {len(complete)}) …")
-            known[record.number] = {**about, **_score(record.checkpoint, record.number)}
+            known[record.number] = {**about, **_score(record.checkpoint, record.number, data)}
             write_file(folder, TRUTH_FILE, json.dumps(known, indent=1).encode())
         with reading(below(folder, TRUTH_FILE), DAMAGED):
             facts = {key: value for key, value in known[record.number].items() if key not in about}
@@ -99,8 +103,8 @@ def stored_truths(folder: str) -> dict[int, dict[str, Any]]:
         return known
 
 
-def _score(checkpoint: str, number: int) -> dict[str, float]:
-    facts = saved_facts(checkpoint)
+def _score(checkpoint: str, number: int, data: str | None) -> dict[str, float]:
+    facts = saved_facts(checkpoint, data)
     config = facts.config
     device = pick_device("auto")
     parts = cached_parts(config.dataset, "strict")
@@ -215,19 +219,21 @@ def _verdict(report: CriterionReport) -> str:
     )
 
 
-def unblind(ledger: Ledger, records: Sequence[TrialRecord], storage: str) -> str:
+def unblind(ledger: Ledger, records: Sequence[TrialRecord], storage: str, data: str | None = None) -> str:
     """Notes the use of the score part, scores what is not scored yet, and gives the page.
 
+    Args: data: as of `saved_facts`.
     Raises: ValueError as `truths` and `unblinding_page`.
     """
     folder, use = below(storage, ledger.name), f"{ledger.name}: study.report --unblind"
     stored_truths(folder)  # what is refused is refused before a use is noted
     scored = _to_score(records)
     _check_enough(scored)
-    config = saved_facts(str(scored[0].checkpoint)).config
+    first = str(scored[0].checkpoint)
+    _, config = load_model(first, pick_device("auto"), facts=saved_facts(first, data))
     part = cached_parts(config.dataset, "strict")["score"].digest
     ledger.note_score_use(part, use)
-    found = truths(records, folder)
+    found = truths(records, folder, data)
     text = unblinding_page(ledger.name, records, found, use_of_part(use, ledger.score_uses(part)))
     write_file(folder, "unblinded.md", text.encode())
     return text

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_studies import study_dict, write_study
 
-from study import confirm, evaluate, sweep
+from study import confirm, evaluate, report, sweep
 from study.database.ledger import Ledger
 from study.database.score_uses import all_uses
 from study.robustness.request import prepare
@@ -34,7 +34,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, before = tmp_path_factory.mktemp("study"), Path.cwd()
     study = study_dict(folder)
     study["trial"] |= {"dataset": {"name": "npz", "path": "own.npz"}, "epochs": 2, "evaluate_every": 2}
-    study |= {"limits": {"trials": 2, "failures": 0}, "storage": {"path": "runs"}}
+    study |= {"limits": {"trials": 4, "failures": 0}, "storage": {"path": "runs"}}
     write_data(folder / "own.npz")
     os.chdir(folder)
     try:
@@ -138,6 +138,20 @@ def test_a_moved_file_goes_on(here: Path, tmp_path: Path, capsys: pytest.Capture
     request = prepare(evaluate.parser().parse_args(["study:tiny/0", "--data", str(tmp_path / "renamed.npz")]))
     assert len(request.parts["tune"].data) == 12
     assert sweep.main(["tiny.yaml", "--set", moved]) == 0
+
+
+def test_an_unblinding_reads_a_moved_file_and_never_a_changed_one(
+    here: Path, tmp_path: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "own.npz").rename(tmp_path / "renamed.npz")
+    assert "own.npz: no such file" in refused(report.main, "tiny", "--unblind")
+    write_data(here / "own.npz", scale=0.9)
+    assert "its data are not those that are found here (part train: " in refused(report.main, "tiny", "--unblind")
+    with Ledger.open_existing("tiny").engine.connect() as connection:
+        assert not any("unblind" in name for _, name in all_uses(connection))  # what was refused is no use
+    assert report.main(["tiny", "--unblind", "--data", str(tmp_path / "renamed.npz")]) == 0
+    assert capsys.readouterr().out.startswith("# tiny, unblinded")
+    assert "--data is for --unblind and --label-probe" in refused(report.main, "tiny", "--data", "own.npz")
 
 
 def test_another_working_folder_goes_on(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
