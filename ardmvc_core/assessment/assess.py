@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ardmvc_core.assessment.checks import STEP_GRID, SanityReport, run_checks
 from ardmvc_core.assessment.consistency import check_consistency, scores_from_confusion
-from ardmvc_core.attacks.suite import Memory, SuiteResult, run_suite
+from ardmvc_core.attacks.suite import Memory, run_suite
 from ardmvc_core.attacks.target import inference_target
 from ardmvc_core.attacks.tiers import OTHER_THREATS, OtherThreat, Tier, plan
 from ardmvc_core.data import DATASETS, MultiViewDataset
@@ -180,7 +180,7 @@ def assess(
     )
     if attacked is not None:
         attacked(suite)
-    curves = _curves(model, suite, budget, grid, chosen, share)
+    curves = _curves(model, suite, budget, grid, chosen, _Flips(model, suite.data.views, memory), share)
     sanity = _checks(model, suite, budget, curves, entropy_reference, labels_locked, share, quick=quick_checks)
     if progress is not None:
         progress("", 1.0)
@@ -213,11 +213,12 @@ def _curves(
     budget: ResolvedBudget,
     grid: Sequence[float],
     subsets: Sequence[tuple[int, ...]],
+    flips_of: "_Flips",
     share: "_Shares",
 ) -> _Curves:
     with inference_target(model) as verify:
-        eps = _eps_curve(model, suite, budget, grid, share)
-        flips, unions = _subset_rates(model, suite.data.views, budget, subsets, share)
+        eps = _eps_curve(flips_of, _right(suite), budget, grid, share)
+        flips, unions = _subset_rates(flips_of, budget, subsets, share)
         verify("the curves")
     return _Curves(eps=eps, subset_flips=flips, subset_unions=unions)
 
@@ -281,33 +282,53 @@ def erasability(views: Views, eps_per_view: Sequence[float]) -> tuple[float, ...
 
 
 def _eps_curve(
-    model: nn.Module, suite: SuiteEvaluation, budget: ResolvedBudget, grid: Sequence[float], share: "_Shares"
+    flips_of: "_Flips", right: Any, budget: ResolvedBudget, grid: Sequence[float], share: "_Shares"
 ) -> dict[float, CurvePoint]:
-    right, curve = _right(suite), {}
+    curve = {}
     for eps in grid:
         share.next(f"ε {eps:g}")
-        found = _tuned(model, suite.data.views, replace(budget, eps=eps))
-        acc = None if right is None else float((right & ~found.flipped.cpu().numpy()).mean())
-        curve[eps] = CurvePoint(flip=found.flip_rate, acc=acc)
+        flipped = flips_of(f"eps-{eps:g}", replace(budget, eps=eps))
+        acc = None if right is None else float((right & ~flipped.cpu().numpy()).mean())
+        curve[eps] = CurvePoint(flip=_rate(flipped), acc=acc)
     return curve
 
 
 def _subset_rates(
-    model: nn.Module, views: Views, budget: ResolvedBudget, subsets: Sequence[tuple[int, ...]], share: "_Shares"
+    flips_of: "_Flips", budget: ResolvedBudget, subsets: Sequence[tuple[int, ...]], share: "_Shares"
 ) -> tuple[dict[tuple[int, ...], float], dict[int, float]]:
     """Flip rate of each subset of views, and of the best subset of each size for each sample."""
     flips: dict[tuple[int, ...], float] = {}
     unions: dict[int, Tensor] = {}
     for subset in subsets:
         share.next(f"views {', '.join(map(str, subset))}")
-        found = _tuned(model, views, replace(budget, attacked_views=subset))
-        flips[subset] = found.flip_rate
-        unions[len(subset)] = unions.get(len(subset), torch.zeros_like(found.flipped)) | found.flipped
-    return flips, {size: float(union.double().mean()) for size, union in unions.items()}
+        flipped = flips_of(f"views-{'-'.join(map(str, subset))}", replace(budget, attacked_views=subset))
+        flips[subset] = _rate(flipped)
+        unions[len(subset)] = unions.get(len(subset), torch.zeros_like(flipped)) | flipped
+    return flips, {size: _rate(union) for size, union in unions.items()}
 
 
-def _tuned(model: nn.Module, views: Views, budget: ResolvedBudget) -> SuiteResult:
-    return run_suite(model, views, budget.threat(), tier=CURVE_TIER, seed=budget.seed, batch_size=budget.batch_size)
+def _rate(flipped: Tensor) -> float:
+    return float(flipped.double().mean())
+
+
+@dataclass(frozen=True)
+class _Flips:
+    """Which samples `CURVE_TIER` moves under a budget, from the memory where it has them."""
+
+    model: nn.Module
+    views: Views
+    memory: Memory | None
+
+    def __call__(self, key: str, budget: ResolvedBudget) -> Tensor:
+        """(N,) bool."""
+        known = None if self.memory is None else self.memory.recall_flips(key)
+        if known is not None:
+            return known
+        seed, size = budget.seed, budget.batch_size
+        found = run_suite(self.model, self.views, budget.threat(), tier=CURVE_TIER, seed=seed, batch_size=size)
+        if self.memory is not None:
+            self.memory.keep_flips(key, found.flipped)
+        return found.flipped
 
 
 def _subsets(views: Sequence[int], seed: int) -> list[tuple[int, ...]]:

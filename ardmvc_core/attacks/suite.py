@@ -116,6 +116,12 @@ class Memory(Protocol):
     def keep(self, key: str, attempt: Attempt) -> None:
         """Called after each attack."""
 
+    def recall_flips(self, key: str) -> Tensor | None:
+        """(N,) bool, as `keep_flips` was given it; None if it was not."""
+
+    def keep_flips(self, key: str, flipped: Tensor) -> None:
+        """Called with the samples that a whole run of a suite moves: a point of a curve."""
+
 
 def run_suite(
     model: nn.Module,

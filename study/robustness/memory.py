@@ -1,9 +1,11 @@
-"""Attacks that an evaluation has finished, kept beside its report until this is written: an interrupted one goes on."""
+"""Attacks and points of curves that an evaluation has finished, kept beside its report until this is written: an
+interrupted one goes on."""
 
 import io
 import json
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ FOLDER = "attacks"
 
 
 class FolderMemory:
-    """Attempts as `attacks/KEY.npz` in the folder of a report."""
+    """Attempts and flips as `attacks/KEY.npz` in the folder of a report."""
 
     def __init__(self, folder: Path, run: str, device: torch.device) -> None:
         """Args: folder: of the report. run: digest of all that decides the attacks; files of other runs are passed
@@ -28,18 +30,14 @@ class FolderMemory:
     def recall(self, key: str) -> Attempt | None:
         """As in `Memory`. What is damaged or of another run is as if it were not there."""
         try:
-            content = read_file(str(self._folder), f"{key}.npz")
-            if content is None:
+            if (stored := self._read(key)) is None:
                 return None
-            arrays = arrays_in(content, str(self._folder))
-            facts = json.loads(str(arrays["facts"]))
-            if facts["run"] != self._run:
-                return None
+            facts, arrays = stored
             views = tuple(torch.from_numpy(arrays[f"view_{v}"]).to(self._device) for v in range(facts["views"]))
             points = AttackedPoints(views, dict(facts["details"]), tuple(facts["curve"]))
             rows = torch.from_numpy(arrays["rows"]).to(self._device)
             found = Attempt(rows=rows, points=points, **{name: facts[name] for name in _COSTS})
-        except (OSError, ValueError, KeyError, TypeError):
+        except _DAMAGED:
             return None
         self._names.add(f"{key}.npz")
         return found
@@ -48,16 +46,40 @@ class FolderMemory:
         """As in `Memory`. Raises: OSError if the folder cannot be written to."""
         points = attempt.points
         facts = {
-            "run": self._run,
             "views": len(points.views),
             "details": points.details,
             "curve": list(points.curve),
             **{name: getattr(attempt, name) for name in _COSTS},
         }
         arrays = {f"view_{v}": view.detach().cpu().numpy() for v, view in enumerate(points.views)}
+        self._write(key, facts, rows=attempt.rows.cpu().numpy(), **arrays)
+
+    def recall_flips(self, key: str) -> torch.Tensor | None:
+        """As in `Memory`, with what is damaged or of another run as above."""
+        try:
+            stored = self._read(key)
+            found = None if stored is None else torch.from_numpy(stored[1]["flipped"]).to(self._device)
+        except _DAMAGED:
+            return None
+        self._names.add(f"{key}.npz")
+        return found
+
+    def keep_flips(self, key: str, flipped: torch.Tensor) -> None:
+        """As in `Memory`. Raises: as `keep`."""
+        self._write(key, {}, flipped=flipped.cpu().numpy())
+
+    def _read(self, key: str) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+        content = read_file(str(self._folder), f"{key}.npz")
+        if content is None:
+            return None
+        arrays = arrays_in(content, str(self._folder))
+        facts = json.loads(str(arrays["facts"]))
+        return (facts, arrays) if facts["run"] == self._run else None
+
+    def _write(self, key: str, facts: dict[str, Any], **arrays: np.ndarray) -> None:
         buffer = io.BytesIO()
-        rows = attempt.rows.cpu().numpy()
-        np.savez_compressed(buffer, allow_pickle=False, facts=np.array(json.dumps(facts)), rows=rows, **arrays)
+        whole = np.array(json.dumps({"run": self._run, **facts}))
+        np.savez_compressed(buffer, allow_pickle=False, facts=whole, **arrays)
         write_file(str(self._folder), f"{key}.npz", buffer.getvalue())
         self._names.add(f"{key}.npz")
 
@@ -69,4 +91,5 @@ class FolderMemory:
             self._folder.rmdir()
 
 
+_DAMAGED = (OSError, ValueError, KeyError, TypeError)
 _COSTS = ("forwards", "backwards", "seconds")

@@ -441,6 +441,34 @@ def test_an_interrupted_evaluation_goes_on_behind_the_attacks_that_have_ended(
     assert found["metrics"] == expected["metrics"]
 
 
+def test_an_interrupted_evaluation_goes_on_behind_the_points_of_its_curve(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three attacks on curve and subsets of views end, the fourth is interrupted; the same command runs the others."""
+    ran: list[tuple[Any, ...]] = []
+    most = [3]
+    run = robustness.run_suite
+
+    def watched(model: Any, views: Any, threat: Any, **settings: Any) -> Any:
+        if len(ran) == most[0]:
+            raise KeyboardInterrupt
+        ran.append((threat.eps, threat.attacked_views))
+        return run(model, views, threat, **{**settings, "tier": "probe"})
+
+    monkeypatch.setattr(robustness, "run_suite", watched)
+    flags = ("--tier", "probe", "--samples", "10", "--checks", "quick", "--no-other-threats", "--json")
+    assert evaluate(str(checkpoint), *flags, "--out", str(tmp_path / "there")).code == 130
+    before, most[0] = list(ran), 99
+    ran.clear()
+    found = json.loads(evaluate(str(checkpoint), *flags, "--out", str(tmp_path / "there")).out)
+    after = list(ran)
+    ran.clear()
+    expected = json.loads(evaluate(str(checkpoint), *flags, "--out", str(tmp_path / "whole")).out)
+    assert (len(before), before + after) == (3, ran)
+    assert (found["eps_curve"], found["subsets"]) == (expected["eps_curve"], expected["subsets"])
+    assert not (tmp_path / "there" / "attacks").exists()
+
+
 @pytest.mark.parametrize("change", ["another run", "torn", "other rows"])
 def test_kept_attacks_that_do_not_fit_are_run_again(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
