@@ -245,6 +245,7 @@ def test_a_clock_that_jumps(tmp_path: Path, best: tuple[int, float], offset: int
     note(f"clock jumps by {offset} s", study.check(best), seconds)
 
 
+@pytest.mark.slow
 def test_ctrl_c_lets_the_round_end(tmp_path: Path, best: tuple[int, float]) -> None:
     """As a terminal does it: every process of the group gets the signal."""
     study = FaultStudy(tmp_path)
@@ -381,7 +382,12 @@ def test_ctrl_c_ends_a_study_whose_worker_is_stopped(tmp_path: Path, best: tuple
 @pytest.mark.parametrize(
     ("name", "number", "words"),
     [
-        ("gcs_server", signal.SIGKILL, r"Ray's head on this machine \(gcs_server, process \d+\) was ended by SIGKILL"),
+        pytest.param(
+            "gcs_server",
+            signal.SIGKILL,
+            r"Ray's head on this machine \(gcs_server, process \d+\) was ended by SIGKILL",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "raylet",
             signal.SIGKILL,

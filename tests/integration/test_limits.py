@@ -21,6 +21,7 @@ from study.driver import StudyBroken
 from study.driver import run as runner
 from study.driver.conductor import Conductor, StopNow, WorkersGone
 from study.driver.run import run_study
+from study.driver.words import verdict
 from study.planning.optuna_side import make_pruner
 from study.planning.suggestions import Suggestions
 from study.records import TrialRecord, WorkerAway
@@ -198,12 +199,13 @@ class Steps:
         self.conductor.tick()
 
     def verdict(self) -> tuple[int, str]:
-        return runner._verdict(self.spec, self.conductor, self.conductor.interrupt(), False)
+        return verdict(self.spec, self.conductor, self.conductor.interrupt(), False)
 
 
 # A storage that is away
 
 
+@pytest.mark.slow
 def test_a_storage_that_is_lost_while_a_worker_is_built_is_no_fault_of_the_trial(
     tiny_spec: SpecMaker, one_ray: None
 ) -> None:

@@ -45,6 +45,7 @@ def files_holding(secret: str, *folders: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_files_and_servers_give_the_same_study_and_keep_its_secrets(
     tmp_path: Path, postgres: Postgres, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -177,6 +177,7 @@ def test_a_trial_is_scored_on_the_part_that_it_has_not_seen(tmp_path: Path, monk
     data_parts.forget_parts()
 
 
+@pytest.mark.slow
 def test_a_study_whose_labels_raise_on_every_use_runs_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
