@@ -4,13 +4,16 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from ardmvc_core.evaluation.intervals import PooledSpread
 from study.ranking.label_free import NOT_CORRECTNESS, choice, feasible, guarded, ranked_by_kappa, shows_pra
-from study.ranking.objectives import pooled, spread, value
+from study.ranking.objectives import pooled, spread, upward, value
 from study.ranking.ranking import rank, scores
 from study.records import Goal, TrialRecord
 
 ALPHA = 0.05
 """A difference with a larger p value is no finding."""
+MOST_LIKELY, LEAST_SHARE = 3, 0.05
+"""Trials that are named as perhaps the best, and the probability below which none is."""
 LEAST_P = 0.001
 """Smaller p values are shown as below it."""
 
@@ -110,6 +113,16 @@ def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True) if w).rstrip() for row in table]
 
 
+def _likely_best(ranked: Sequence[TrialRecord], objective: Goal, shared: PooledSpread) -> str:
+    """The trials that may be the best under the noise of seeds, likeliest first: "likely best: trial 5 (0.62), …"."""
+    means = [upward(scores(record, [objective]) or (math.nan,), [objective])[0] for record in ranked]
+    found = sorted(zip(shared.best_probabilities(means), ranked, strict=True), key=lambda pair: -pair[0])
+    if math.isclose(found[0][0], found[-1][0]):
+        return "likely best: any of them, the trials differ by no more than their seeds do"
+    named = [f"trial {record.number} ({share:.2f})" for share, record in found[:MOST_LIKELY] if share >= LEAST_SHARE]
+    return f"likely best, with its probability under the noise of seeds: {', '.join(named)}"
+
+
 def _differences(ranked: Sequence[TrialRecord], beside: Sequence[TrialRecord], objective: Goal) -> list[str]:
     """One line per baseline: whether the best trial differs from it by more than chance.
 
@@ -131,4 +144,4 @@ def _differences(ranked: Sequence[TrialRecord], beside: Sequence[TrialRecord], o
         shown = f"p = {p:.3f}" if p >= LEAST_P else f"p < {LEAST_P}"
         noise = f"warning: {text}, within noise ({shown}): not a finding"
         lines.append(noise if p > ALPHA else f"{text}, more than noise ({shown})")
-    return lines
+    return lines if shared is None or len(ranked) < 2 else [*lines, _likely_best(ranked, objective, shared)]

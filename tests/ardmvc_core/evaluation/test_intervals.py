@@ -8,6 +8,7 @@ from scipy import stats
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from ardmvc_core.evaluation.intervals import (
+    PooledSpread,
     bootstrap_interval,
     expected_maximum_of,
     holm,
@@ -406,3 +407,37 @@ def test_expected_maximum_equals_a_simulation(n: int) -> None:
 def test_expected_maximum_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="n must be ≥ 1, got 0"):
         expected_maximum_of(0)
+
+
+# The likely best
+
+
+def test_the_better_of_two_by_hand() -> None:
+    """Means 0.9 and 0.7, error 0.05 each: of their variance 0.02 an eighth is noise, so that 7/8 of the difference is
+    kept, and 7/8 of the error's square. P = Φ(√(7/8) · 0.2 / (√2 · 0.05)) = Φ(2.6458)."""
+    shared = PooledSpread(deviation=0.05 * math.sqrt(2), seeds=2, freedom=2)
+    first, second = shared.best_probabilities([0.9, 0.7])
+    assert first == pytest.approx(0.995925, abs=1e-5)
+    assert first + second == pytest.approx(1)
+
+
+def test_means_that_differ_by_noise_only_are_equally_likely() -> None:
+    shared = PooledSpread(deviation=0.1, seeds=2, freedom=4)
+    assert shared.best_probabilities([0.50, 0.51, 0.49]) == pytest.approx([1 / 3] * 3)
+    assert shared.best_probabilities([0.5, 0.5]) == pytest.approx([0.5, 0.5])
+
+
+def test_without_noise_the_largest_is_the_best() -> None:
+    shared = PooledSpread(deviation=0.0, seeds=2, freedom=4)
+    assert shared.best_probabilities([0.5, 0.9, 0.9, 0.1]).tolist() == [0, 0.5, 0.5, 0]
+
+
+def test_the_probability_is_how_often_the_pick_is_the_best() -> None:
+    rng, shared = np.random.default_rng(0), PooledSpread(deviation=0.05 * math.sqrt(2), seeds=2, freedom=12)
+    said, held = [], []
+    for _ in range(1000):
+        truth = rng.normal(0.7, 0.08, 12)
+        found = shared.best_probabilities(truth + rng.normal(0, 0.05, 12))
+        said.append(found.max())
+        held.append(found.argmax() == truth.argmax())
+    assert np.mean(said) == pytest.approx(np.mean(held), abs=0.05)  # standard error 0.016

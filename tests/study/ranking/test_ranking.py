@@ -219,6 +219,15 @@ def test_a_difference_that_chance_makes_is_no_finding() -> None:
     assert lines[5] == "robust/acc differs from baseline trial 1 by 0.300, more than noise (p = 0.005)"
 
 
+def test_the_summary_ends_with_what_is_likely_best() -> None:
+    """Two seeds that vary by 0.1: an error of 0.0707 each. Of the variance 0.02 of the means a quarter is noise:
+    P = Φ(√0.75 · 0.2 / (√2 · 0.0707)) = Φ(1.732) = 0.958; of 0.0032 all is."""
+    likely = summary([trial(0, 0.9, spread=0.1, baseline=True), trial(1, 0.7, spread=0.1)], ROBUST).splitlines()[-1]
+    assert likely == "likely best, with its probability under the noise of seeds: trial 0 (0.96)"
+    likely = summary([trial(0, 0.78, spread=0.1, baseline=True), trial(1, 0.7, spread=0.1)], ROBUST).splitlines()[-1]
+    assert likely == "likely best: any of them, the trials differ by no more than their seeds do"
+
+
 @pytest.mark.parametrize("searched", [12, 25])
 @pytest.mark.parametrize("baselines", [1, 2])
 def test_equal_settings_are_seldom_told_apart_and_different_ones_are(searched: int, baselines: int) -> None:
