@@ -183,12 +183,13 @@ def connect(address: str | None, spec: StudySpec) -> None:
     # Ray prints what its processes say of each other, to stdout; what matters of it we find out ourselves.
     ray._private.worker.print_to_stdstream = _heard_of_ray
     what = f"cannot join the Ray cluster at {address!r}" if address else "Ray cannot start here"
-    slow = threading.Timer(START_SECONDS, give_up, [f"{what}: it takes longer than {START_SECONDS:.0f} s"])
-    slow.daemon = True
-    slow.start()
     options: dict[str, Any] = {"runtime_env": _our_code()}
     if not address:
         options = {"include_dashboard": False, "_temp_dir": _ray_folder()}
+    # It ends the process, so nothing between its start and its cancelling may leave this function.
+    slow = threading.Timer(START_SECONDS, give_up, [f"{what}: it takes longer than {START_SECONDS:.0f} s"])
+    slow.daemon = True
+    slow.start()
     try:
         with _databases_stay_here():
             # "local" so that a cluster which this machine happens to advertise is never joined by accident.

@@ -230,5 +230,5 @@ def test_a_study_from_before_data_were_known_goes_on_and_says_so_once(
 def test_a_dry_run_takes_the_time_from_trials_that_ran(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep.main(["tiny.yaml", "--dry-run"]) == 0
     assert "# time       none: every trial has run" in capsys.readouterr().out
-    assert sweep.main(["tiny.yaml", "--dry-run", "--trials", "5"]) == 0
-    assert "for 3 trials, by the 2 complete trials of this study" in capsys.readouterr().out
+    assert sweep.main(["tiny.yaml", "--dry-run", "--trials", "7"]) == 0
+    assert "for 3 trials, by the 4 complete trials of this study" in capsys.readouterr().out

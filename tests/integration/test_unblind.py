@@ -104,7 +104,7 @@ def test_too_few_trials_are_refused() -> None:
 def test_what_was_scored_is_not_scored_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def score(checkpoint: str, number: int) -> dict[str, float]:
+    def score(checkpoint: str, number: int, data: str | None) -> dict[str, float]:
         asked.append(number)
         return {"trial": number, "robust_acc": 0.5, "clean_acc": 1.0, "clean_loss": 0.1, "silhouette": 0.2}
 
@@ -131,10 +131,10 @@ def test_a_use_of_the_score_part_is_counted_with_those_of_others(
     spec = tiny_spec()
     ledger = Ledger.open_or_create(spec, study_url(spec.storage.path), None)
     ledger.note_score_use("part", "other.confirm-1")
-    saved = lambda checkpoint: SimpleNamespace(config=SimpleNamespace(dataset=checkpoint))  # noqa: E731
-    monkeypatch.setattr(unblind, "saved_facts", saved)
+    monkeypatch.setattr(unblind, "saved_facts", lambda checkpoint, data: None)
+    monkeypatch.setattr(unblind, "load_model", lambda *_, facts: (None, SimpleNamespace(dataset=None)))
     monkeypatch.setattr(unblind, "cached_parts", lambda dataset, protocol: {"score": SimpleNamespace(digest="part")})
-    monkeypatch.setattr(unblind, "_score", lambda checkpoint, number: asdict(TRUTHS[number]))
+    monkeypatch.setattr(unblind, "_score", lambda checkpoint, number, data: asdict(TRUTHS[number]))
     with pytest.raises(ValueError, match="at least 4 complete trials, got 3"):
         unblind.unblind(ledger, RECORDS[:3], str(tmp_path))
     assert ledger.score_uses("part") == ["other.confirm-1"]  # a refusal uses nothing

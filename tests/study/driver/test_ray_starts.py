@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,8 @@ def test_no_folder_for_ray(tiny_spec: SpecMaker, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/none"])
     with pytest.raises(StudyRefused, match=r"^Ray cannot start here: no folder can be made in .*; set RAY_TMPDIR to a"):
         ray_cluster.connect(None, tiny_spec())
+    # Nothing is left that would end this process when Ray should have started.
+    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
 
 
 def test_no_study_is_made_where_ray_has_no_folder(
