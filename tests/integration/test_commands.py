@@ -22,6 +22,9 @@ NEEDS = ("--address auto", "ui", "--unblind")
 test_real_clusters, test_pages_in_a_browser and test_data_identity."""
 
 
+LONG = ("compare", "confirm", "evaluate", "table1")
+
+
 def settings(*given: str) -> list[str]:
     return [word for each in given for word in ("--set", each)]
 
@@ -62,7 +65,7 @@ def one_each() -> list[object]:
             name,
             rest,
             marks=[pytest.mark.slow]
-            * (name in ("table1", "confirm") or re.search("strict|mnist", filled(name, rest)) is not None),
+            * (name in LONG or re.search("strict|mnist|--from", filled(name, rest)) is not None),
         )
         for (name, rest), page in found.items()
     ]

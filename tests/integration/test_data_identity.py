@@ -14,6 +14,7 @@ from tiny_studies import study_dict, write_study
 from study import confirm, evaluate, report, sweep
 from study.database.ledger import Ledger
 from study.database.score_uses import all_uses
+from study.reporting import unblinding
 from study.robustness.request import prepare
 from trainables.config import TrialConfig
 from trainables.trial import Trial
@@ -141,8 +142,13 @@ def test_a_moved_file_goes_on(here: Path, tmp_path: Path, capsys: pytest.Capture
 
 
 def test_an_unblinding_reads_a_moved_file_and_never_a_changed_one(
-    here: Path, tmp_path: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
+    here: Path,
+    tmp_path: Path,
+    refused: Refused,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(unblinding, "TRUTH_TIER", "probe")
     (here / "own.npz").rename(tmp_path / "renamed.npz")
     assert "own.npz: no such file" in refused(report.main, "tiny", "--unblind")
     write_data(here / "own.npz", scale=0.9)

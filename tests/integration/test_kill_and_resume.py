@@ -123,6 +123,7 @@ def test_mlflow_holds_one_finished_run_per_trial_under_one_parent(killed_and_und
         assert sorted(set(rounds)) == sorted(rounds) == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_more_trials_on_a_finished_study_add_exactly_the_difference(killed_and_undisturbed: dict[str, Any]) -> None:
     runs = killed_and_undisturbed["calm"]
     file = runs.parent / "tiny.yaml"

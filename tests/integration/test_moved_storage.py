@@ -23,6 +23,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
+@pytest.mark.slow
 def test_a_copy_is_used_and_the_original_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old, new = tmp_path / "ol#d 50%41" / "runs", tmp_path / "a?b #c%41 [ü]" / "runs"
     trial = {**study_dict(tmp_path)["trial"], "epochs": 1}

@@ -121,6 +121,7 @@ def rows_of(url: str) -> dict[str, list[list[object]]]:
         return {name: [list(row) for row in connection.execute(sa.text(f'SELECT * FROM "{name}"'))] for name in tables}
 
 
+@pytest.mark.slow
 def test_the_data_travel_once_and_the_code_comes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers on nodes that have neither the file nor the packages: both are gone, or hidden, once the driver runs."""
     generator = np.random.default_rng(1)
@@ -267,6 +268,7 @@ def test_a_head_that_is_killed_under_its_driver(
     note("head of a cluster SIGKILLed", study.check(None), seconds)
 
 
+@pytest.mark.slow
 def test_a_cluster_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The head's own record of its versions is changed; Ray reads it when a driver joins."""
     file = tmp_path / "tiny.yaml"

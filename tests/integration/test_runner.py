@@ -41,6 +41,7 @@ def records_of(spec: StudySpec) -> list[TrialRecord]:
     return Ledger.open_existing(spec.name, study_url(Path(spec.storage.path))).records()
 
 
+@pytest.mark.slow
 def test_each_accident_ends_its_own_trial_with_a_reason(
     tiny_spec: SpecMaker, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -204,6 +205,7 @@ def test_ctrl_c_leaves_the_open_trial_waiting_and_exits_with_130(tmp_path: Path)
     assert [run.info.status for run in runs] == ["FINISHED"] * 4
 
 
+@pytest.mark.slow
 def test_a_database_that_breaks_stops_the_driver_and_loses_nothing(
     tiny_spec: SpecMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"folder": folder, "before": before, "again": run(folder, *models), "models": models}
 
 
+@pytest.mark.slow
 def test_a_killed_table_goes_on_and_repeats_no_finished_cell(killed: dict[str, Any]) -> None:
     assert killed["again"].returncode == 0, killed["again"].stderr
     after = records_of(killed["folder"])
@@ -81,6 +82,7 @@ def test_a_killed_table_goes_on_and_repeats_no_finished_cell(killed: dict[str, A
     assert "trial 2  started" in killed["again"].stderr
 
 
+@pytest.mark.slow
 def test_every_cell_holds_both_protocols(killed: dict[str, Any]) -> None:
     for record in records_of(killed["folder"]):
         for name in ("official/pre", "official/post", "clean", "robust"):
@@ -88,6 +90,7 @@ def test_every_cell_holds_both_protocols(killed: dict[str, Any]) -> None:
                 assert -0.5 <= record.metrics[f"{name}/{metric}"] <= 1
 
 
+@pytest.mark.slow
 def test_mlflow_has_one_parent_and_one_child_per_cell(killed: dict[str, Any]) -> None:
     from mlflow import MlflowClient
 
@@ -104,6 +107,7 @@ def test_mlflow_has_one_parent_and_one_child_per_cell(killed: dict[str, Any]) ->
         assert child.data.metrics["official/post/acc"] == record.metrics["official/post/acc"]
 
 
+@pytest.mark.slow
 def test_the_files_hold_the_numbers_of_the_database(killed: dict[str, Any]) -> None:
     out = killed["folder"] / "out"
     assert sorted(file.name for file in out.iterdir()) == ["table1.csv", "table1.md", "table1.png", "table1.tex"]
@@ -164,6 +168,7 @@ def test_a_failed_cell_is_tried_again_by_the_same_command_and_by_others(
     assert call("comvc") == ["simvc", "comvc", "comvc"]
 
 
+@pytest.mark.slow
 def test_show_prints_what_there_is_and_starts_nothing(
     killed: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

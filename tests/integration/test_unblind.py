@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from tiny_studies import study_dict
 
 from ardmvc_core.data import DatasetConfig
 from ardmvc_core.data.locked import trapped
+from ardmvc_core.selection.validation import validate_criterion
 from study.database.engine import study_url
 from study.database.ledger import Ledger
 from study.driver.run import run_study
@@ -26,6 +28,12 @@ from trainables.trial import Trial
 
 ROBUST = [0.1, 0.4, 0.3, 0.8, 0.6, 0.7]
 PRA = [0.15, 0.35, 0.4, 0.75, 0.7, 0.6]
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds of intervals are tested where they are made."""
+    monkeypatch.setattr(unblind, "validate_criterion", partial(validate_criterion, resamples=200))
 
 
 def record(number: int, pra: float, **metrics: float) -> TrialRecord:
