@@ -18,7 +18,7 @@ from ardmvc_core.evaluation.worst_case import evaluate_suite
 from trainables.building import load_model
 from trainables.data_parts import cached_parts
 from trainables.saved_trial import saved_facts
-from trainables.surrogates import COUNTS, train_surrogates
+from trainables.surrogates import tier_surrogates
 
 METRIC = "robust/acc"
 
@@ -29,8 +29,7 @@ def seeds_under_standard(checkpoint: str) -> list[float]:
     config = facts.config
     parts = {name: part.data for name, part in cached_parts(config.dataset, "strict").items()}
     budget = replace(config.evaluation, tier="standard").resolve(config.dataset.name, len(parts["tune"].views))
-    trained = train_surrogates(config, parts["attacker"], COUNTS["standard"], seed=budget.seed)
-    surrogates = [one.model for one in trained if not one.failure]
+    surrogates = tier_surrogates(config, parts["attacker"], "standard", budget.seed)
     found = []
     for repeat in range(config.repeats):
         model, _ = load_model(checkpoint, torch.device("cpu"), repeat, facts)

@@ -19,7 +19,7 @@ from ardmvc_core.attacks.tiers import Tier
 from ardmvc_core.evaluation.worst_case import evaluate_suite
 from ardmvc_core.training import calibrate
 from trainables.config import TrialConfig
-from trainables.surrogates import COUNTS, train_surrogates
+from trainables.surrogates import tier_surrogates
 from trainables.trial import Trial
 
 SAMPLES = 100
@@ -97,8 +97,8 @@ def trained(config: TrialConfig, file: Path) -> Trial:
 def measured(trial: Trial, tier: Tier) -> dict[str, Any]:
     """Scores, passes and seconds of a tier."""
     (run,), parts = trial.runs, trial.parts["strict"]
-    attacker, count = parts["attacker"], COUNTS.get(tier, 0)
-    surrogates = [one.model for one in train_surrogates(trial.config, attacker, count, seed=7) if not one.failure]
+    attacker = parts["attacker"]
+    surrogates = tier_surrogates(trial.config, attacker, tier, seed=7)
     budget, begin = replace(trial.budget, tier=tier), time.perf_counter()
     suite = evaluate_suite(run.trainer.model, parts["tune"], attacker.views, budget, surrogates=surrogates)
     values = suite.evaluation.values

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ardmvc_core.attacks.tiers import Tier
 from ardmvc_core.data.dataset import MultiViewDataset
 from ardmvc_core.models import MODELS
 from ardmvc_core.seeding import derive_seed, global_rng_state, seed_everything, set_global_rng_state
@@ -54,6 +55,13 @@ def surrogate_configs(config: TrialConfig, count: int, seed: int) -> tuple[Trial
             changes["model"] = MODELS[OTHERS[(number - 1) % len(OTHERS)]].config()
         found.append(config.model_copy(update=changes))
     return tuple(found)
+
+
+def tier_surrogates(config: TrialConfig, data: MultiViewDataset, tier: Tier, seed: int) -> tuple[nn.Module, ...]:
+    """The models of use for a tier's transfer attack; none where it has no such attack. Args: as `train_surrogates`."""
+    count = COUNTS.get(tier, 0)
+    trained = train_surrogates(config, data, count, seed=seed) if count else ()
+    return tuple(one.model for one in trained if not one.failure)
 
 
 def train_surrogates(

@@ -40,7 +40,7 @@ from trainables.saved_trial import (
     saved_state,
     unchanged_if_refused,
 )
-from trainables.surrogates import COUNTS, train_surrogates
+from trainables.surrogates import tier_surrogates
 
 SECOND_PARTITION = (
     "select/…: other voters agree on a second stable partition, so that the vote may be for one that is not the classes"
@@ -185,11 +185,9 @@ class Trial:
 
     def _surrogates(self, attacker: MultiViewDataset) -> tuple[nn.Module, ...]:
         """What the transfer attack makes its points on, where the tier has one; the same for every seed of a trial."""
-        count = COUNTS.get(self.budget.tier, 0)
-        if count and self._trained_surrogates is None:
-            trained = train_surrogates(self.config, attacker, count, seed=self.budget.seed)
-            self._trained_surrogates = tuple(one.model for one in trained if not one.failure)
-        return self._trained_surrogates or ()
+        if self._trained_surrogates is None:
+            self._trained_surrogates = tier_surrogates(self.config, attacker, self.budget.tier, self.budget.seed)
+        return self._trained_surrogates
 
     def _selected(self, found: Evaluation, model: nn.Module, scored: MultiViewDataset, attacked: str) -> Evaluation:
         """With the scores that need no labels, where the trial has a reference.

@@ -32,7 +32,7 @@ from study.planning.suggestions import Suggestions
 from study.spec.study_spec import StudySpec, load_spec
 from trainables.config import TrialConfig
 from trainables.files import write_whole
-from trainables.surrogates import COUNTS, train_surrogates
+from trainables.surrogates import tier_surrogates
 from trainables.trial import Trial
 
 SETTINGS, SEEDS, ROUNDS = 102, 5, 4
@@ -100,9 +100,8 @@ def scored(trial: Trial, tier: Tier) -> dict[str, float]:
     """Clean and robust ACC on the score part, which no search reads."""
     model, parts = trial.trainers[0].model, trial.parts["strict"]
     budget = replace(trial.budget, tier=tier, samples=None)
-    count, attacker = COUNTS.get(tier, 0), parts["attacker"]
-    trained = train_surrogates(trial.config, attacker, count, seed=budget.seed) if count else []
-    surrogates = [each.model for each in trained if not each.failure]
+    attacker = parts["attacker"]
+    surrogates = tier_surrogates(trial.config, attacker, tier, budget.seed)
     begin = time.monotonic()
     suite = evaluate_suite(model, parts["score"], attacker.views, budget, surrogates=surrogates)
     found = suite.evaluation.values
