@@ -427,6 +427,12 @@ def test_means_that_differ_by_noise_only_are_equally_likely() -> None:
     assert shared.best_probabilities([0.5, 0.5]) == pytest.approx([0.5, 0.5])
 
 
+def test_a_noise_that_is_tiny_beside_the_differences_is_met_by_the_integral() -> None:
+    """Two differ by one error of 1e-6, a third is 800,000 of them behind: P = Φ(1 / √2) = 0.7602 for the first."""
+    shared = PooledSpread(deviation=1e-6 * math.sqrt(2), seeds=2, freedom=4)
+    assert shared.best_probabilities([0.9, 0.9 - 1e-6, 0.1]) == pytest.approx([0.7602, 0.2398, 0], abs=1e-4)
+
+
 def test_without_noise_the_largest_is_the_best() -> None:
     shared = PooledSpread(deviation=0.0, seeds=2, freedom=4)
     assert shared.best_probabilities([0.5, 0.9, 0.9, 0.1]).tolist() == [0, 0.5, 0.5, 0]
