@@ -31,7 +31,7 @@ def seeds_under_standard(checkpoint: str) -> list[float]:
     budget = replace(config.evaluation, tier="standard").resolve(config.dataset.name, len(parts["tune"].views))
     surrogates = tier_surrogates(config, parts["attacker"], "standard", budget.seed)
     found = []
-    for repeat in range(config.repeats):
+    for repeat in range(facts.models):
         model, _ = load_model(checkpoint, torch.device("cpu"), repeat, facts)
         suite = evaluate_suite(model, parts["tune"], parts["attacker"].views, budget, surrogates=surrogates)
         found.append(suite.evaluation.values[METRIC])

@@ -24,6 +24,8 @@ class Goal:
 
     metric: str
     mode: str
+    floors: tuple[tuple[str, float], ...] = ()
+    """Metrics that a trial must have at least so much of to be ranked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,9 @@ class TrialRecord:
     round: int = 0
     """Rounds reported so far."""
     rounds: int = 0
-    """Rounds of a complete trial."""
+    """Rounds that it comes to; where a search gives them out bit by bit, those that it was given so far."""
+    leg: int = 0
+    """Rounds in which one seed, or the first ones side by side, are trained; 0: all."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Flat metrics of the last report; `spread/<metric>` is the standard deviation over the trial's seeds."""
     history: tuple[tuple[int, int, dict[str, float]], ...] = ()
@@ -81,6 +85,39 @@ class TrialRecord:
     @property
     def finished(self) -> bool:
         return self.state in FINISHED
+
+    @property
+    def rests(self) -> bool:
+        """Whether it has done what it was given, and waits for the search to say how it goes on."""
+        return not self.finished and bool(self.leg) and 0 < self.rounds <= self.round
+
+    @property
+    def given(self) -> int:
+        """Rounds that were given out to it, in whatever way."""
+        return max(self.round, self.rounds)
+
+    @property
+    def legs_behind(self) -> int:
+        """Legs that are trained to their end."""
+        return self.round // (self.leg or self.rounds or 1)
+
+    @property
+    def judged(self) -> bool:
+        """Whether its scores can be compared: it is complete, or a leg of it is."""
+        return self.state == "COMPLETE" or (not self.finished and bool(self.leg) and self.legs_behind > 0)
+
+    @property
+    def seeds(self) -> int:
+        """Seeds that its last report is the mean of."""
+        repeats = self.config.get("repeats", 1)
+        if isinstance(repeats, int):
+            return repeats
+        return int(repeats["first"]) + max(0, self.legs_behind - 1)
+
+    @property
+    def goal(self) -> int:
+        """Rounds until the seed that it is at is trained."""
+        return -(-max(self.rounds, 1) // self.leg) * self.leg if self.leg else self.rounds
 
 
 @dataclass(frozen=True)

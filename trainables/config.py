@@ -57,6 +57,23 @@ class SelectionConfig:
         check_values(self)
 
 
+class Repeats(BaseModel):
+    """Seeds that are trained one after another, as many as a study finds worth it: noise costs no more than it must."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    first: int = Field(default=1, ge=1, le=1_000)
+    """Seeds that every trial is trained with, side by side."""
+    most: int = Field(default=5, ge=1, le=1_000)
+    """Seeds that a trial may come to; every further one is trained by itself."""
+
+    @model_validator(mode="after")
+    def _check_order(self) -> "Repeats":
+        if self.most < self.first:
+            raise ValueError(f"most must be ≥ first = {self.first}, got {self.most}")
+        return self
+
+
 class TrialConfig(BaseModel):
     """A model trained on a data set, and how it is scored."""
 
@@ -91,8 +108,9 @@ class TrialConfig(BaseModel):
     """Epochs of the method's main training; pre-training has its own number, in the model's config."""
     batch_size: int = Field(default=100, ge=2, le=10**6)
     """Samples per optimizer step; contrastive and sample-pair terms need at least two."""
-    repeats: int = Field(default=1, ge=1, le=1_000)
-    """Seeds that the trial is trained with and averaged over."""
+    repeats: Annotated[int, Field(ge=1, le=1_000)] | Repeats = 1
+    """Seeds that the trial is trained with and averaged over; `{first: 1, most: 5}` begins with one, and a study gives
+    further ones to the trials that may be the best."""
     evaluate_every: int = Field(default=5, ge=1, le=100_000)
     """Epochs per round: after each round the trial reports, is checkpointed and may be pruned."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -126,6 +144,24 @@ class TrialConfig(BaseModel):
         object.__setattr__(self, "evaluation", replace(self.evaluation, eps=eps))
         return self
 
+    @model_validator(mode="after")
+    def _check_repeats(self) -> "TrialConfig":
+        if isinstance(self.repeats, Repeats) and self.protocol == "both":
+            raise ValueError("repeats must be a whole number with protocol both, got {first, most}")
+        return self
+
+    @property
+    def legs(self) -> tuple[int, ...]:
+        """Seeds of each leg of the trial: those of a leg are trained side by side, one leg after another."""
+        if isinstance(self.repeats, int):
+            return (self.repeats,)
+        return (self.repeats.first, *[1] * (self.repeats.most - self.repeats.first))
+
+    @property
+    def seeds(self) -> int:
+        """Seeds that the trial comes to at most."""
+        return sum(self.legs)
+
     @property
     def labels_locked(self) -> bool:
         """Whether trials see no labels."""
@@ -154,9 +190,14 @@ class TrialConfig(BaseModel):
         return sum(stage.epochs for stage in MODELS[self.model.name].stages(self.model, self.epochs))
 
     @property
-    def rounds(self) -> int:
-        """Reports of a trial that is not stopped early; the last round may be shorter."""
+    def leg_rounds(self) -> int:
+        """Reports of one leg; its last round may be shorter, and holds the whole evaluation."""
         return math.ceil(self.total_epochs / self.evaluate_every)
+
+    @property
+    def rounds(self) -> int:
+        """Reports of a trial that is not stopped early."""
+        return self.leg_rounds * len(self.legs)
 
 
 class AttackTrialConfig(BaseModel):
@@ -203,3 +244,6 @@ class AttackTrialConfig(BaseModel):
     def rounds(self) -> int:
         """Reports of a trial that is not stopped early; the last round may be shorter."""
         return math.ceil(self.attack.epochs / self.evaluate_every)
+
+    leg_rounds = rounds
+    """An attacker has one seed."""

@@ -44,5 +44,6 @@ class RoundLimit:
 
 
 def is_last(report: Mapping[str, float]) -> bool:
-    """Whether the round after the reported one is its trial's last."""
-    return report["round"] + 1 >= report["rounds"]
+    """Whether the round after the reported one is the last of its seed's training."""
+    next_ = report["round"] + 1
+    return next_ >= report["rounds"] or next_ % report.get("leg_rounds", report["rounds"]) == 0

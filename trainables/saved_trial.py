@@ -50,8 +50,15 @@ class SavedFacts(BaseModel):
     config: TrialConfig
     contents: dict[str, str] = {}
     """Part of the data → digest of its content."""
+    seeds: int | None = Field(default=None, ge=1)
+    """Seeds whose training is behind it, where they are trained one after another."""
     reference_entropy: float | None = Field(default=None, ge=0)
     """Evenness of the study's reference partition, where it has one."""
+
+    @property
+    def models(self) -> int:
+        """How many models it holds that are trained to their end."""
+        return self.config.seeds if self.seeds is None else self.seeds
 
 
 class HasState(Protocol):

@@ -46,7 +46,7 @@ class TrialTrainable(tune.Trainable):
 
     Ray's config holds `config` (the trial's, as JSON), `number`, `threads`, `folder` (of the trial's checkpoints),
     `resume` (recorded checkpoints, newest first), `patience` (seconds that a failing storage is tried again), `limit`
-    (of a round, as `RoundLimit` has it), `rounds_behind`, `rounds_left` and `beat` (what the worker's heartbeat is told
+    (of a round, as `RoundLimit` has it), `rounds_behind`, `whole` (whether the next round holds the whole evaluation) and `beat` (what the worker's heartbeat is told
     under). Ray's own checkpoints are not used: a trial that lost its worker is given out again by the driver, from what
     the study's database has recorded.
     """
@@ -67,7 +67,7 @@ class TrialTrainable(tune.Trainable):
         beat_as(config["beat"])
         torch.set_num_threads(config["threads"])
         self.trial = None  # an actor that is used again must not hold two trials in memory
-        self._limit, self._last = RoundLimit(**config["limit"]), config["rounds_left"] <= 1
+        self._limit, self._last = RoundLimit(**config["limit"]), config["whole"]
         self._behind = config["rounds_behind"]
         self._patience = float(config["patience"])
         self._checkpoints = Checkpoints(config["folder"], patience=self._patience, files=self.files, tell=tell)
@@ -164,10 +164,7 @@ class ModelTrainable(TrialTrainable):
     files = FILES
 
     def build(self, config: dict[str, Any]) -> RunsInRounds:
-        trial = Trial(TrialConfig.model_validate(config))
-        for trainer in trial.trainers:
-            _count_passes(trainer.model)
-        return trial
+        return Trial(TrialConfig.model_validate(config), _count_passes)
 
 
 class AttackTrainable(TrialTrainable):

@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,12 +60,39 @@ class SeedRun:
     trainer: Trainer
 
 
-class Trial:
-    """Trains `repeats` models that differ by their seed only, under each protocol, and reports their means."""
+@dataclass(frozen=True)
+class SeedResult:
+    """What was found of one seed whose training is behind it."""
 
-    def __init__(self, config: TrialConfig) -> None:
-        """Raises: ValueError, or its child DataError, for a config or data that cannot be run."""
-        self.config = config
+    losses: dict[str, float]
+    metrics: dict[str, float]
+    arrays: dict[str, np.ndarray]
+    warnings: tuple[str, ...]
+
+    def state_dict(self) -> dict[str, Any]:
+        arrays = {name: torch.from_numpy(array) for name, array in self.arrays.items()}
+        return {"losses": self.losses, "metrics": self.metrics, "arrays": arrays, "warnings": list(self.warnings)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "SeedResult":
+        """Raises: KeyError, TypeError, AttributeError if it is none."""
+        losses, metrics = ({str(k): float(v) for k, v in state[name].items()} for name in ("losses", "metrics"))
+        arrays = {str(name): tensor.numpy() for name, tensor in state["arrays"].items()}
+        return cls(losses, metrics, arrays, tuple(map(str, state["warnings"])))
+
+
+class Trial:
+    """Trains models that differ by their seed only, under each protocol, and reports their means.
+
+    The seeds of a leg (`TrialConfig.legs`) are trained side by side, one leg after another: what is reported is the
+    mean over all seeds whose training is behind them, and in the first leg over those that are trained.
+    """
+
+    def __init__(self, config: TrialConfig, watch: Callable[[nn.Module], None] = lambda model: None) -> None:
+        """Args: watch: told of every model that is made.
+        Raises: ValueError, or its child DataError, for a config or data that cannot be run.
+        """
+        self.config, self._watch = config, watch
         self.device = pick_device(config.device)
         self.parts: dict[Protocol, dict[str, MultiViewDataset]] = {}
         self.part_digests: dict[str, str] = {}
@@ -84,11 +111,9 @@ class Trial:
         self._trained_surrogates: tuple[nn.Module, ...] | None = None
         self.method = MODELS[config.model.name]
         seed_everything(derive_seed(config.seed, "global"))
-        self.runs = [
-            SeedRun(protocol, seed, self._trainer(protocol, seed))
-            for protocol in self.parts
-            for seed in (derive_seed(config.seed, "repeat", repeat) for repeat in range(config.repeats))
-        ]
+        self._legs = [self._leg(0)]
+        self._behind: list[SeedResult] = []
+        """Of the seeds of earlier legs, under the decisive protocol."""
         self.budget = config.evaluation.resolve(config.dataset.name, len(self.runs[0].trainer.views))
         self.reference = study_reference(config) if config.selection else None
 
@@ -103,21 +128,41 @@ class Trial:
         marks += ["score"] if self.config.score_on == "score" else []
         return "-".join(marks)
 
+    def _leg(self, leg: int) -> list[SeedRun]:
+        """Models of a leg, untrained."""
+        before, own = sum(self.config.legs[:leg]), self.config.legs[leg]
+        return [
+            SeedRun(protocol, seed, self._trainer(protocol, seed))
+            for protocol in self.parts
+            for seed in (derive_seed(self.config.seed, "repeat", repeat) for repeat in range(before, before + own))
+        ]
+
     def _trainer(self, protocol: Protocol, seed: int) -> Trainer:
         config, train = self.config, self.parts[protocol]["train"]
         model = build_model(config, protocol, train.view_shapes, train.n_clusters, seed).to(self.device)
+        self._watch(model)
         stages = self.method.stages(config.model, config.epochs)
         batch_size, precision = config.batch_size, config.precision
         return Trainer(model, stages, train.views, batch_size=batch_size, seed=seed, precision=precision)
 
     @property
+    def runs(self) -> list[SeedRun]:
+        """Of every leg that was begun: those of the first protocol, seed by seed, then those of the second."""
+        return [run for leg in self._legs for run in leg]
+
+    @property
     def trainers(self) -> list[Trainer]:
-        """Of every run: those of the first protocol, seed by seed, then those of the second."""
+        """Of every run."""
         return [run.trainer for run in self.runs]
 
     @property
     def rounds(self) -> int:
-        return math.ceil(self.trainers[0].epochs / self.config.evaluate_every)
+        return self.config.rounds
+
+    @property
+    def seeds(self) -> int:
+        """Seeds whose training is behind them, or all of a trial of one leg."""
+        return sum(self.config.legs[: max(1, self.round // self.config.leg_rounds)])
 
     @property
     def finished(self) -> bool:
@@ -132,8 +177,11 @@ class Trial:
         if self.finished:
             raise RuntimeError(f"the trial is finished: {self.round} of {self.rounds} rounds")
         begin = time.monotonic()
+        leg, last = self.round // self.config.leg_rounds, (self.round + 1) % self.config.leg_rounds == 0
+        if leg == len(self._legs):
+            self._legs.append(self._leg(leg))
         losses = []
-        for run in self.runs:
+        for run in self._legs[leg]:
             try:
                 losses.append(self._train_round(run.trainer))
             except NonFiniteLoss as error:
@@ -141,25 +189,41 @@ class Trial:
                 return self._report({}, begin)
         trained = time.monotonic()
         self.round += 1
-        evaluations = [self._evaluate(run) for run in self.runs]
-        decisive = evaluations[: self.config.repeats]
-        self._arrays = {
-            **evaluations[0].arrays(),
-            **per_seed([found.metrics() for found in decisive]),
-            **per_sample([found.arrays() for found in decisive]),
-        }
-        self.warnings = sorted({warning for found in evaluations for warning in found.warnings})
-        # Losses of the decisive protocol: over both, a spread would not be one over seeds.
-        metrics = aggregate(losses[: self.config.repeats])
-        for protocol in self.parts:
-            pairs = zip(self.runs, evaluations, strict=True)
-            metrics |= aggregate([found.metrics() for run, found in pairs if run.protocol == protocol])
-        if self.reference is not None and self.finished and len(decisive) > 1:
-            metrics["select/seed_agreement"] = seed_agreement([found.arrays()["clusters/clean"] for found in decisive])
+        metrics = self._judged(leg, losses, last=last)
         self.train_seconds += trained - begin
         metrics["time/train_s"] = self.train_seconds
         metrics["time/evaluate_s"] = self.seconds + time.monotonic() - begin - self.train_seconds
         return self._report(metrics, begin)
+
+    def _judged(self, leg: int, losses: Sequence[dict[str, float]], *, last: bool) -> dict[str, float]:
+        """Metrics of the round that has ended. Args: last: whether it was its leg's last."""
+        if leg and not last:  # nobody stops a further seed early, so nobody asks how it does
+            return self._means(self._behind, whole=True)
+        runs = self._legs[leg]
+        evaluations = [self._evaluate(run, last=last) for run in runs]
+        # Losses of the decisive protocol: over both, a spread would not be one over seeds.
+        decisive = zip(losses, evaluations[: self.config.legs[leg]], strict=False)
+        found = [SeedResult(own, each.metrics(), each.arrays(), each.warnings) for own, each in decisive]
+        metrics = self._means([*self._behind, *found], whole=last)
+        said = {text for each in evaluations for text in each.warnings}
+        self.warnings = sorted(said.union(*(each.warnings for each in self._behind)))
+        if others := [each.metrics() for each in evaluations[self.config.legs[leg] :]]:
+            metrics |= aggregate(others)
+        if last:
+            self._behind += found
+        return metrics
+
+    def _means(self, found: Sequence[SeedResult], *, whole: bool) -> dict[str, float]:
+        """Metrics over the seeds, whose arrays are kept. Args: whole: whether their training is behind them."""
+        self._arrays = {
+            **found[0].arrays,
+            **per_seed([each.metrics for each in found]),
+            **per_sample([each.arrays for each in found]),
+        }
+        metrics = aggregate([each.losses | each.metrics for each in found])
+        if self.reference is not None and whole and len(found) > 1:
+            metrics["select/seed_agreement"] = seed_agreement([each.arrays["clusters/clean"] for each in found])
+        return metrics
 
     def _train_round(self, trainer: Trainer) -> dict[str, float]:
         losses: dict[str, float] = {}
@@ -167,8 +231,8 @@ class Trial:
             losses = trainer.run_epoch()
         return {f"loss/{name}": value for name, value in losses.items()}
 
-    def _evaluate(self, run: SeedRun) -> Evaluation:
-        parts, model, last = self.parts[run.protocol], run.trainer.model, self.round >= self.rounds
+    def _evaluate(self, run: SeedRun, *, last: bool) -> Evaluation:
+        parts, model = self.parts[run.protocol], run.trainer.model
         if run.protocol == "official" and "strict" in self.parts and not last:
             # The published protocol has no probe; beside the strict one, that one's is the one that counts.
             return Evaluation({}, {})
@@ -210,7 +274,8 @@ class Trial:
     def _report(self, metrics: Mapping[str, float], begin: float) -> Report:
         self.seconds += time.monotonic() - begin
         report: Report = {**metrics, "round": self.round, "rounds": self.rounds, "seconds": self.seconds}
-        report |= {"budget": self.ruler, "warnings": json.dumps(self.warnings), "done": self.finished}
+        report |= {"leg_rounds": self.config.leg_rounds, "budget": self.ruler}
+        report |= {"warnings": json.dumps(self.warnings), "done": self.finished}
         if self.failure:
             report["failure"] = self.failure
         return report
@@ -223,12 +288,14 @@ class Trial:
             "train_seconds": self.train_seconds,
             "failure": self.failure,
             "trainers": [trainer.state_dict() for trainer in self.trainers],
+            "behind": [each.state_dict() for each in self._behind] if len(self.config.legs) > 1 else [],
         }
         torch.save(state, folder / STATE_FILE)
         facts = {
             "config": self.config.model_dump(mode="json"),
             "contents": self.part_digests,
             "budget": self.budget.digest(),
+            "seeds": self.seeds,
             "reference": self.reference.digest() if self.reference else None,
             "reference_entropy": self.reference.entropy if self.reference else None,
         }
@@ -248,17 +315,39 @@ class Trial:
         if changed := other_parts(saved.contents, self.part_digests):
             raise ValueError(f"the checkpoint {folder} was written by a trial on other data ({changed})")
         state = saved_state(str(folder))
+        with parsing(folder, STATE_FILE, passing=NO_MEMORY):
+            legs, behind = self._saved_legs(state)
+        trainers = [run.trainer for leg in legs for run in leg]
         with parsing(folder, STATE_FILE, passing=NO_MEMORY), unchanged_if_refused(*self.trainers):
             round_, seconds = saved_progress(state, self.rounds)
-            for trainer, trainer_state in zip(self.trainers, state["trainers"], strict=True):
+            for trainer, trainer_state in zip(trainers, state["trainers"], strict=True):
                 check_weights(trainer_state["model"], trainer.model.state_dict())
                 trainer.load_state_dict(trainer_state)
-                if trainer.epoch != min(round_ * self.config.evaluate_every, trainer.epochs):
-                    raise ValueError(f"its epoch is {trainer.epoch} in round {round_}")
+            for leg, runs in enumerate(legs):
+                epochs = (round_ - leg * self.config.leg_rounds) * self.config.evaluate_every
+                for trainer in (run.trainer for run in runs):
+                    if trainer.epoch != min(epochs, trainer.epochs):
+                        raise ValueError(f"its epoch is {trainer.epoch} in round {round_}")
             failure = None if state["failure"] is None else str(state["failure"])
             train_seconds = saved_seconds(state, "train_seconds")
+        self._legs, self._behind = legs, behind
         self.round, self.seconds, self.failure = round_, seconds, failure
         self.train_seconds = train_seconds
+        if behind:
+            self._means(behind, whole=True)
+            self.warnings = sorted({text for each in behind for text in each.warnings})
+
+    def _saved_legs(self, state: Mapping[str, Any]) -> tuple[list[list[SeedRun]], list[SeedResult]]:
+        """The legs that a state has begun, their models as they are now, and what was found of the seeds behind.
+
+        Raises: ValueError or KeyError if it is the state of no such trial.
+        """
+        behind = [SeedResult.from_state(each) for each in state.get("behind", [])]
+        round_, each = saved_progress(state, self.rounds)[0], self.config.leg_rounds
+        begun = max(1, math.ceil(round_ / each))
+        if len(self.config.legs) > 1 and len(behind) != (seeds := sum(self.config.legs[: round_ // each])):
+            raise ValueError(f"it holds what was found of {len(behind)} seeds, and {seeds} are behind it")
+        return [self._legs[leg] if leg < len(self._legs) else self._leg(leg) for leg in range(begun)], behind
 
 
 def aggregate(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -29,7 +29,7 @@ from study.database.engine import (
 from study.database.identity import Contents, data_differences, extends, identity_of, list_differences
 from study.database.lease import Lease, LeaseLost
 from study.database.score_uses import note_use, uses_of
-from study.database.trials import ATTEMPT, ROUND, Trials, next_order, record_of
+from study.database.trials import ATTEMPT, ROUND, Trials, facts_of, next_order, record_of
 from study.places import absolute
 from study.provenance import git_commit
 from study.ranking.objectives import goals
@@ -42,6 +42,10 @@ if TYPE_CHECKING:  # it brings torch, and commands that only look at a study are
 
 logger = logging.getLogger(__name__)
 
+QUEUED = "queued:"
+"""Prefix of the study's attributes that hold points that people ask for; the place in the queue follows."""
+STEP = "step:"
+"""Prefix of the study's attributes that hold the steps of its search; the index follows."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
 """Seconds between attempts while the database does not answer; doubled each time."""
 
@@ -236,12 +240,19 @@ class Ledger:
         overrides: Mapping[str, Any],
         config: Mapping[str, Any],
         rounds: int,
+        leg: int = 0,
         baseline: bool,
+        queued: int | None = None,
         params: Mapping[str, Any],
         distributions: Mapping[str, BaseDistribution],
     ) -> int:
-        """A new running trial, written in one transaction. Returns: its number."""
+        """A new running trial, written in one transaction.
+
+        Args: rounds, leg: as in `TrialRecord`. queued: the place in `queued` that its point comes from.
+        Returns: its number.
+        """
         facts = {"overrides": dict(overrides), "config": dict(config), "rounds": rounds}
+        facts |= ({"leg": leg} if leg else {}) | ({} if queued is None else {"queued": queued})
         trial = optuna.trial.create_trial(
             state=TrialState.RUNNING,
             params=dict(params),
@@ -273,6 +284,42 @@ class Ledger:
         """A round with its checkpoint, in one write: {"round", "time", "metrics", "checkpoint", "storage", …}."""
         order = next_order(self._trials.get(number))
         self._trials.set_attribute(number, f"{ROUND}{progress['round']:06d}", {**progress, "order": order})
+
+    @_patient
+    def grant(self, number: int, rounds: int) -> None:
+        """The trial comes to so many rounds from now on."""
+        self._trials.set_attribute(number, "rounds", rounds)
+
+    # Points that people ask for
+
+    @_patient
+    def queued(self) -> dict[int, dict[str, Any]]:
+        """Place in the queue → the overrides of a trial that is still to be made."""
+        taken = {facts_of(trial).get("queued") for trial in self._trials.all()}
+        found = {int(name.removeprefix(QUEUED)): own for name, own in self._attributes(QUEUED).items()}
+        return {place: own for place, own in found.items() if place not in taken}
+
+    @_patient
+    def enqueue(self, overrides: Mapping[str, Any]) -> None:
+        """One of the next trials is one with these overrides."""
+        place = len(self._attributes(QUEUED))
+        self._study.set_user_attr(f"{QUEUED}{place:06d}", json.loads(json.dumps(dict(overrides))))
+
+    def _attributes(self, prefix: str) -> dict[str, Any]:
+        """Of the study, in order of their names."""
+        return {name: own for name, own in sorted(self._study.user_attrs.items()) if name.startswith(prefix)}
+
+    # What a search has given out, step by step
+
+    @_patient
+    def steps(self) -> list[dict[str, Any]]:
+        """In order."""
+        return list(self._attributes(STEP).values())
+
+    @_patient
+    def add_step(self, index: int, step: Mapping[str, Any]) -> None:
+        """One write, before anything of the step is given out. Args: index: steps before it."""
+        self._study.set_user_attr(f"{STEP}{index:06d}", json.loads(json.dumps(step)))
 
     @_patient
     def attempt_failed(self, number: int, index: int, attempt: Attempt) -> None:

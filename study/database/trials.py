@@ -179,7 +179,7 @@ def readable(record: TrialRecord, goals: Sequence[Goal]) -> dict[str, Any]:
     found: dict[str, Any] = {name: value(record, name) for name in headline(goals)}
     found |= {f"spread/{goal.metric}": spread(record, goal.metric) for goal in goals}
     found = {name: round(score, 4) for name, score in found.items() if score is not None}
-    return {**found, "round": f"{record.round}/{record.rounds}", "seconds": round(record.seconds, 1)}
+    return {**found, "round": f"{record.round}/{record.goal}", "seconds": round(record.seconds, 1)}
 
 
 def _checkpoint_of(progress: Mapping[str, Any], storage: str) -> str | None:
@@ -205,6 +205,7 @@ def record_of(trial: FrozenTrial, storage: str) -> TrialRecord:
         config=attrs.get("config", {}),
         round=int(progress.get("round", 0)),
         rounds=int(attrs.get("rounds", 0)),
+        leg=int(attrs.get("leg", 0)),
         metrics=progress.get("metrics", {}),
         history=tuple((int(one["round"]), int(one.get("time", 0)), one["metrics"]) for one in rounds),
         durations=_durations(rounds),

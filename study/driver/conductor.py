@@ -18,12 +18,13 @@ from study.database.ledger import Ledger
 from study.driver import StudyBroken
 from study.driver.limits import StudyLimits, final_state, is_given_up
 from study.driver.open_trials import Listener, OpenTrial
+from study.driver.round_costs import RoundCosts
 from study.driver.steering import Steering
 from study.driver.supply import Supply
 from study.planning.suggestions import Suggestions
 from study.records import Attempt, Observer, TrialRecord
 from study.secrets import redact
-from study.spec.objectives import probe_of
+from study.spec.objectives import round_value
 from study.spec.study_spec import StudySpec
 from trainables.checkpoints import KEPT
 from trainables.places import divided
@@ -62,12 +63,6 @@ def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def round_value(metric: str, metrics: Mapping[str, float]) -> float | None:
-    """The objective as a round knows it: itself, or the cheap probe's number of the same name before the last round."""
-    value = metrics.get(metric, metrics.get(probe_of(metric)))
-    return value if value is not None and math.isfinite(value) else None
-
-
 def progress_of(result: Mapping[str, Any]) -> dict[str, Any]:
     """What is kept of a round, of what a Trainable reported."""
     storage, inner = divided(result.get("checkpoint") or "")
@@ -88,8 +83,13 @@ def round_limit(minutes: float | None, records: Sequence[TrialRecord] = ()) -> R
     limit = RoundLimit(fixed=None if minutes is None else 60 * minutes)
     for record in records:
         for (round_, _, _), seconds in zip(record.history, record.durations, strict=True):
-            limit.saw(seconds, last=round_ >= record.rounds)
+            limit.saw(seconds, last=ends_leg(record, round_))
     return limit
+
+
+def ends_leg(record: TrialRecord, round_: int) -> bool:
+    """Whether a round of the trial holds the whole evaluation."""
+    return round_ % record.leg == 0 if record.leg else round_ >= record.rounds
 
 
 def _now() -> int:
@@ -129,8 +129,9 @@ class Conductor:
         observers: Sequence[Observer],
         folder: str,
         workers: "RayWatch",
+        costs: RoundCosts,
     ) -> None:
-        """Args: folder: of the study's checkpoints as workers see it, an absolute path or a URI."""
+        """Args: folder: of the study's checkpoints as workers see it, an absolute path or a URI. costs: of rounds."""
         self._spec, self._ledger, self._suggestions = spec, ledger, suggestions
         self._observers, self._workers, self._folder = observers, workers, folder
         self._listener = Listener(workers, observers, spec.limits.round_minutes)
@@ -146,13 +147,13 @@ class Conductor:
         suggestions.restore(ledger.frozen_trials())
         self._limit = round_limit(spec.limits.round_minutes, records)
         self.steering = Steering(ledger, self._limit, self._open)
-        unfinished = [record for record in records if not record.finished]
-        # Killed between the last checkpoint and the last word: nothing is left to run, only to be said.
-        done = [record for record in unfinished if record.rounds and record.round >= record.rounds]
-        ended = [self._end(record.number) for record in done]
-        self.limits = StudyLimits(spec, [*records, *ended], ledger.seconds)
-        waiting = [record for record in unfinished if record not in done]
-        self._supply = Supply(spec, ledger, suggestions, waiting, len(records))
+        if not spec.staged:
+            # Killed between the last checkpoint and the last word: nothing is left to run, only to be said.
+            done = [r for r in records if not r.finished and r.rounds and r.round >= r.rounds]
+            ended = {record.number: self._end(record.number) for record in done}
+            records = [ended.get(record.number, record) for record in records]
+        self.limits = StudyLimits(spec, records, ledger.seconds)
+        self._supply = Supply(spec, ledger, suggestions, records, self._open, costs)
 
     # Whether the study goes on
 
@@ -182,12 +183,13 @@ class Conductor:
             return "wait" if self._open else "finished"  # `sit_out_pause` waits for the rest, without Ray's workers
         taken = self._supply.take()
         if taken is None:
+            if self._supply.over:
+                self._settle()
             return "wait" if self._open else "finished"  # an open trial may lose its worker and come back
         number, config = taken
         trial = self._open[number] = OpenTrial(number, self._key(trial_id))
         record = self._ledger.record(number)
-        rounds_left = record.rounds - record.round
-        trial.limit = self._limit.seconds(last=rounds_left <= 1)
+        trial.limit = self._limit.seconds(last=ends_leg(record, record.round + 1))
         self._tell("trial_started", record)
         places = [place for place in (record.checkpoint, *record.fallbacks) if place]
         return {
@@ -200,7 +202,7 @@ class Conductor:
             "patience": 60 * self._spec.limits.outage_minutes,
             "limit": asdict(self._limit),
             "rounds_behind": record.round,
-            "rounds_left": rounds_left,
+            "whole": ends_leg(record, record.round + 1),
             "beat": trial.key,
         }
 
@@ -246,14 +248,14 @@ class Conductor:
                 self._suggestions.reported(number, round_, value)
         self._ledger.progress(number, progress_of(result))
         record = self._ledger.record(number)
-        self._limit.saw(record.durations[-1], last=round_ >= record.rounds)
+        self._limit.saw(record.durations[-1], last=ends_leg(record, round_))
         self._tell("trial_reported", record)
 
     def should_stop(self, number: int) -> bool:
         """Whether an open trial ends after this round: because the study does, or because Optuna's pruner says so."""
         if (trial := self._open.get(number)) is None:
             return True
-        if self.steering.halting or self.error:
+        if self.steering.halting or self.error or self._ledger.record(number).rests:
             trial.parked = True
             return True
         self._judge(trial)
@@ -291,7 +293,8 @@ class Conductor:
             return
         number = trial.number
         unstarted = not error and trial.stored is None and not trial.failure
-        parked = trial.parked or (self.steering.halting and unstarted)
+        rests = self._spec.staged and not error and not trial.failure and self._ledger.record(number).rests
+        parked = trial.parked or rests or (self.steering.halting and unstarted)
         if not parked and (not error or self._given_up(trial)):
             self.limits.add(self._end(number, failure=trial.failure, pruned=trial.pruned))
         else:
@@ -314,6 +317,12 @@ class Conductor:
             return True
         logger.warning("trial %d goes on from round %d after: %s", number, record.round, attempt.reason)
         return False
+
+    def _settle(self) -> None:
+        """The search is over: trials that rest get their final state, stopped early if no seed of them is trained."""
+        for record in self._ledger.records():
+            if record.rests:
+                self.limits.add(self._end(record.number, pruned=not record.judged))
 
     def _end(self, number: int, *, failure: str | None = None, pruned: bool = False) -> TrialRecord:
         """Gives a trial its final state."""

@@ -97,14 +97,15 @@ class LiveTable:
         self._count(record, record.round)
         self._keep(record)
         self._touch(record.number)
-        self._show(record, f"round {record.round}/{record.rounds}  {self._scores(record)}")
+        self._show(record, f"round {record.round}/{record.goal}  {self._scores(record)}")
 
     def trial_paused(self, record: TrialRecord) -> None:
         self._inside.pop(record.number, None)
         self._keep(record)
         self._touch(record.number)
         reason = f" after: {record.attempts[-1].reason}" if record.state == "RUNNING" and record.attempts else ""
-        self._show(record, f"waits at round {record.round}/{record.rounds}{reason}")
+        what = "rests" if record.rests else "waits"
+        self._show(record, f"{what} at round {record.round}/{record.goal}{reason}")
 
     def trial_ended(self, record: TrialRecord) -> None:
         self._count(record, record.rounds)
@@ -112,7 +113,7 @@ class LiveTable:
         self._keep(record)
         self._touch(record.number)
         reason = f": {record.failure}" if record.failure else ""
-        self._show(record, f"{_word(record)} at round {record.round}/{record.rounds}{reason}  {self._scores(record)}")
+        self._show(record, f"{_word(record)} at round {record.round}/{record.goal}{reason}  {self._scores(record)}")
 
     def workers_away(self, away: Mapping[int, WorkerAway]) -> None:
         """The table shows it all the time; plain lines when it begins, and each time it has lasted twice as long."""
@@ -140,7 +141,7 @@ class LiveTable:
             forward = self._costs(record)[record.round].forward
             share = self._inside[number] = min(place.passes / max(1, forward), 1.0)
             if share and self._clock() - self._told_at.get(number, self._begin) >= LINE_SECONDS:
-                self._show(record, f"in round {record.round + 1}/{record.rounds}: {share:.0%}")
+                self._show(record, f"in round {record.round + 1}/{record.goal}: {share:.0%}")
 
     def tick(self) -> None:
         if self._live:
@@ -160,7 +161,7 @@ class LiveTable:
         self._standing.keep(record)
         for one, sign in ((old, -1), (record, 1)):
             if one is not None:
-                costs = [_total(cost) for cost in self._costs(one)]
+                costs = [_total(cost) for cost in self._costs(one)[: one.given]]
                 self._work += sign * sum(costs)
                 self._work_left += sign * (0 if one.finished else sum(costs[one.round :]))
                 self._measured.update(dict.fromkeys(self._metrics([one]), sign))
@@ -211,6 +212,9 @@ class LiveTable:
         return f"best {', '.join(texts)} (trial {top.number})"
 
     def _done(self) -> str:
+        if any(record.leg for record in self._records.values()):
+            seeds = sum(record.seeds for record in self._records.values() if record.judged)
+            return f"{len(self._records)}/{self._total} trials begun, {seeds} seeds trained"
         return f"{self._standing.finished}/{self._total} done"
 
     def seconds_left(self) -> float | None:
@@ -287,7 +291,7 @@ class LiveTable:
     def _round(self, record: TrialRecord) -> str:
         share = self._inside.get(record.number)
         inside = f" +{share:.0%}" if share and not record.finished else ""
-        return f"{record.round}/{record.rounds}{inside}"
+        return f"{record.round}/{record.goal}{inside}"
 
     def _state(self, record: TrialRecord) -> str:
         away = self._away.get(record.number)

@@ -175,7 +175,7 @@ class _Run:
         self._watch.start()
         suggestions = Suggestions(spec, old)
         observers: list[Observer] = [self._display, self._tracker]
-        self._conductor = Conductor(spec, ledger, suggestions, observers, folder, self._watch)
+        self._conductor = Conductor(spec, ledger, suggestions, observers, folder, self._watch, costs)
         _fit(spec, self._conductor, self._watch, trainable, folder)
 
     def end(self, show_results: Callable[[Sequence[TrialRecord]], None] | None, json_output: bool) -> int:

@@ -51,9 +51,11 @@ def headline(spec: StudySpec) -> str:
     eps = budget.eps
     radius = ", ".join(map(str, eps)) if isinstance(eps, tuple) else f"{eps:g}"
     tier = "" if config.protocol == "official" else f", tier {config.evaluation.tier}"
+    first, most = config.legs[0], config.seeds
+    seeds = f"{first} seed{'s' * (first > 1)}" if first == most else f"{first} to {most} seeds"
     return (
         f"{spec.name}: {config.model.name} on {config.dataset.name}, K {facts.n_clusters}, "
-        f"protocol {config.protocol}, ε {radius}{tier}, {trials} × {config.repeats} seed{'s' * (config.repeats > 1)}"
+        f"protocol {config.protocol}, ε {radius}{tier}, {trials} × {seeds}"
     )
 
 

@@ -63,15 +63,17 @@ def round_costs(
 
     Args: as `trial_cost`.
     """
-    training = _trained(config, sizes)
-    share = Passes(training.forward // config.rounds, training.backward // config.rounds)
-    return [share + evaluation for evaluation in _evaluation(config, budget, sizes, n_clusters)]
+    training, seeds = _trained(config, sizes), config.legs if isinstance(config, TrialConfig) else (1,)
+    shares = [seeds[round_ // config.leg_rounds] for round_ in range(config.rounds)]
+    each = sum(seeds) * config.leg_rounds
+    trained = [Passes(training.forward * share // each, training.backward * share // each) for share in shares]
+    return [a + b for a, b in zip(trained, _evaluation(config, budget, sizes, n_clusters), strict=True)]
 
 
 def _trained(config: TrialConfig | AttackTrialConfig, sizes: Mapping[str, int]) -> Passes:
     if isinstance(config, AttackTrialConfig):
         return _gan(config.attack, sizes["attacker"])
-    return _training(config, sizes["train"]) * (config.repeats * len(protocols_of(config.protocol)))
+    return _training(config, sizes["train"]) * (config.seeds * len(protocols_of(config.protocol)))
 
 
 def _evaluation(
@@ -97,7 +99,11 @@ def _evaluation(
     if "strict" in protocols:
         early += _probe(budget, sizes["tune"], n_clusters)
         last += _strict(budget, sizes[config.score_on], n_clusters)
-    return [early * config.repeats] * (config.rounds - 1) + [last * config.repeats]
+    first, *further = config.legs
+    found = [early * first] * (config.leg_rounds - 1) + [last * first]
+    for seeds in further:  # of which no round but the last is looked at
+        found += [Passes()] * (config.leg_rounds - 1) + [last * seeds]
+    return found
 
 
 def _training(config: TrialConfig, size: int) -> Passes:

@@ -127,7 +127,7 @@ def _work(spec: StudySpec) -> dict[str, int]:
     """Trials × rounds × epochs × seeds."""
     config = spec.trial_config({})
     epochs, seeds = (
-        (config.total_epochs, config.repeats) if isinstance(config, TrialConfig) else (config.attack.epochs, 1)
+        (config.total_epochs, config.seeds) if isinstance(config, TrialConfig) else (config.attack.epochs, 1)
     )
     return {
         "trials": spec.trials,

@@ -6,6 +6,7 @@ range) never confuses a sampler, and no sampler state has to be saved anywhere.
 """
 
 import copy
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ardmvc_core.seeding import derive_seed
 from study.database.trials import facts_of
+from study.planning.noisy_gp import LENGTH, NoisyGPSampler
 from study.planning.optuna_side import LimitedHistory, make_sampler, to_optuna
+from study.ranking.ranking import scores
+from study.records import Goal, TrialRecord
+from study.spec.objectives import probe_of, round_value
 from study.spec.study_spec import StudySpec
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -32,17 +37,25 @@ class Suggestions:
         """And how many points the space has, if they can be counted, and those that trials have."""
         self._options = spec.sampler_options()
         self._seed = spec.seed
+        self._warm = [
+            _bare(trial)
+            for trial in warm_start
+            if trial.state == TrialState.COMPLETE and as_point(trial.params, self.distributions)
+        ]
+        self._start()
+
+    def _start(self) -> None:
+        """With no trial known but those of another study."""
         history = self._options.get("history")
         self._shadow = optuna.create_study(
             storage=LimitedHistory(max(history, self._options.get("n_startup_trials", 0))) if history else None,
-            directions=["maximize" if objective.mode == "max" else "minimize" for objective in spec.objectives],
+            directions=["maximize" if objective.mode == "max" else "minimize" for objective in self._spec.objectives],
         )
         self._open: dict[int, optuna.trial.Trial] = {}
         # Sobol's sequence is one sequence: its sampler is kept, and wound forward by what was drawn before.
-        self._sobol = make_sampler(self._options, derive_seed(spec.seed, "sampler")) if self._is_sobol else None
-        for trial in warm_start:
-            if trial.state == TrialState.COMPLETE and as_point(trial.params, self.distributions):
-                self._shadow.add_trial(_bare(trial))
+        self._sobol = make_sampler(self._options, derive_seed(self._seed, "sampler")) if self._is_sobol else None
+        for trial in self._warm:
+            self._shadow.add_trial(trial)
 
     @property
     def _is_sobol(self) -> bool:
@@ -71,6 +84,53 @@ class Suggestions:
         self._shadow.add_trial(open_trial)
         added = self._shadow.get_trials(deepcopy=False)[-1]
         self._open[trial.number] = optuna.trial.Trial(self._shadow, added._trial_id)
+
+    def look_back(self, records: Sequence[TrialRecord], first: int) -> None:
+        """From now on draws know of these trials alone, as they are now, and of their own.
+
+        Args: first: number of the first trial of which no more is to be known than its point.
+        """
+        self._start()
+        goals = self._spec.objectives
+        told = {record.number: told_of(record, goals[0]) for record in records if record.number < first}
+        known = [value for own in told.values() for value in own.values() if math.isfinite(value)]
+        worst = (min if goals[0].mode == "max" else max)(known, default=0.0)
+        for record in records:
+            self.tried(record.overrides)
+            point = as_point(record.overrides, self.distributions)
+            if self._sobol is not None and not record.baseline:
+                self._sobol.sample_relative(self._shadow, point, self.distributions)
+            if point is None:
+                continue
+            if record.number >= first:
+                self.started(record.number, point)
+                continue
+            values = scores(record, goals)
+            own = {step: value if math.isfinite(value) else worst for step, value in told[record.number].items()}
+            if values is None and record.judged and len(goals) == 1:
+                values = (worst,)
+            state = TrialState.PRUNED if own and len(goals) == 1 else TrialState.FAIL
+            self._shadow.add_trial(
+                optuna.trial.create_trial(
+                    state=state if values is None else TrialState.COMPLETE,
+                    values=values,
+                    params=point.params,
+                    distributions=point.distributions,
+                    intermediate_values=own,
+                    system_attrs={LENGTH: record.leg},
+                )
+            )
+
+    def next_overrides(self, number: int, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What trial `number` overrides: a baseline's first, then what is given or drawn."""
+        listed = self._spec.baselines
+        if number < len(listed) or given is not None:
+            overrides = dict(listed[number] if number < len(listed) else given or {})
+            self.tried(overrides)
+            if point := as_point(overrides, self.distributions):
+                self.started(number, point)
+            return overrides
+        return self.draw(number)
 
     def draw(self, number: int) -> dict[str, Any]:
         """The point for trial `number`: {dotted path: value}."""
@@ -110,7 +170,14 @@ class Suggestions:
             frozen = optuna.trial.create_trial(state=TrialState.RUNNING)
             point = self._sobol.sample_relative(self._shadow, frozen, self.distributions)
             return {path: point[path] for path in self.distributions}
-        self._shadow.sampler = make_sampler(self._options, derive_seed(self._seed, "sampler", number))
+        seed = derive_seed(self._seed, "sampler", number)
+        if self._options["name"] == "gp_noise":
+            start, common = self._options["startup_trials"], derive_seed(self._seed, "sampler")
+            self._shadow.sampler = NoisyGPSampler(
+                self.distributions, seed=seed % 2**32, start_seed=common % 2**32, startup_trials=start
+            )
+        else:
+            self._shadow.sampler = make_sampler(self._options, seed)
         trial = self._shadow.ask(self.distributions)
         self._open[number] = trial
         return dict(trial.params)
@@ -122,11 +189,14 @@ class Suggestions:
 
     def reported(self, number: int, round_: int, value: float) -> None:
         """A round of the trial ended with this value of the objective (single-objective studies only)."""
-        if number in self._open and len(self._shadow.directions) == 1:
+        # Of a study whose trials begin in cohorts, what is known is that of `look_back`, whoever is how far since.
+        if number in self._open and len(self._shadow.directions) == 1 and not self._spec.staged:
             self._open[number].report(value, round_)
 
     def finished(self, number: int, state: TrialState, values: Sequence[float]) -> None:
         """The trial has reached a final state."""
+        if self._spec.staged:
+            return
         if trial := self._open.pop(number, None):
             self._shadow.tell(trial, list(values) if state == TrialState.COMPLETE else None, state)
 
@@ -150,18 +220,33 @@ def as_point(params: Mapping[str, Any], distributions: Mapping[str, BaseDistribu
         return None
 
 
-def next_overrides(spec: StudySpec, suggestions: Suggestions, number: int) -> tuple[dict[str, Any], bool]:
-    """What trial `number` overrides, and whether it is a baseline: baselines come first, then draws."""
-    if number < len(spec.baselines):
-        overrides = dict(spec.baselines[number])
-        suggestions.tried(overrides)
-        if point := as_point(overrides, suggestions.distributions):
-            suggestions.started(number, point)
-        return overrides, True
-    return suggestions.draw(number), False
-
-
 def preview(spec: StudySpec, count: int) -> list[dict[str, Any]]:
     """Overrides of the first `count` trials as an empty study would give them out, none of them finished."""
     suggestions = Suggestions(spec)
-    return [next_overrides(spec, suggestions, number)[0] for number in range(count)]
+    return [suggestions.next_overrides(number) for number in range(count)]
+
+
+def told_of(record: TrialRecord, goal: Goal) -> dict[int, float]:
+    """What a trial told of its objective: by round of its first seed, and from that one's last round on by seed.
+
+    A round that does not reach a floor of the objective is not a number.
+    """
+    told: dict[int, float] = {}
+    before = (0, 0.0)
+    """Seeds that are behind, and the sum of their values."""
+    first = record.seeds - max(0, record.legs_behind - 1)
+    for round_, _, metrics in record.history:
+        if round_ > record.leg and round_ % record.leg:
+            continue
+        value = round_value(goal.metric, metrics)
+        if value is None:
+            continue
+        low = any(metrics.get(name, metrics.get(probe_of(name), floor)) < floor for name, floor in goal.floors)
+        if round_ < record.leg:
+            told[round_] = math.nan if low else value
+            continue
+        seeds = first + round_ // record.leg - 1
+        new, total = seeds - before[0], seeds * value
+        told[record.leg + round_ // record.leg - 1] = math.nan if low else (total - before[1]) / new
+        before = seeds, total
+    return told

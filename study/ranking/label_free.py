@@ -97,7 +97,7 @@ def tie_error(ranked: Sequence[TrialRecord], objectives: "Sequence[Goal]") -> fl
     if not ranked or not by_pra(objectives) or ranked_by_kappa(ranked, objectives):
         return None
     shared = pooled(ranked[: (len(ranked) + 1) // 2], PRA)
-    return shared.error if shared else None
+    return shared.error(ranked[0].seeds, ranked[0].seeds) if shared else None
 
 
 def tied(ranked: Sequence[TrialRecord], objectives: "Sequence[Goal]") -> list[TrialRecord]:

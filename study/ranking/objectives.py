@@ -7,6 +7,8 @@ from typing import Any
 from ardmvc_core.evaluation.intervals import PooledSpread, pooled_spread
 from study.records import Goal, TrialRecord
 
+ALPHA = 0.05
+"""A difference with a larger p value is no finding."""
 GROUPS, SCORES = ("clean", "robust", "official/pre", "official/post"), ("acc", "nmi", "ari")
 
 
@@ -20,7 +22,10 @@ def goals(spec: Mapping[str, Any]) -> list[Goal]:
     """The objectives of a resolved spec: one mapping or a list of them under `objective`."""
     stored = spec.get("objective") or []
     entries = [stored] if isinstance(stored, Mapping) else stored
-    return [Goal(str(entry["metric"]), str(entry.get("mode", "max"))) for entry in entries]
+    return [
+        Goal(str(entry["metric"]), str(entry.get("mode", "max")), tuple(sorted(entry.get("floors", {}).items())))
+        for entry in entries
+    ]
 
 
 def value(record: TrialRecord, metric: str) -> float | None:
@@ -40,9 +45,9 @@ def pooled(records: Sequence[TrialRecord], metric: str) -> PooledSpread | None:
     Every trial of a study has the same seeds, so that a test paired by seed would find more; records hold no values per
     seed.
     """
-    found = [own for record in records if (own := spread(record, metric)) is not None]
+    found = [(own, record.seeds) for record in records if (own := spread(record, metric)) is not None]
     # Where the number of seeds is not stored there are two at least: one has no spread.
-    return pooled_spread(found, records[0].config.get("repeats", 2)) if found else None
+    return pooled_spread(*zip(*((own, max(seeds, 2)) for own, seeds in found), strict=True)) if found else None
 
 
 def upward(values: Sequence[float], objectives: Sequence[Goal]) -> tuple[float, ...]:

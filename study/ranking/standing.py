@@ -36,7 +36,7 @@ class Standing:
         self.states[record.state] += 1
         if old is not None:
             self.states[old.state] -= 1
-        if old is not None and old.state == "COMPLETE":
+        if old is not None and old.judged:
             self._forget()
             for known in self._records.values():
                 self._judge(known)
@@ -44,7 +44,7 @@ class Standing:
             self._judge(record)
 
     def _judge(self, record: TrialRecord) -> None:
-        if record.state != "COMPLETE":
+        if not record.judged:
             return
         count, newest = self._budgets.get(record.budget, (0, -1))
         self._budgets[record.budget] = count + 1, max(newest, record.number)

@@ -6,12 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from ardmvc_core.evaluation.intervals import PooledSpread
 from study.ranking.label_free import NOT_CORRECTNESS, choice, feasible, guarded, ranked_by_kappa, shows_pra
-from study.ranking.objectives import pooled, spread, upward, value
+from study.ranking.objectives import ALPHA, pooled, spread, upward, value
 from study.ranking.ranking import rank, scores
 from study.records import Goal, TrialRecord
 
-ALPHA = 0.05
-"""A difference with a larger p value is no finding."""
 MOST_LIKELY, LEAST_SHARE = 3, 0.05
 """Trials that are named as perhaps the best, and the probability below which none is."""
 LEAST_P = 0.001
@@ -65,7 +63,7 @@ def summary(records: Iterable[TrialRecord], objectives: Sequence[Goal]) -> str:
     if not ranked:
         counts = Counter(record.state for record in records)
         states = ", ".join(f"{count} {state}" for state, count in counts.items()) or "no trials"
-        complete = [record for record in records if record.state == "COMPLETE"]
+        complete = [record for record in records if record.judged]
         if guarded(objectives) and complete and not any(map(feasible, complete)):
             return f"No trial is feasible ({states}): the guards against collapse hold for none, so none is picked."
         return f"No complete trial to rank ({states})."
@@ -84,7 +82,7 @@ def summary(records: Iterable[TrialRecord], objectives: Sequence[Goal]) -> str:
     lines += [
         f"baseline trial {row.record.number} has no rank: {row.note}"
         for row in rows
-        if row.rank is None and row.record.baseline and row.record.state == "COMPLETE" and row.main_budget
+        if row.rank is None and row.record.baseline and row.record.judged and row.main_budget
     ]
     others = sum(not row.main_budget for row in rows)
     if others:
@@ -116,7 +114,8 @@ def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
 def _likely_best(ranked: Sequence[TrialRecord], objective: Goal, shared: PooledSpread) -> str:
     """The trials that may be the best under the noise of seeds, likeliest first: "likely best: trial 5 (0.62), …"."""
     means = [upward(scores(record, [objective]) or (math.nan,), [objective])[0] for record in ranked]
-    found = sorted(zip(shared.best_probabilities(means), ranked, strict=True), key=lambda pair: -pair[0])
+    chances = shared.best_probabilities(means, [record.seeds for record in ranked])
+    found = sorted(zip(chances, ranked, strict=True), key=lambda pair: -pair[0])
     if math.isclose(found[0][0], found[-1][0]):
         return "likely best: any of them, the trials differ by no more than their seeds do"
     named = [f"trial {record.number} ({share:.2f})" for share, record in found[:MOST_LIKELY] if share >= LEAST_SHARE]
@@ -140,7 +139,7 @@ def _differences(ranked: Sequence[TrialRecord], beside: Sequence[TrialRecord], o
         if shared is None:
             lines.append(f"warning: {text}; one seed per trial, so the spread is unknown: not a finding")
             continue
-        p = shared.p_value(gap, tests)
+        p = shared.p_value(gap, top.seeds, other.seeds, tests)
         shown = f"p = {p:.3f}" if p >= LEAST_P else f"p < {LEAST_P}"
         noise = f"warning: {text}, within noise ({shown}): not a finding"
         lines.append(noise if p > ALPHA else f"{text}, more than noise ({shown})")

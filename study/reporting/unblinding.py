@@ -112,7 +112,7 @@ def _score(checkpoint: str, number: int, data: str | None) -> dict[str, float]:
     budget = replace(config.evaluation, tier=TRUTH_TIER, further_attacks=())
     budget = budget.resolve(config.dataset.name, len(score.views))
     rows = []
-    for repeat in range(config.repeats):
+    for repeat in range(facts.models):
         model, _ = load_model(checkpoint, device, repeat, facts)
         values = evaluate_suite(model, score, None, budget).evaluation.values
         loss = clean_clustering_loss(model, tune.views, config.batch_size)

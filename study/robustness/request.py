@@ -104,8 +104,8 @@ def prepare(given: argparse.Namespace) -> Request:
                 "strict or both); this one is of protocol official, whose training half overlaps them"
             ]
         )
-    if not given.repeat < config.repeats:
-        raise SpecError([f"--repeat: must be in 0..{config.repeats - 1}, the trial's models, got {given.repeat}"])
+    if not given.repeat < facts.models:
+        raise SpecError([f"--repeat: must be in 0..{facts.models - 1}, the trial's models, got {given.repeat}"])
     device = pick_device("auto")
     parts = _parts(config)
     model = _load(target, facts, given.repeat, device)

@@ -130,8 +130,10 @@ def faults_of(error: ValidationError, schema: type) -> list[Fault]:
             same = found.setdefault(fault.path, [])
             if fault not in same:
                 same.append(fault)
-    # Of a key that may be a value or a list, a faulty entry says more than that the list is no value.
+    # Of a key that may be a value, a list or a mapping, a fault inside says more than that these are no value.
     lists = {path.rpartition("[")[0] for path in found if path.endswith("]")}
+    inside = {path.rpartition(".")[0] for path in found}
+    lists |= {path for path in inside & found.keys() if all(", got {" in fault.message for fault in found[path])}
     return [fault for path, same in found.items() if not path or path not in lists for fault in _merged(same)]
 
 
@@ -290,6 +292,10 @@ def _unknown_key(path: str, location: tuple[int | str, ...], schema: type) -> Fa
     return Fault(path, "unknown key", hint)
 
 
+_ALTERNATIVES = ("constrained-", "function-after[")
+"""What pydantic begins the names of a union's members with that are no types of their own."""
+
+
 def _resolve(location: tuple[int | str, ...], schema: Any) -> tuple[str, Any]:
     """The dotted path and the annotation at a pydantic location, which also holds names of union members."""
     path, place = "", schema
@@ -300,6 +306,8 @@ def _resolve(location: tuple[int | str, ...], schema: Any) -> tuple[str, Any]:
             path = f"{path}[{part}]"
         elif members and part not in fields:
             place = members[0]
+        elif str(part).startswith(_ALTERNATIVES) and _is_union(place):
+            pass
         elif part in fields or (fields and position == len(location) - 1) or not _is_union(place):
             path, place = joined(path, str(part)), fields.get(str(part), Any)
     return path, place

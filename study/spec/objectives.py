@@ -1,5 +1,8 @@
 """Which metrics a trial's last round reports: with another objective every trial would fail at its end."""
 
+import math
+from collections.abc import Mapping
+
 from ardmvc_core.attacks.tiers import OTHER_THREATS, plan
 from ardmvc_core.evaluation.metrics import ATTACK_SCORES, PUBLISHED, ROBUST_SCORES, SCORES, UNMAPPED_SCORES
 from ardmvc_core.selection.criteria import SELECT_SCORES
@@ -31,6 +34,12 @@ def probe_of(metric: str) -> str:
     # No probe looks at other threats, and its own score says nothing of them.
     itself = ("clean", "gan", "noise", *OTHER_THREATS)
     return metric if metric.partition("/")[0] in itself else f"probe/{metric.rsplit('/', 1)[-1]}"
+
+
+def round_value(metric: str, metrics: Mapping[str, float]) -> float | None:
+    """The objective as a round knows it: itself, or the cheap probe's number of the same name before the last round."""
+    value = metrics.get(metric, metrics.get(probe_of(metric)))
+    return value if value is not None and math.isfinite(value) else None
 
 
 def without_probe(config: TrialConfig | AttackTrialConfig, metric: str) -> bool:

@@ -21,6 +21,14 @@ class Objective(Section):
     """Name of a metric that every trial's last round reports."""
     mode: Literal["max", "min"]
     """Whether more or less of it is better."""
+    floors: dict[str, float] = {}
+    """Metric → what a trial must have at least of it to be ranked: `{clean/acc: 0.6}`."""
+
+
+class AutoSampler(Section):
+    """`tpe`, or where trials begin in cohorts, with one objective, `gp_noise`."""
+
+    name: Literal["auto"] = "auto"
 
 
 class RandomSampler(Section):
@@ -54,6 +62,15 @@ class GPSampler(Section):
     name: Literal["gp"]
     startup_trials: int = Field(default=10, ge=1, le=10**6)
     """Trials before the model takes over from random draws."""
+
+
+class NoisyGPSampler(Section):
+    """Gaussian process that knows of rounds and seeds: trials that were stopped inform it, and one that was lucky once
+    does not lead it."""
+
+    name: Literal["gp_noise"]
+    startup_trials: int = Field(default=8, ge=1, le=10**6)
+    """Trials (baselines inside the space included) before the model takes over from a Sobol sequence."""
 
 
 class NSGA2Sampler(Section):
@@ -100,8 +117,29 @@ class MedianPruner(Section):
     """Rounds of each trial before it may be stopped."""
 
 
-Sampler = Annotated[RandomSampler | SobolSampler | TPESampler | GPSampler | NSGA2Sampler, Field(discriminator="name")]
+Sampler = Annotated[
+    AutoSampler | RandomSampler | SobolSampler | TPESampler | GPSampler | NoisyGPSampler | NSGA2Sampler,
+    Field(discriminator="name"),
+]
 Pruner = Annotated[NoPruner | HalvingPruner | HyperbandPruner | MedianPruner, Field(discriminator="name")]
+
+
+class SearchRule(Section):
+    """How a search spends its budget, where trials begin in cohorts: with `trial.repeats: {first, most}`, or with rungs
+    that are given here."""
+
+    rungs: Literal["auto", "none"] | tuple[Annotated[int, Field(ge=1, le=100_000)], ...] = "auto"
+    """Rounds after which the trials of a cohort rest, and the best of them go on; auto: a quarter and half of a seed's
+    training."""
+    keep: float = Field(default=0.5, gt=0, le=1)
+    """Share of a cohort that goes on at a rung, baselines aside: they always do."""
+    cohort: Literal["auto"] | Annotated[int, Field(ge=1, le=10**6)] = "auto"
+    """Trials that begin together, the later ones from what the cohorts before have shown; auto: eight, or two for each
+    that runs side by side."""
+    race: bool = True
+    """Whether trials that may be the best get further seeds, up to `trial.repeats.most`."""
+    confidence: float = Field(default=0.9, ge=0.5, lt=1)
+    """The race ends when a trial is the best with so much probability."""
 
 
 class Limits(Section):
@@ -109,6 +147,9 @@ class Limits(Section):
 
     trials: int = Field(default=20, ge=1, le=10**6)
     """Trials in all, baselines included; raise it to extend a finished study."""
+    passes: int | None = Field(default=None, ge=1, le=10**15)
+    """Forward and backward passes of one batch each, over all trials, that are never exceeded (`--dry-run` says what a
+    trial takes); None: no limit."""
     hours: float | None = Field(default=None, gt=0, le=100_000)
     """Wall-clock hours of all drivers, paused or not, after which no more trials start; None: no limit."""
     failures: int = Field(default=3, ge=0, le=10**6)

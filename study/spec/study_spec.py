@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +18,15 @@ from study.spec.distributions import Distribution, as_yaml, without_noise
 from study.spec.faults import Fault, every_fault, faults_of, raise_faults, shortened, suggestion
 from study.spec.objectives import known_metrics, objection, without_probe
 from study.spec.schema import (
+    AutoSampler,
     Limits,
+    NoisyGPSampler,
     NoPruner,
     Objective,
     Pruner,
     Resources,
     Sampler,
+    SearchRule,
     Section,
     Storage,
     TPESampler,
@@ -66,7 +70,10 @@ class StudySpec(Section):
     """Overrides of trials that run before any draw, so that the table always holds them."""
     objective: tuple[Objective, ...]
     """What is optimised; two of them make a Pareto study."""
-    sampler: Sampler = TPESampler(name="tpe")
+    search: SearchRule = SearchRule()
+    """Which trials begin, which go on and which get a further seed; `auto` is the default, and `none` gives every trial
+    all of its training."""
+    sampler: Sampler = AutoSampler()
     """How the next trial is chosen."""
     pruner: Pruner = NoPruner(name="none")
     """Which trials are stopped early."""
@@ -83,6 +90,20 @@ class StudySpec(Section):
         if taken_name(value):
             raise ValueError(f"must be no name of something else in the storage folder, got {value!r}")
         return value
+
+    @field_validator("search", mode="before")
+    @classmethod
+    def _in_a_word(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value not in ("auto", "none"):
+            raise ValueError(f"must be auto, none, or a mapping, got {value!r}")
+        return {} if value == "auto" else {"rungs": "none", "race": False}
+
+    @field_validator("sampler", mode="before")
+    @classmethod
+    def _sampler_in_a_word(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
     @field_validator("trial", mode="before")
     @classmethod
@@ -155,23 +176,71 @@ class StudySpec(Section):
 
     @model_validator(mode="after")
     def _check_together(self) -> "StudySpec":
-        faults = []
-        if len(self.objectives) > 1 and self.pruner.name != "none":
+        faults = self._search_faults() if self.staged else []
+        if len(self.objectives) > 1 and self.pruner.name != "none" and not faults:
             faults.append(Fault("pruner.name", f"must be none with two objectives, got {self.pruner.name}"))
-        if self.pruner.name != "none" and not faults:
-            (goal,) = self.objectives
-            if without_probe(TRIAL_CONFIGS[self.trainable].model_validate(self.trial), goal.metric):
-                text = f"must be none with {goal.metric}, which only a trial's last round knows, got {self.pruner.name}"
-                faults.append(Fault("pruner.name", text))
+        if self.pruner.name != "none" and not faults and (metric := self._without_probe):
+            text = f"must be none with {metric}, which only a trial's last round knows, got {self.pruner.name}"
+            faults.append(Fault("pruner.name", text))
         if self.trial.get("device") == "cuda" and self.resources.gpu == 0:
             faults.append(Fault("trial.device", "must be auto or cpu while resources.gpu is 0, got cuda"))
         raise_faults("StudySpec", faults)
         return self
 
+    def _search_faults(self) -> list[Fault]:
+        """Of a study whose trials begin in cohorts."""
+        faults, leg, rungs = [], self.trial_config({}).leg_rounds, self.search.rungs
+        if self.pruner.name != "none":
+            text = f"must be none where the rungs of `search` say which trials go on, got {self.pruner.name}"
+            faults.append(Fault("pruner.name", text))
+        if self.sampler.name == "nsga2":
+            text = "must be another where trials begin in cohorts, since nsga2 breeds generations of its own, got nsga2"
+            faults.append(Fault("sampler.name", text))
+        if self.sampler.name == "gp_noise" and len(self.objectives) > 1:
+            faults.append(Fault("sampler.name", "must be tpe or random with two objectives, got gp_noise"))
+        if self.limits.patience is not None:
+            text = f"must be none where trials rest until the search is over, got {self.limits.patience}"
+            faults.append(Fault("limits.patience", text))
+        if isinstance(rungs, tuple) and rungs:
+            if any(after <= before for before, after in pairwise(rungs)):
+                faults.append(Fault("search.rungs", f"must rise, got {list(rungs)}"))
+            if max(rungs) >= leg:
+                text = f"must be below {leg}, the rounds of a seed's training, got {max(rungs)}"
+                faults.append(Fault("search.rungs", text))
+            if metric := self._without_probe:
+                faults.append(Fault("search.rungs", f"must be none with {metric}, which only the last round knows"))
+        return faults
+
+    @property
+    def _without_probe(self) -> str:
+        """An objective that only a trial's last round knows; empty if there is none."""
+        config = self.trial_config({})
+        return next((goal.metric for goal in self.objectives if without_probe(config, goal.metric)), "")
+
+    @property
+    def staged(self) -> bool:
+        """Whether trials begin in cohorts, rest, and go on when the search says so."""
+        return isinstance(self.trial.get("repeats"), Mapping) or isinstance(self.search.rungs, tuple)
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """Rounds after which trials of a cohort rest."""
+        if not self.staged or self.search.rungs == "none" or (self.search.rungs == "auto" and self._without_probe):
+            return ()
+        if isinstance(self.search.rungs, tuple):
+            return self.search.rungs
+        leg = self.trial_config({}).leg_rounds
+        return tuple(sorted({rung for rung in (max(1, leg // 4), leg // 2) if 0 < rung < leg}))
+
+    @property
+    def cohort(self) -> int:
+        """Trials that begin together."""
+        return max(8, 2 * self.limits.concurrent) if self.search.cohort == "auto" else self.search.cohort
+
     @property
     def objectives(self) -> tuple[Goal, ...]:
         """One objective, or two."""
-        return tuple(Goal(entry.metric, entry.mode) for entry in self.objective)
+        return tuple(Goal(one.metric, one.mode, tuple(sorted(one.floors.items()))) for one in self.objective)
 
     def distributions(self) -> dict[str, Distribution]:
         """Dotted path into the trial → distribution."""
@@ -246,6 +315,12 @@ class StudySpec(Section):
 
     def sampler_options(self) -> dict[str, Any]:
         """`name`, and the options under the names of Optuna's constructor."""
+        if self.sampler.name == "auto":
+            rest = self.staged and len(self.objectives) == 1
+            chosen = NoisyGPSampler(name="gp_noise") if rest else TPESampler(name="tpe")
+            return self.model_copy(update={"sampler": chosen}).sampler_options()
+        if self.sampler.name == "gp_noise":  # our own
+            return self.sampler.model_dump()
         return {_OPTUNA_NAMES.get(key, key): value for key, value in self.sampler.model_dump().items()}
 
     def pruner_options(self) -> dict[str, Any]:
@@ -265,7 +340,7 @@ class StudySpec(Section):
         """The whole spec with every default filled in, as JSON; loading it again gives the same spec."""
         whole = self.model_dump(mode="json")
         whole["trial"] = self.trial_config({}).model_dump(mode="json")
-        objectives = whole["objective"]
+        objectives = [{key: own for key, own in one.items() if own != {}} for one in whole["objective"]]
         whole["objective"] = objectives[0] if len(objectives) == 1 else objectives
         plain: dict[str, Any] = json.loads(json.dumps(whole))
         return plain
@@ -307,10 +382,14 @@ def _objective(raw: Any, known: Collection[str] | None) -> tuple[Objective | Non
     except ValidationError as error:
         faults = faults_of(error, Objective)
     metric = raw.get("metric") if isinstance(raw, Mapping) else getattr(objective, "metric", None)
-    if isinstance(metric, str) and known is not None and metric not in known:
-        reason = objection(metric)
-        what = f"'{metric}' {reason}" if reason else f"unknown metric '{metric}'"
-        faults.append(Fault("metric", f"{what}{suggestion(metric, known)}"))
+    if known is None:
+        return objective, faults
+    named = [("metric", metric), *((f"floors.{name}", name) for name in (objective.floors if objective else ()))]
+    for path, name in named:
+        if isinstance(name, str) and name not in known:
+            reason = objection(name)
+            what = f"'{name}' {reason}" if reason else f"unknown metric '{name}'"
+            faults.append(Fault(path, f"{what}{suggestion(name, known)}"))
     return objective, faults
 
 

@@ -121,7 +121,7 @@ def test_a_worker_clears_its_machine_when_a_trial_is_set_up(
     monkeypatch.setattr(tempfile, "tempdir", str(base))
     worker = Staged.__new__(Staged)
     facts = {"config": "{}", "number": 0, "threads": 1, "resume": [], "patience": 0.0}
-    facts |= {"limit": {"fixed": 0.0}, "rounds_behind": 0, "rounds_left": 1, "beat": "b"}
+    facts |= {"limit": {"fixed": 0.0}, "rounds_behind": 0, "whole": True, "beat": "b"}
     worker.setup({**facts, "folder": str(tmp_path / "trial")})
     assert not left.exists()
 

@@ -50,7 +50,7 @@ def given(folder: Path | str, *resume: Path, patience: float = 0.0) -> dict[str,
         "patience": patience,
         "limit": {"fixed": 0.0},
         "rounds_behind": 0,
-        "rounds_left": 3,
+        "whole": False,
         "beat": "b",
     }
     return {**common, "config": CONFIG.model_dump_json(), "folder": str(folder), "resume": places}

@@ -298,21 +298,35 @@ def test_a_table_needs_two_seeds_and_two_samples(table: list) -> None:
 
 
 def test_pooled_spread_by_hand() -> None:
-    found = pooled_spread([0.03, 0.05, 0.0], seeds=3)
+    found = pooled_spread([0.03, 0.05, 0.0], seeds=[3, 3, 3])
     assert (found.deviation, found.freedom) == (pytest.approx(math.sqrt(0.0034 / 3)), 6)
-    assert found.error == pytest.approx(math.sqrt(0.0034 / 3 * 2 / 3))
+    error = found.error(3, 3)
+    assert error == pytest.approx(math.sqrt(0.0034 / 3 * 2 / 3))
     # The table has t = 2.447 at 6 degrees of freedom for 5 %.
-    assert found.p_value(-2.447 * found.error, tests=1) == pytest.approx(0.05, abs=1e-4)
-    assert found.p_value(2.447 * found.error, tests=3) == pytest.approx(0.15, abs=3e-4)
-    assert found.p_value(0.01, tests=9) == 1.0
-    still = pooled_spread([0.0], seeds=2)
-    assert (still.p_value(0.1, tests=2), still.p_value(0.0, tests=2)) == (0.0, 1.0)
+    assert found.p_value(-2.447 * error, 3, 3, tests=1) == pytest.approx(0.05, abs=1e-4)
+    assert found.p_value(2.447 * error, 3, 3, tests=3) == pytest.approx(0.15, abs=3e-4)
+    assert found.p_value(0.01, 3, 3, tests=9) == 1.0
+    still = pooled_spread([0.0], seeds=[2])
+    assert (still.p_value(0.1, 2, 2, tests=2), still.p_value(0.0, 2, 2, tests=2)) == (0.0, 1.0)
 
 
-@pytest.mark.parametrize(("deviations", "seeds"), [([], 2), ([0.1], 1), ([-0.1], 2), ([math.nan], 2)])
-def test_pooled_spread_refuses_what_is_no_spread(deviations: list, seeds: int) -> None:
-    with pytest.raises(ValueError, match="deviations must be finite and ≥ 0 and seeds ≥ 2"):
-        pooled_spread(deviations, seeds)
+def test_a_trial_of_more_seeds_counts_for_more_in_the_pooled_spread() -> None:
+    """Variances 0.0001 with one degree of freedom and 0.0009 with four: (0.0001 + 4 · 0.0009) / 5 = 0.00074."""
+    found = pooled_spread([0.01, 0.03], seeds=[2, 5])
+    assert (found.deviation, found.freedom) == (pytest.approx(math.sqrt(0.00074)), 5)
+    assert found.error(2, 5) == pytest.approx(math.sqrt(0.00074 * 0.7))
+
+
+@pytest.mark.parametrize("deviations", [[], [-0.1], [math.nan], 0.1])
+def test_pooled_spread_refuses_what_is_no_spread(deviations: list) -> None:
+    with pytest.raises(ValueError, match="deviations must be a vector of finite numbers ≥ 0"):
+        pooled_spread(deviations, [2])
+
+
+@pytest.mark.parametrize("seeds", [[1], [2, 2], 2])
+def test_pooled_spread_refuses_seeds_that_have_no_spread(seeds: list) -> None:
+    with pytest.raises(ValueError, match="seeds must be 1 numbers ≥ 2"):
+        pooled_spread([0.1], seeds)
 
 
 def test_paired_difference_equals_the_published_one() -> None:
@@ -415,35 +429,57 @@ def test_expected_maximum_of_nothing_is_refused() -> None:
 def test_the_better_of_two_by_hand() -> None:
     """Means 0.9 and 0.7, error 0.05 each: of their variance 0.02 an eighth is noise, so that 7/8 of the difference is
     kept, and 7/8 of the error's square. P = Φ(√(7/8) · 0.2 / (√2 · 0.05)) = Φ(2.6458)."""
-    shared = PooledSpread(deviation=0.05 * math.sqrt(2), seeds=2, freedom=2)
-    first, second = shared.best_probabilities([0.9, 0.7])
-    assert first == pytest.approx(0.995925, abs=1e-5)
+    shared = PooledSpread(deviation=0.05 * math.sqrt(2), freedom=2)
+    first, second = shared.best_probabilities([0.9, 0.7], [2, 2])
+    assert first == pytest.approx(0.995925, abs=1e-4)
     assert first + second == pytest.approx(1)
 
 
+def test_fewer_seeds_are_drawn_back_further() -> None:
+    """The variance between trials is not known in closed form: it is put into Paule and Mandel's equation."""
+    shared = PooledSpread(deviation=0.1, freedom=9)
+    means, seeds = np.array([0.9, 0.5, 0.7]), np.array([1, 4, 4])
+    centre, deviation = shared.shrunken(means.tolist(), seeds.tolist())
+    noise = 0.01 / seeds
+    kept = deviation**2 / noise
+    between = kept * noise / (1 - kept)
+    assert between == pytest.approx([between[0]] * 3)  # one variance between trials explains all three
+    weights = 1 / (between + noise)
+    middle = (weights * means).sum() / weights.sum()
+    assert (weights * (means - middle) ** 2).sum() == pytest.approx(2)  # N − 1, the equation that it solves
+    assert centre == pytest.approx(middle + kept * (means - middle))
+    assert kept[0] < kept[1] == kept[2]
+
+
+def test_one_lucky_seed_is_less_likely_the_best_than_five_that_are_as_good() -> None:
+    lucky, sound, poor = PooledSpread(0.05, 9).best_probabilities([0.8, 0.79, 0.5], [1, 5, 5])
+    assert lucky < sound
+    assert poor < 0.01
+
+
 def test_means_that_differ_by_noise_only_are_equally_likely() -> None:
-    shared = PooledSpread(deviation=0.1, seeds=2, freedom=4)
-    assert shared.best_probabilities([0.50, 0.51, 0.49]) == pytest.approx([1 / 3] * 3)
-    assert shared.best_probabilities([0.5, 0.5]) == pytest.approx([0.5, 0.5])
+    shared = PooledSpread(deviation=0.1, freedom=4)
+    assert shared.best_probabilities([0.50, 0.51, 0.49], [2] * 3) == pytest.approx([1 / 3] * 3)
+    assert shared.best_probabilities([0.5, 0.5], [2, 2]) == pytest.approx([0.5, 0.5])
 
 
 def test_a_noise_that_is_tiny_beside_the_differences_is_met_by_the_integral() -> None:
     """Two differ by one error of 1e-6, a third is 800,000 of them behind: P = Φ(1 / √2) = 0.7602 for the first."""
-    shared = PooledSpread(deviation=1e-6 * math.sqrt(2), seeds=2, freedom=4)
-    assert shared.best_probabilities([0.9, 0.9 - 1e-6, 0.1]) == pytest.approx([0.7602, 0.2398, 0], abs=1e-4)
+    shared = PooledSpread(deviation=1e-6 * math.sqrt(2), freedom=4)
+    assert shared.best_probabilities([0.9, 0.9 - 1e-6, 0.1], [2] * 3) == pytest.approx([0.7602, 0.2398, 0], abs=1e-4)
 
 
 def test_without_noise_the_largest_is_the_best() -> None:
-    shared = PooledSpread(deviation=0.0, seeds=2, freedom=4)
-    assert shared.best_probabilities([0.5, 0.9, 0.9, 0.1]).tolist() == [0, 0.5, 0.5, 0]
+    shared = PooledSpread(deviation=0.0, freedom=4)
+    assert shared.best_probabilities([0.5, 0.9, 0.9, 0.1], [2] * 4).tolist() == [0, 0.5, 0.5, 0]
 
 
 def test_the_probability_is_how_often_the_pick_is_the_best() -> None:
-    rng, shared = np.random.default_rng(0), PooledSpread(deviation=0.05 * math.sqrt(2), seeds=2, freedom=12)
+    rng, shared = np.random.default_rng(0), PooledSpread(deviation=0.05 * math.sqrt(2), freedom=12)
     said, held = [], []
     for _ in range(1000):
         truth = rng.normal(0.7, 0.08, 12)
-        found = shared.best_probabilities(truth + rng.normal(0, 0.05, 12))
+        found = shared.best_probabilities(truth + rng.normal(0, 0.05, 12), [2] * 12)
         said.append(found.max())
         held.append(found.argmax() == truth.argmax())
     assert np.mean(said) == pytest.approx(np.mean(held), abs=0.05)  # standard error 0.016

@@ -23,8 +23,8 @@ def test_a_trial_goes_on_with_data_that_have_moved(
     trial: dict[str, Any] = {"dataset": {"name": "npz", "path": place["dataset.path"]}, "model": {"name": "comvc"}}
     spec = tiny_spec(trial=trial, space={}, baselines=[place] if baseline else [])
     old = {"dataset.path": "/gone/old.npz"} if baseline else {}
-    waiting = [TrialRecord(number=0, state="WAITING", overrides=old, baseline=baseline)]
+    records = [TrialRecord(number=0, state="WAITING", overrides=old, baseline=baseline)]
     ledger: Any = SimpleNamespace(resume=lambda number: None)
-    taken = Supply(spec, ledger, None, waiting, made=1).take()  # type: ignore[arg-type]  # nothing is drawn
+    taken = Supply(spec, ledger, None, records, (), None).take()  # type: ignore[arg-type]  # nothing is drawn
     assert taken is not None
     assert json.loads(taken[1])["dataset"]["path"] == place["dataset.path"]

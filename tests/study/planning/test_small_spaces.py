@@ -12,7 +12,7 @@ from tiny_studies import study_dict, write_study
 from study.database.engine import study_url
 from study.database.ledger import Ledger
 from study.database.status import status_of
-from study.planning.suggestions import Suggestions, next_overrides, preview
+from study.planning.suggestions import Suggestions, preview
 from study.spec.distributions import without_noise
 from study.spec.study_spec import StudySpec
 from study.sweep import main
@@ -61,7 +61,7 @@ def test_no_sampler_repeats_a_point_while_others_are_left(tiny_spec: SpecMaker, 
     )
     suggestions, seen = Suggestions(spec), []
     for number in range(spec.trials):
-        overrides, _ = next_overrides(spec, suggestions, number)
+        overrides = suggestions.next_overrides(number)
         seen.append(spec.pointer()(overrides))
         suggestions.finished(number, TrialState.COMPLETE, [0.5])
     assert None not in seen
@@ -84,7 +84,7 @@ def test_a_study_that_goes_on_knows_the_points_of_its_trials(tiny_spec: SpecMake
         ledger.add(overrides=overrides, config={}, rounds=1, baseline=True, params={}, distributions={})
     suggestions = Suggestions(spec)
     suggestions.restore(ledger.frozen_trials())
-    drawn = [next_overrides(spec, suggestions, number)[0] for number in range(2, spec.trials)]
+    drawn = [suggestions.next_overrides(number) for number in range(2, spec.trials)]
     assert len(set(map(spec.pointer(), (*spec.baselines, *drawn)))) == 6
 
 

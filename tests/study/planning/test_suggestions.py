@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from study.database.ledger import Ledger
 from study.planning.optuna_side import BEST_KEPT, LimitedHistory, make_pruner, to_optuna
-from study.planning.suggestions import Suggestions, as_point, next_overrides, preview
+from study.planning.suggestions import Suggestions, as_point, preview
 from study.spec.distributions import Choice, IntLogUniform, IntUniform, LogUniform, Quantised, Uniform
 from study.spec.study_spec import StudySpec
 
@@ -36,7 +36,7 @@ def test_distributions_become_optunas() -> None:
 def play(spec: StudySpec, suggestions: Suggestions, numbers: range, history: list) -> None:
     """Runs trials in order; the objective is a known function of the point."""
     for number in numbers:
-        overrides, baseline = next_overrides(spec, suggestions, number)
+        overrides, baseline = suggestions.next_overrides(number), number < len(spec.baselines)
         value = -abs(overrides.get("model.train_eps", 0.0) - 0.1)
         suggestions.finished(number, TrialState.COMPLETE, [value])
         history.append((overrides, baseline, value))
