@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from study.database.ledger import Ledger
 
 WISHES, COPIES = ("pause", "resume", "stop"), ("backup", "restore")
-ACTIONS = ("status", *WISHES, *COPIES)
+ACTIONS = ("status", *WISHES, "enqueue", *COPIES)
 
 
 def page(status: Status) -> str:
@@ -126,6 +126,25 @@ def _stop(ledger: "Ledger", status: Status) -> str:
     return f"{name} stops: {_open_trials(status)}, then its driver ends; its command goes on with it"
 
 
+def enqueue(ledger: "Ledger", words: Sequence[str]) -> str:
+    """Asks for a point of the space: PATH=VALUE of what differs from the trial as written.
+
+    Returns: what comes of it, in a sentence. Raises: SpecError if it is no point, or no trial is left to be made.
+    """
+    from study.spec.study_spec import StudySpec
+
+    spec = StudySpec.model_validate(ledger.spec)
+    point = spec.point_from(words)
+    begun, queued = len(ledger.records()), len(ledger.queued())
+    if begun + queued >= ledger.budget:
+        waits = f", and {queued} points wait" if queued else ""
+        raise SpecError(
+            [f"study {spec.name!r} has begun {begun} of its {ledger.budget} trials{waits}: raise limits.trials first"]
+        )
+    ledger.enqueue(point)
+    return f"study {spec.name!r} runs {{{', '.join(f'{path}: {value}' for path, value in point.items())}}} next"
+
+
 def _open_trials(status: Status) -> str:
     numbers = [str(one.number) for one in status.open if one.at_work]
     return f"open trials ({', '.join(numbers)}) end the round they are in" if numbers else "no trial is at work"
@@ -146,11 +165,15 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         default="status",
         help="status (default); pause: no new trials, open ones end their round and wait, the driver stays; resume; "
-        "stop: open rounds end, then the driver; backup: writes FILE, whether the study runs or not; restore: brings "
-        "the study back from FILE, into a database that does not have it",
+        "stop: open rounds end, then the driver; enqueue: one of the next trials is the point PATH=VALUE …; backup: "
+        "writes FILE, whether the study runs or not; restore: brings the study back from FILE, into a database that "
+        "does not have it",
     )
     result.add_argument(
-        "file", metavar="FILE", nargs="?", type=file_place, help="of backup, a new file, and of restore"
+        "words",
+        metavar="FILE | PATH=VALUE …",
+        nargs="*",
+        help="of backup, a new file, and of restore; of enqueue a point",
     )
     add_storage_flag(result)
     result.add_argument("--json", action="store_true", dest="json_output", help="the status as JSON on stdout")
@@ -166,18 +189,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(given: argparse.Namespace) -> int:
     if given.action not in ACTIONS:
         raise SpecError([f"unknown action {given.action!r}; there are {', '.join(ACTIONS)}"])
-    if given.action in COPIES and given.file is None:
-        raise SpecError([f"{given.action} needs a file: python -m study.control {given.name} {given.action} FILE"])
-    if given.action not in COPIES and given.file is not None:
-        raise SpecError([f"{given.action} takes no file, got {str(given.file)!r}"])
+    words, name = given.words, f"python -m study.control {given.name}"
+    if given.action in COPIES and len(words) != 1:
+        raise SpecError([f"{given.action} needs a file: {name} {given.action} FILE"])
+    if given.action == "enqueue" and not words:
+        raise SpecError([f"enqueue needs a point of the space: {name} enqueue PATH=VALUE …"])
+    if given.action not in (*COPIES, "enqueue") and words:
+        raise SpecError([f"{given.action} takes no file, got {words[0]!r}"])
+    file = file_place(words[0]) if given.action in COPIES else None
 
     from study.database.backup import back_up, restore
     from study.database.ledger import Ledger
 
-    message = restore(given.file, given.name, given.storage) if given.action == "restore" else ""
+    message = "" if given.action != "restore" or file is None else restore(file, given.name, given.storage)
     ledger = Ledger.open_existing(given.name, storage_path=given.storage)
-    if given.action == "backup":
-        message = back_up(ledger, given.file)
+    if given.action == "backup" and file is not None:
+        message = back_up(ledger, file)
+    elif given.action == "enqueue":
+        message = enqueue(ledger, words)
     elif given.action in WISHES:
         message = act(ledger, given.action)
     if given.json_output:

@@ -12,6 +12,7 @@ from study.ranking.objectives import goals
 from study.ranking.summary import summary
 from study.records import TrialRecord
 from study.reporting.tables import (
+    explanation,
     leaderboard,
     leaderboard_csv,
     leaderboard_html,
@@ -38,6 +39,11 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--output", type=file_place, metavar="FILE", help="write there instead of to stdout")
     add_storage_flag(result)
     result.add_argument("--figures", type=file_place, metavar="DIR", help="write the figures there as PNG")
+    result.add_argument(
+        "--explain",
+        action="store_true",
+        help="what the search gave out, step by step, and why; and what each trial is at",
+    )
     truth = result.add_mutually_exclusive_group()
     truth.add_argument(
         "--unblind",
@@ -103,6 +109,8 @@ def _run(given: argparse.Namespace) -> int:
             from study.reporting.unblinding import unblind
 
             content = unblind(ledger, records, given.storage, given.data).encode()
+        elif given.explain:
+            content = explanation(ledger.steps(), records, goals(spec)).encode()
         elif probe is not None:
             content = label_probe_page(ledger.name, records, spec, given.storage, probe, given.data).encode()
         else:

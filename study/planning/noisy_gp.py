@@ -29,17 +29,19 @@ class NoisyGPSampler(optuna.samplers.BaseSampler):
     """Expected improvement under a Gaussian process that knows of rounds and seeds; of trials, it reads what was told
     between. Trials that run are taken to come out as it expects."""
 
-    def __init__(
-        self, distributions: Mapping[str, BaseDistribution], *, seed: int, start_seed: int, startup_trials: int
-    ) -> None:
-        """Args: seed: of this draw. start_seed: of the Sobol sequence that the first `startup_trials` are points of."""
-        self._space, self._seed, self._start_seed, self._startup = dict(distributions), seed, start_seed, startup_trials
+    def __init__(self, distributions: Mapping[str, BaseDistribution], *, seed: int, startup_trials: int) -> None:
+        """Args: seed: of the Sobol sequence that the first `startup_trials` are points of."""
+        self._space, self._start_seed, self._startup = dict(distributions), seed, startup_trials
+        self.seed = seed
+        """Of the next draw."""
+        self._fitted: tuple[bytes, Any] = b"", None
+        """What was observed when the process was last fitted, and the process: draws of one cohort share it."""
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self._space
 
     def sample_independent(self, study: optuna.Study, trial: FrozenTrial, name: str, domain: BaseDistribution) -> Any:
-        return optuna.samplers.RandomSampler(seed=self._seed).sample_independent(study, trial, name, domain)
+        return optuna.samplers.RandomSampler(seed=self.seed).sample_independent(study, trial, name, domain)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -57,14 +59,16 @@ class NoisyGPSampler(optuna.samplers.BaseSampler):
         x = np.array([[*self._encoded(one.params), share] for one, share, _ in rows])
         y = np.array([value for *_, value in rows])
         y = (y - y.mean()) / (float(y.std()) or 1.0)
-        process = _process(x, y, self._seed)
+        if self._fitted[0] != (seen := x.tobytes() + y.tobytes()):
+            self._fitted = seen, _process(x, y)
+        process = self._fitted[1]
         if running:
             ahead = np.array([[*self._encoded(one.params), 1.0] for one in running])
-            process = _process(np.vstack([x, ahead]), np.append(y, process.predict(ahead)), self._seed, process.kernel_)
+            process = _process(np.vstack([x, ahead]), np.append(y, process.predict(ahead)), process.kernel_)
         believed = process.predict(np.array([[*self._encoded(one.params), 1.0] for one in told]))
         best = [told[index].params for index in np.argsort(-believed, kind="stable")[:3]]
-        rng = np.random.default_rng(self._seed)
-        units = [_sobol(len(self._space), CANDIDATES, self._seed), *(self._around(params, rng) for params in best)]
+        rng = np.random.default_rng(self.seed)
+        units = [_sobol(len(self._space), CANDIDATES, self.seed), *(self._around(params, rng) for params in best)]
         points = [self._decoded(unit) for unit in np.vstack(units)]
         mean, deviation = process.predict(np.array([[*self._encoded(one), 1.0] for one in points]), return_std=True)
         noise = process.kernel_.k2.noise_level  # which the deviation holds, and the expected value over seeds does not
@@ -102,7 +106,7 @@ def observations(trial: FrozenTrial) -> list[tuple[float, float]]:
     return [(min(1.0, round_ / length), value) for round_, value in told if math.isfinite(value)]
 
 
-def _process(x: FloatArray, y: FloatArray, seed: int, kernel: Any = None) -> Any:
+def _process(x: FloatArray, y: FloatArray, kernel: Any = None) -> Any:
     """A Gaussian process. Args: kernel: with its parameters; None: they are fitted."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
@@ -111,7 +115,7 @@ def _process(x: FloatArray, y: FloatArray, seed: int, kernel: Any = None) -> Any
     wide = [(0.1, 10.0)] * x.shape[1]
     new = ConstantKernel(1.0, (0.1, 10.0)) * Matern([1.0] * x.shape[1], wide, nu=2.5) + WhiteKernel(0.1, (1e-3, 1.0))
     process = GaussianProcessRegressor(
-        new if kernel is None else kernel, optimizer="fmin_l_bfgs_b" if kernel is None else None, random_state=seed
+        new if kernel is None else kernel, optimizer="fmin_l_bfgs_b" if kernel is None else None
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a parameter at the end of its range is fine

@@ -91,8 +91,7 @@ class Search:
             best = ordered[: math.ceil(self._spec.search.keep * len(ordered))]
             alive = [record for record in alive if record.baseline or record in best]
             if waiting := [record.number for record in alive if record.rounds < following]:
-                numbers = ", ".join(map(str, waiting))
-                why = f"{len(best)} of {len(ordered)} go on from round {level} of {self._leg}: trial {numbers}"
+                why = f"{len(best)} of {len(ordered)} go on from round {level} of {self._leg}, baselines aside"
                 return Step(why, dict.fromkeys(waiting, following))
         return None
 

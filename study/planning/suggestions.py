@@ -37,6 +37,10 @@ class Suggestions:
         """And how many points the space has, if they can be counted, and those that trials have."""
         self._options = spec.sampler_options()
         self._seed = spec.seed
+        self._noisy = None
+        if self._options["name"] == "gp_noise":
+            start, seed = self._options["startup_trials"], derive_seed(spec.seed, "sampler") % 2**32
+            self._noisy = NoisyGPSampler(self.distributions, seed=seed, startup_trials=start)
         self._warm = [
             _bare(trial)
             for trial in warm_start
@@ -171,13 +175,10 @@ class Suggestions:
             point = self._sobol.sample_relative(self._shadow, frozen, self.distributions)
             return {path: point[path] for path in self.distributions}
         seed = derive_seed(self._seed, "sampler", number)
-        if self._options["name"] == "gp_noise":
-            start, common = self._options["startup_trials"], derive_seed(self._seed, "sampler")
-            self._shadow.sampler = NoisyGPSampler(
-                self.distributions, seed=seed % 2**32, start_seed=common % 2**32, startup_trials=start
-            )
-        else:
+        if self._noisy is None:
             self._shadow.sampler = make_sampler(self._options, seed)
+        else:
+            self._shadow.sampler, self._noisy.seed = self._noisy, seed % 2**32
         trial = self._shadow.ask(self.distributions)
         self._open[number] = trial
         return dict(trial.params)

@@ -119,6 +119,25 @@ def _others(rows: Sequence[Row], objectives: Sequence[Goal]) -> list[str]:
     return ["not ranked:", *found] if found else []
 
 
+def explanation(steps: Sequence[Mapping[str, Any]], records: Sequence[TrialRecord], objectives: Sequence[Goal]) -> str:
+    """Why each trial was given out, paused or stopped: the steps of a search, and each trial's place."""
+    lines = [f"step {number}: {step['why']}{_given(step)}" for number, step in enumerate(steps, 1)]
+    lines = lines or ["Every trial was given out at once and whole: trials of this study do not begin in cohorts."]
+    for row in sorted(rank(records, objectives), key=lambda row: row.record.number):
+        record = row.record
+        seeds = f", {record.seeds} seed{'s' * (record.seeds != 1)} trained" if record.judged else ""
+        place = f", rank {row.rank}" if row.rank is not None else ""
+        lines.append(f"trial {record.number}: {record.state}{place}, round {record.round}{seeds}".rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def _given(step: Mapping[str, Any]) -> str:
+    new = f", trials {step['first']} to {step['first'] + step['new'] - 1}" if step["new"] else ""
+    if not step["rounds"]:
+        return new
+    return f"{new}: {', '.join(f'trial {number} to round {rounds}' for number, rounds in step['rounds'].items())}"
+
+
 def leaderboard_page(records: Sequence[TrialRecord], objectives: Sequence[Goal]) -> str:
     """The summary, and the leaderboard as a GitHub table."""
     headings, rows = cells(records, objectives)

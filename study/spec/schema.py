@@ -21,7 +21,7 @@ class Objective(Section):
     """Name of a metric that every trial's last round reports."""
     mode: Literal["max", "min"]
     """Whether more or less of it is better."""
-    floors: dict[str, float] = {}
+    floors: dict[str, Annotated[float, Field(ge=-1, le=1)]] = {}
     """Metric → what a trial must have at least of it to be ranked: `{clean/acc: 0.6}`."""
 
 

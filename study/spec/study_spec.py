@@ -14,7 +14,7 @@ from ardmvc_core.places import expanded
 from ardmvc_core.ranges import shown
 from study.places import taken_name
 from study.records import Goal
-from study.spec.distributions import Distribution, as_yaml, without_noise
+from study.spec.distributions import Distribution, as_yaml, describe, without_noise
 from study.spec.faults import Fault, every_fault, faults_of, raise_faults, shortened, suggestion
 from study.spec.objectives import known_metrics, objection, without_probe
 from study.spec.schema import (
@@ -265,6 +265,32 @@ class StudySpec(Section):
             inside = all(entry.contains(value) for entry, value in zip(space.values(), values, strict=True))
             return tuple(map(without_noise, values)) if inside else None
 
+        return point
+
+    def point_from(self, settings: Sequence[str]) -> dict[str, Any]:
+        """A point of the space, whole. Args: settings: `path=value` of what differs from the trial as written.
+
+        Raises: SpecError with every fault.
+        """
+        space, given, faults = self.distributions(), dict[str, Any](), list[str]()
+        for setting in settings:
+            try:
+                path, value = split_setting(setting)
+            except ValueError as error:
+                faults.append(f"{setting}: {error}")
+                continue
+            if path not in space:
+                faults.append(f"{path}: is not searched{suggestion(path, space, known=True)}")
+            else:
+                given[path] = value
+        config = self.trial_config({})
+        point = {path: given[path] if path in given else value_at(config, path) for path in space}
+        for path, distribution in space.items():
+            if not distribution.contains(point[path]):
+                whose = "" if path in given else ", which the trial as written has"
+                faults.append(f"{path}: must be in {describe(distribution)}, got {point[path]}{whose}")
+        if faults:
+            raise SpecError(faults)
         return point
 
     @property

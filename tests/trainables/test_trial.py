@@ -12,6 +12,7 @@ import torch
 from trainables.attack_trial import AttackTrial
 from trainables.building import load_model
 from trainables.config import AttackTrialConfig, TrialConfig
+from trainables.saved_trial import saved_facts
 from trainables.trial import Trial, aggregate
 
 TINY = {"samples": 20, "probe_samples": 20, "tier": "probe"}
@@ -71,6 +72,55 @@ def test_seeds_of_a_trial_differ_and_trials_share_them(tmp_path: Path) -> None:
     assert not torch.equal(*weights)
     other = Trial(config(model={"name": "comvc"}))
     assert torch.equal(weights[0], next(other.trainers[0].model.parameters()))
+
+
+def test_seeds_in_turn_come_to_what_they_come_to_side_by_side(tmp_path: Path) -> None:
+    together = Trial(config())
+    together.run_round()
+    expected = comparable(together.run_round())
+
+    turns = Trial(config(repeats={"first": 1, "most": 2}))
+    first = [turns.run_round(), turns.run_round()]
+    between = turns.run_round()
+    last = turns.run_round()
+    assert [report["done"] for report in (*first, between, last)] == [False, False, False, True]
+    assert {name: value for name, value in comparable(last).items() if "/" in name} == pytest.approx(
+        {name: value for name, value in expected.items() if "/" in name}
+    )
+    # Inside the second seed the trial is what its first one has shown; nobody probes the second.
+    assert between["robust/acc"] == first[1]["robust/acc"]
+    assert "probe/acc" not in between
+    assert "spread/robust/acc" not in between
+    turns.save(tmp_path)
+    arrays = np.load(tmp_path / "evaluation.npz")
+    assert arrays["seeds/robust/acc"].mean() == pytest.approx(expected["robust/acc"])
+
+
+@pytest.mark.parametrize("rounds", [2, 3])
+def test_a_trial_whose_seeds_are_trained_in_turn_goes_on_exactly(tmp_path: Path, rounds: int) -> None:
+    turns = config(repeats={"first": 1, "most": 2})
+    straight = Trial(turns)
+    reports = [straight.run_round() for _ in range(4)]
+    stopped = Trial(turns)
+    for _ in range(rounds):
+        stopped.run_round()
+    stopped.save(tmp_path)
+    torch.manual_seed(99)
+    resumed = Trial(turns)
+    resumed.load(tmp_path)
+    assert [comparable(resumed.run_round()) for _ in range(rounds, 4)] == [comparable(one) for one in reports[rounds:]]
+
+
+def test_the_models_of_seeds_that_are_trained_can_be_loaded(tmp_path: Path) -> None:
+    turns = Trial(config(repeats={"first": 1, "most": 3}, epochs=2))
+    turns.run_round()
+    turns.run_round()
+    turns.save(tmp_path)
+    assert saved_facts(str(tmp_path)).models == 2
+    for repeat in range(2):
+        model, _ = load_model(str(tmp_path), torch.device("cpu"), repeat)
+        weights = turns.trainers[repeat].model.state_dict()
+        assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
 def test_a_loss_that_is_not_finite_ends_the_trial_with_its_place() -> None:

@@ -451,10 +451,10 @@ def test_fewer_seeds_are_drawn_back_further() -> None:
     assert kept[0] < kept[1] == kept[2]
 
 
-def test_one_lucky_seed_is_less_likely_the_best_than_five_that_are_as_good() -> None:
-    lucky, sound, poor = PooledSpread(0.05, 9).best_probabilities([0.8, 0.79, 0.5], [1, 5, 5])
-    assert lucky < sound
-    assert poor < 0.01
+def test_one_lucky_seed_is_drawn_back_behind_five_that_are_nearly_as_good() -> None:
+    """Noise 0.0025 of one seed, 0.0005 of five: about 8 % and 2 % of the way back to 0.7."""
+    (lucky, sound, _), _ = PooledSpread(0.05, 9).shrunken([0.8, 0.798, 0.5], [1, 5, 5])
+    assert lucky < sound < 0.798
 
 
 def test_means_that_differ_by_noise_only_are_equally_likely() -> None:

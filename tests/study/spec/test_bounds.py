@@ -13,6 +13,7 @@ from ardmvc_core.data import DatasetConfig
 from ardmvc_core.models import MODELS
 from ardmvc_core.ranges import Range, check_values
 from study.spec.distributions import IntLogUniform, IntUniform, LogUniform, Quantised, Uniform
+from study.spec.schema import Objective
 from study.spec.study_spec import StudySpec
 from trainables.config import AttackTrialConfig, TrialConfig
 
@@ -22,6 +23,7 @@ VALID: dict[type, dict[str, Any]] = {
     DatasetConfig: {"name": "noisy_digits"},
     TrialConfig: {"dataset": {"name": "noisy_digits"}, "model": {"name": "comvc"}},
     AttackTrialConfig: {"checkpoint": "x"},
+    Objective: {"metric": "robust/acc", "mode": "max"},
     StudySpec: {
         "name": "x",
         "trial": {"dataset": {"name": "noisy_digits"}, "model": {"name": "comvc"}},

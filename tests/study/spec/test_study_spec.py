@@ -256,7 +256,7 @@ def test_a_folder_is_no_study(tmp_path: Path) -> None:
         ({"objective": []}, "objective: must be one {metric, mode} or a list of two, got 0"),
         ({"sampler": {"name": "tpee"}}, "sampler.name: unknown name 'tpee'; nearest: 'tpe'"),
         ({"sampler": {"name": "random", "startup_trials": 3}}, "sampler.startup_trials: unknown key"),
-        ({"sampler": {}}, "sampler.name: must be given; known: random, sobol, tpe, gp, nsga2"),
+        ({"sampler": {}}, "sampler.name: must be given; known: auto, random, sobol, tpe, gp, gp_noise, nsga2"),
         ({"pruner": {"name": "asha"}}, "pruner.name: unknown name 'asha'"),
         ({"pruner": {"name": "hyperband", "reduction_factor": 1}}, "pruner.reduction_factor: must be ≥ 2, got 1"),
         ({"limits": {"trials": 0}}, "limits.trials: must be ≥ 1, got 0"),
