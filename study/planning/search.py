@@ -90,7 +90,7 @@ class Search:
             ordered = self._ordered([record for record in alive if not record.baseline], level)
             best = ordered[: math.ceil(self._spec.search.keep * len(ordered))]
             alive = [record for record in alive if record.baseline or record in best]
-            if waiting := [record.number for record in alive if record.rounds < following]:
+            if waiting := [record.number for record in alive if record.rounds < following and not record.finished]:
                 why = f"{len(best)} of {len(ordered)} go on from round {level} of {self._leg}, baselines aside"
                 return Step(why, dict.fromkeys(waiting, following))
         return None
