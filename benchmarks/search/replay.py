@@ -183,6 +183,26 @@ def _run(record: TrialRecord, repetition: Repetition, first: int) -> TrialRecord
     return replace(record, round=record.rounds, history=tuple(history), metrics=metrics)
 
 
+def at(trace: Trace, costs: np.ndarray) -> np.ndarray:
+    """Worth of the winner at each cost; NaN before there is one."""
+    own = np.array([cost for cost, _ in trace])
+    worth = np.array([np.nan, *(value for _, value in trace)])
+    return np.asarray(worth[np.searchsorted(own, costs, side="right")])
+
+
+def cost_to(curves: np.ndarray, costs: np.ndarray, target: float) -> tuple[float, float, float]:
+    """Where the mean over repetitions comes to the target to stay for that cost, with a 95 % bootstrap interval."""
+    rng = np.random.default_rng(0)
+
+    def first(rows: np.ndarray) -> float:
+        means = np.nanmean(rows, axis=0)
+        there = np.flatnonzero((means >= target - 1e-9) & ~np.isnan(rows).any(axis=0))
+        return float(costs[there[0]]) if len(there) else np.inf
+
+    drawn = [first(curves[rng.integers(len(curves), size=len(curves))]) for _ in range(200)]
+    return first(curves), float(np.quantile(drawn, 0.025, method="lower")), float(np.quantile(drawn, 0.975, method="higher"))
+
+
 TPE = {"name": "tpe", "startup_trials": 6}
 NONE = {"name": "none"}
 SEARCHES: dict[str, Callable[[int, Emulator], Trace]] = {
@@ -210,3 +230,86 @@ def repeated(name: str, file: Path, dataset: str, numbers: list[int]) -> tuple[s
     begin = time.process_time()
     traces = [SEARCHES[name](derive_seed(number, "replay") % 2**31, emulator) for number in numbers]
     return name, traces, time.process_time() - begin
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--datasets", default="noisy_digits,noisy_mnist,noisy_fashion")
+    parser.add_argument("--repetitions", type=int, default=500)
+    parser.add_argument("--only", default="", help="names of searches, such as ours,random")
+    parser.add_argument("--peers", type=Path)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True, help="a page; the figure stands beside it as .png")
+    given = parser.parse_args()
+    wanted = [name for name in given.only.split(",") if name] or list(SEARCHES)
+    parts = np.array_split(np.arange(given.repetitions), 4 * given.workers)
+    found: dict[str, dict[str, tuple[list[Trace], float]]] = {}
+    for dataset in given.datasets.split(","):
+        found[dataset] = {name: ([], 0.0) for name in wanted}
+        with ProcessPoolExecutor(given.workers) as pool:
+            jobs = [
+                pool.submit(repeated, name, given.table, dataset, part.tolist()) for name in wanted for part in parts
+            ]
+            for job in jobs:
+                name, traces, seconds = job.result()
+                known, before = found[dataset][name]
+                found[dataset][name] = [*known, *traces], before + seconds
+        if given.peers is not None:
+            peers = json.loads(given.peers.read_text())
+            found[dataset] |= {name: ([[tuple(p) for p in t] for t in own["traces"]], own["seconds"]) for name, own in peers[dataset].items()}
+    given.out.write_text(page(found, given))
+    figure(found).savefig(given.out.with_suffix(".png"), dpi=150, bbox_inches="tight")
+
+
+DEFAULT = "TPE (the default before)"
+COSTS = np.arange(0.25, MOST_COST, 0.25)
+
+
+def page(found: dict[str, dict[str, tuple[list[Trace], float]]], given: argparse.Namespace) -> str:
+    lines = []
+    for dataset, searches in found.items():
+        emulator = Emulator(given.table, dataset)
+        curves = {name: np.array([at(trace, COSTS) for trace in traces]) for name, (traces, _) in searches.items()}
+        end = float(np.searchsorted(COSTS, DEFAULT_TRIALS * SEEDS))
+        target = float(np.nanmean(curves[DEFAULT][:, int(end)]))
+        paper = emulator.paper[:, ROUNDS].mean()
+        lines += [
+            f"## {dataset}",
+            "",
+            f"{len(emulator.settings)} settings; a run of one seed is {sum(emulator.passes):,} passes. Today's default ends at "
+            f"{target:.3f} after {DEFAULT_TRIALS * SEEDS} runs; the paper's setting is worth {paper:.3f}.",
+            "",
+            "| search | runs until it is as good | against the default before | worth after 12 runs | after 24 | decisions, s a study |",
+            "|---|---|---|---|---|---|",
+        ]
+        for name, own in curves.items():
+            cost, low, high = cost_to(own, COSTS, target)
+            traces, seconds = searches[name]
+            shown = "not within 60" if np.isinf(cost) else f"{cost:.1f} [{low:.1f}, {high:.1f}]"
+            ratio = "" if np.isinf(cost) else f"{DEFAULT_TRIALS * SEEDS / cost:.1f} ×"
+            after = [float(np.nanmean(own[:, int(np.searchsorted(COSTS, runs))])) for runs in (12, 24)]
+            lines.append(f"| {name} | {shown} | {ratio} | {after[0]:.3f} | {after[1]:.3f} | {seconds / len(traces):.2f} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def figure(found: dict[str, dict[str, tuple[list[Trace], float]]]) -> Any:
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(5 * len(found), 3.6))
+    for place, (dataset, searches) in enumerate(found.items(), 1):
+        axes = drawn.add_subplot(1, len(found), place)
+        for name, (traces, _) in searches.items():
+            means = np.nanmean(np.array([at(trace, COSTS) for trace in traces]), axis=0)
+            ours_ = name == "ours"
+            axes.plot(COSTS, means, label=name, lw=2.5 if ours_ else 1, color="black" if ours_ else None)
+        axes.set(title=dataset, xlabel="cost, in runs of one seed", xlim=(0, 40))
+        axes.grid(alpha=0.3)
+    drawn.axes[0].set_ylabel("robust ACC of the winner (unseen part and seeds)")
+    drawn.axes[-1].legend(fontsize=7, loc="lower right")
+    return drawn
+
+
+if __name__ == "__main__":
+    main()
