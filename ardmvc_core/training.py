@@ -6,11 +6,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from ardmvc_core.networks.encoders import bf16_encoders
 from ardmvc_core.seeding import derive_seed, generator, global_rng_state, set_global_rng_state
-from ardmvc_core.types import Method, Stage, StageObjective, StepContext, Views
+from ardmvc_core.types import Method, Optimizer, Stage, StageObjective, StepContext, Views
 
 Precision = Literal["fp32", "bf16"]
 

@@ -3,13 +3,12 @@
 V views, N samples, B batch, K clusters, D latent dimension, C H W channels and image size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 Views = tuple[Tensor, ...]
 """V × (B, *shape_v), float32 in [0, 1]: one tensor per view, row i of each is the same sample."""
@@ -41,6 +40,23 @@ class EmbeddingOutput(ModelOutput):
 
     embedding: Tensor
     """(B, F): what k-means clusters."""
+
+
+class Optimizer(Protocol):
+    """What the trainer asks of an optimizer: `ardmvc_core.adam.Adam` and those of torch have it."""
+
+    @property
+    def state(self) -> Mapping[Tensor, Any]:
+        """What is remembered of each parameter, by name."""
+
+    def step(self) -> Any:
+        """Moves the parameters along their gradients."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that further steps depend on, of tensors and plain types only."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on where `state_dict` was taken."""
 
 
 @dataclass(frozen=True, kw_only=True)

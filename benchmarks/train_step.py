@@ -102,7 +102,7 @@ def our_step(model: FusedClustering, views: Views, stream: torch.Generator, bf16
     with bf16_encoders(model, bf16):
         terms = objective.terms(model, views, StepContext(epoch=0, step=0, generator=stream))
         total = torch.stack(list(terms.values())).sum()
-        optimizer.zero_grad()
+        model.zero_grad()
         total.backward()
     optimizer.step()
     return total.detach()

@@ -141,7 +141,7 @@ def inner_objective(
             assert logits is not None
             assert clean_assignments is not None
             parts.append(cross_entropy(logits, clean_assignments))
-        return torch.stack(parts).sum()
+        return sum(parts[1:], parts[0])
 
     return value
 
@@ -200,10 +200,13 @@ def adversarial_terms(
     A part whose weight is 0 is left out.
     """
     weights = model.fusion.weights
-    terms = aligned_clustering_terms(config, clean, weights)
     if config.adversarial_weight > 0:
-        for name, value in aligned_clustering_terms(config, attacked, weights).items():
-            terms[f"attacked_{name}"] = config.adversarial_weight * value
+        both = aligned_clustering_terms(config, _stacked(clean, attacked), weights)
+        pairs = {name: values.unbind() for name, values in both.items()}
+        terms = {name: of_clean for name, (of_clean, _) in pairs.items()}
+        terms |= {f"attacked_{name}": config.adversarial_weight * moved for name, (_, moved) in pairs.items()}
+    else:
+        terms = aligned_clustering_terms(config, clean, weights)
     if isinstance(config, ARDMVCAMConfig) and config.mitigator_weight > 0:
         terms["mitigator"] = config.mitigator_weight * mitigator_kl(
             clean.assignments,
@@ -213,6 +216,17 @@ def adversarial_terms(
             stop_gradient=config.kl_stop_gradient,
         )
     return terms
+
+
+def _stacked(first: DDCOutput, second: DDCOutput) -> DDCOutput:
+    """Two outputs as one of shape (2, …): a loss of both costs little more than that of one."""
+    return DDCOutput(
+        view_latents=tuple(map(torch.stack, zip(first.view_latents, second.view_latents, strict=True))),
+        consensus=torch.stack([first.consensus, second.consensus]),
+        logits=torch.stack([first.logits, second.logits]),
+        assignments=torch.stack([first.assignments, second.assignments]),
+        fused=torch.stack([first.fused, second.fused]),
+    )
 
 
 def _is_attacked(config: ARDMVCConfig | ARDMVCAMConfig) -> bool:

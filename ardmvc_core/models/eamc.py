@@ -8,12 +8,12 @@ their weight against the other terms holds for one batch size.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
 
+from ardmvc_core.adam import Adam
 from ardmvc_core.batching import in_batches
 from ardmvc_core.losses.alignment import attention_alignment, discriminator_loss, generator_loss
 from ardmvc_core.losses.ddc import cluster_orthogonality, gaussian_kernel, separation, simplex_corners
@@ -205,20 +205,21 @@ def discriminator_terms(model: AttentiveClustering, latents: tuple[Tensor, ...])
     return {"discriminator": discriminator_loss(*model.discriminate(latents))}
 
 
-def encoder_optimizer(config: EAMCConfig, model: nn.Module) -> Optimizer:
+def encoder_optimizer(config: EAMCConfig, model: nn.Module) -> Adam:
     """Adam over encoders, head and attention."""
     assert isinstance(model, AttentiveClustering)
-    groups: list[dict[str, Any]] = [
-        {"params": [*model.encoders.parameters(), *model.head.parameters()]},
-        {"params": list(model.attention.parameters()), "lr": config.attention_learning_rate},
+    encoders_and_head = [*model.encoders.parameters(), *model.head.parameters()]
+    groups = [
+        (encoders_and_head, config.learning_rate),
+        (list(model.attention.parameters()), config.attention_learning_rate),
     ]
-    return Adam(groups, lr=config.learning_rate, betas=_BETAS)
+    return Adam(groups, _BETAS)
 
 
-def discriminator_optimizer(config: EAMCConfig, model: nn.Module) -> Optimizer:
+def discriminator_optimizer(config: EAMCConfig, model: nn.Module) -> Adam:
     """Adam over the discriminators."""
     assert isinstance(model, AttentiveClustering)
-    return Adam(model.discriminators.parameters(), lr=config.discriminator_learning_rate, betas=_DISCRIMINATOR_BETAS)
+    return Adam([(model.discriminators.parameters(), config.discriminator_learning_rate)], _DISCRIMINATOR_BETAS)
 
 
 def stages(config: EAMCConfig, epochs: int) -> tuple[Stage, ...]:

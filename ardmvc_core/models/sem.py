@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
+from ardmvc_core.adam import Adam
 from ardmvc_core.batching import in_batches
 from ardmvc_core.losses.contrastive import unit_rows
 from ardmvc_core.losses.reconstruction import ReconstructionMode, corrupted, mean_squared_error
@@ -231,7 +231,7 @@ def stages(config: SEMConfig, epochs: int) -> tuple[Stage, ...]:
     view weights from the features h^v, the others from the latents z^v.
     """
 
-    def optimizer(model: nn.Module) -> Optimizer:
+    def optimizer(model: nn.Module) -> Adam:
         return adam(model, config.learning_rate)
 
     def warmup_terms(model: nn.Module, views: Views, step: StepContext) -> dict[str, Tensor]:

@@ -9,8 +9,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
 
+from ardmvc_core.adam import Adam
 from ardmvc_core.batching import in_batches
 from ardmvc_core.losses.ddc import ddc_terms
 from ardmvc_core.networks.encoders import Encoder, EncoderKind, build_encoders
@@ -118,9 +118,9 @@ def looks(config: HeadConfig) -> int:
     return int(config.mute_dead_units)
 
 
-def adam(model: nn.Module, learning_rate: float) -> Optimizer:
+def adam(model: nn.Module, learning_rate: float) -> Adam:
     """Adam over all parameters with the usual betas and no weight decay."""
-    return Adam(model.parameters(), lr=learning_rate)
+    return Adam([(model.parameters(), learning_rate)])
 
 
 def clustering_terms(output: DDCOutput) -> dict[str, Tensor]:

@@ -107,9 +107,8 @@ def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     batch, channels, height, _ = images.shape
     rows = images.permute(0, 2, 3, 1).reshape(batch * height, -1)
     means, variances = torch.batch_norm_update_stats(rows, None, None, 0.0)
-    means, variances = means.view(-1, channels), variances.view(-1, channels)
-    mean = means.mean(dim=0)
-    return mean, variances.mean(dim=0) + (means - mean).square().mean(dim=0)
+    between, mean = torch.var_mean(means.view(-1, channels), dim=0, correction=0)
+    return mean, variances.view(-1, channels).mean(dim=0) + between
 
 
 class BatchNorm2d(nn.BatchNorm2d):

@@ -40,7 +40,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("trainable",),
     ),
     "ardmvc_core": (
-        ("types", "errors", "seeding", "ranges", "places"),
+        ("adam", "types", "errors", "seeding", "ranges", "places"),
         ("batching", "losses", "data"),
         ("networks",),
         ("training", "attacks"),
