@@ -38,10 +38,10 @@ class EmptyTrial:
         return {**metrics, "round": self.round, "rounds": ROUNDS, "seconds": 0.0, "done": self.round == ROUNDS}
 
     def save(self, folder: Path) -> None:
-        (folder / "state.txt").write_text(str(self.round))
+        (folder / "state.json").write_text(str(self.round))
 
     def load(self, folder: Path) -> None:
-        self.round = int((folder / "state.txt").read_text())
+        self.round = int((folder / "state.json").read_text())
 
 
 class EmptyTrainable(TrialTrainable):

@@ -213,7 +213,7 @@ class Ledger:
         own = self.contents.get(f"baselines[{record.number}]") if record.baseline else None
         return own or self.contents.get("trial", {})
 
-    @property
+    @functools.cached_property
     def uid(self) -> str:
         """Tells studies of one name in several databases apart."""
         return str(self._study.user_attrs.get("uid", ""))

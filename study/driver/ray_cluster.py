@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,13 +186,14 @@ def connect(address: str | None, spec: StudySpec) -> None:
     what = f"cannot join the Ray cluster at {address!r}" if address else "Ray cannot start here"
     options: dict[str, Any] = {"runtime_env": _our_code()}
     if not address:
-        options = {"include_dashboard": False, "_temp_dir": _ray_folder()}
+        settings = {"prestart_worker_first_driver": False}  # one for each core, of which hardly any would be used
+        options = {"include_dashboard": False, "_temp_dir": _ray_folder(), "_system_config": settings}
     # It ends the process, so nothing between its start and its cancelling may leave this function.
     slow = threading.Timer(START_SECONDS, give_up, [f"{what}: it takes longer than {START_SECONDS:.0f} s"])
     slow.daemon = True
     slow.start()
     try:
-        with _databases_stay_here():
+        with _databases_stay_here(), contextlib.nullcontext() if address else _only_what_is_used():
             # "local" so that a cluster which this machine happens to advertise is never joined by accident.
             ray.init(
                 address=address or "local",
@@ -236,6 +238,22 @@ def _databases_stay_here() -> Iterator[None]:
         services.ConsolePopen = start
 
 
+@contextmanager
+def _only_what_is_used() -> Iterator[None]:
+    """Ray starts on this machine without three processes of which a study has nothing, and which make it wait: what
+    watches over machines to be added (it ignores SIGTERM, and Ray waits a second for it at the end), what sends logs to
+    the driver, and the server of pages, which `include_dashboard` takes the pages from and starts all the same."""
+    from ray._private import parameter, services
+
+    params, server = parameter.RayParams, services.start_api_server
+    parameter.RayParams = partial(params, no_monitor=True, include_log_monitor=False)
+    services.start_api_server = lambda *_, **__: (None, None)  # what it gives where the server cannot start
+    try:
+        yield
+    finally:
+        parameter.RayParams, services.start_api_server = params, server
+
+
 def _of_driver(name: str, value: str) -> bool:
     databases = ("postgres", "mysql", "mariadb", "mssql", "oracle")
     return bool(OF_DRIVER.fullmatch(name)) or ("://" in value and Address(value).kind.startswith(databases))
@@ -245,13 +263,13 @@ def _heard_of_ray(data: Mapping[str, Any], ignore_prefix: bool) -> None:
     logger.debug("Ray says: %s", "\n".join(map(str, data.get("lines", ()))))
 
 
-def keep_keys_here() -> None:
-    """Tune hands AWS's keys to trials in a form that Ray writes to its logs; workers have them from their machine."""
+def keep_variables_here() -> None:
+    """Tune hands variables to trials, AWS's keys among them, in a form that Ray writes to its logs, and for which it
+    makes an environment before a worker starts. Workers have what they need from their machine or from `connect`."""
     from ray.tune.execution import class_cache
 
-    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
-        {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
-    )
+    class_cache.ENV_VARS_TO_PROPAGATE.clear()
+    class_cache.DEFAULT_ENV_VARS.clear()
 
 
 def _our_code() -> dict[str, Any]:

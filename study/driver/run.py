@@ -22,7 +22,7 @@ from study.driver import StudyBroken, StudyRefused
 from study.driver.conductor import Conductor, StopNow, WorkersGone, round_limit
 from study.driver.live_table import LiveTable
 from study.driver.open_trials import SILENCE_SECONDS
-from study.driver.ray_cluster import check_place, connect, give_up, keep_keys_here, keep_ray_logs, say, stop_ray
+from study.driver.ray_cluster import check_place, connect, give_up, keep_ray_logs, keep_variables_here, say, stop_ray
 from study.driver.ray_watch import RayWatch
 from study.driver.round_costs import RoundCosts
 from study.driver.tune_hooks import OptunaPruning, OptunaSearcher, Relay
@@ -263,7 +263,7 @@ def _refusals() -> Iterator[None]:
 
 
 def _fit(spec: StudySpec, conductor: Conductor, watch: RayWatch, trainable: type | None, folder: str) -> None:
-    keep_keys_here()
+    keep_variables_here()
     try:
         with _signals(conductor):
             runs = trainable or tune.with_parameters(

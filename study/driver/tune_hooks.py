@@ -104,11 +104,17 @@ class OptunaPruning(FIFOScheduler):
         return TrialScheduler.STOP if self._conductor.should_stop(number) else TrialScheduler.CONTINUE
 
     def choose_trial_to_run(self, tune_controller: Any) -> RayTrial | None:
-        """While the study pauses or ends, trials that wait for a worker are taken back and none is started."""
+        """The first trial that waits for a worker. While the study pauses or ends, those that wait are taken back and
+        none is started.
+
+        A worker that is free goes to no trial whose own is on its way: Tune would end that one, and start another for
+        the next trial, so that short trials would run one after the other while all others start in vain.
+        """
         self._watch_workers(tune_controller)
         if not self._conductor.steering.halting:
-            chosen: RayTrial | None = super().choose_trial_to_run(tune_controller)
-            return chosen
+            waiting = (trial for trial in tune_controller.get_trials() if trial.status == RayTrial.PENDING)
+            inner = tune_controller._tune_controller
+            return next((trial for trial in waiting if _worker(inner, trial) is None), None)
         for trial in list(tune_controller.get_live_trials()):
             if trial.status == RayTrial.PENDING and trial.temporary_state.ray_actor is None:
                 tune_controller.stop_trial(trial)

@@ -18,7 +18,7 @@ import pytest
 import sqlalchemy as sa
 from mlflow import MlflowClient
 from optuna.trial import TrialState
-from staged_trainables import ROUNDS, Accidents, BreaksDatabase, Staged, TakesLease
+from staged_trainables import ROUNDS, Accidents, BreaksDatabase, LateWorker, Staged, TakesLease
 from tiny_studies import ROOT, run_sweep, study_dict, sweep_command, write_study
 
 from ardmvc_core.selection.criteria import ReferencePartition
@@ -67,6 +67,20 @@ def test_more_failures_than_allowed_end_the_study_with_1(tiny_spec: SpecMaker) -
     spec = tiny_spec(limits={"trials": 7, "failures": 0, "concurrent": 1})
     assert run_study(spec, trainable=Accidents) == 1
     assert [r.state for r in records_of(spec)] == ["COMPLETE", "FAIL"]
+
+
+def test_a_free_worker_does_not_end_one_that_makes_ready(tiny_spec: SpecMaker) -> None:
+    """Tune would give trial 1 the worker that trial 0 leaves, end its own, and start a third for trial 2."""
+    spec = tiny_spec(limits={"trials": 4, "concurrent": 2})
+    assert run_study(spec, trainable=LateWorker) == 0
+    assert [r.state for r in records_of(spec)] == ["COMPLETE"] * 4
+    trials: dict[str, list[str]] = {}
+    for line in (Path(spec.storage.path) / "workers").read_text().splitlines():
+        process, number = line.split()
+        trials.setdefault(process, []).append(number)
+    first, second = sorted(trials.values())
+    # Once there is no further trial, the free worker may take the one that still waits.
+    assert (first[:3], second) == (["0", "2", "3"], ["1"])
 
 
 def test_pruner_stops_the_worse_trials_and_never_a_baseline(tiny_spec: SpecMaker) -> None:

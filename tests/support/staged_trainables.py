@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,24 @@ class Staged(TrialTrainable):
 
     def build(self, config: dict[str, Any]) -> StagedTrial:
         return StagedTrial(self.number, 0.4 if self.number % 2 else 0.8)
+
+
+class LateWorker(Staged):
+    """The worker that first makes ready for trial 1 is done when trial 3 is; each notes its process and the trial."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._workers = Path(config["folder"]).parents[1] / "workers"
+        with self._workers.open("a") as notes:
+            notes.write(f"{os.getpid()} {config['number']}\n")
+        while config["number"] == 1 and not self._workers.with_suffix(".done").exists():
+            time.sleep(0.02)
+        super().setup(config)
+
+    def step(self) -> Report:
+        report = super().step()
+        if self.number == 3 and report["done"]:
+            self._workers.with_suffix(".done").touch()
+        return report
 
 
 class Accidents(Staged):
