@@ -46,9 +46,9 @@ class TrialTrainable(tune.Trainable):
 
     Ray's config holds `config` (the trial's, as JSON), `number`, `threads`, `folder` (of the trial's checkpoints),
     `resume` (recorded checkpoints, newest first), `patience` (seconds that a failing storage is tried again), `limit`
-    (of a round, as `RoundLimit` has it), `rounds_behind`, `whole` (whether the next round holds the whole evaluation) and `beat` (what the worker's heartbeat is told
-    under). Ray's own checkpoints are not used: a trial that lost its worker is given out again by the driver, from what
-    the study's database has recorded.
+    (of a round, as `RoundLimit` has it), `rounds_behind`, `whole` (whether the next round holds the whole evaluation)
+    and `beat` (what the worker's heartbeat is told under). Ray's own checkpoints are not used: a trial that lost its
+    worker is given out again by the driver, from what the study's database has recorded.
     """
 
     files: ClassVar[frozenset[str] | None] = None

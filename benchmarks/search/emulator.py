@@ -44,15 +44,14 @@ class Emulator:
         """(S, 5, 5) of each setting and seed: probe after the rounds before the last, `tune` at the end, score part."""
         self.passes = [row["passes"] for row in next(iter(whole[self.settings[-1]].values()))]
         """Of each round."""
-        self.seconds = np.array([[row["seconds"] for row in run] for own in whole.values() for run in own.values()]).mean(0)
-        """Of each round."""
         searched = [one for one in self.settings if one > 0 and whole[one][1][0]["model.train_eps_warmup"] is not None]
         self._points = np.array([encoded(whole[one][1][0]) for one in searched])
         self._rows = [self.settings.index(one) for one in searched]
         means = self.values[self._rows].mean(axis=1)
         self._scale = means.mean(axis=0), means.std(axis=0)
         kernel = ConstantKernel(1.0, (0.1, 10)) * Matern([1.0] * 7, [(0.1, 10)] * 7, nu=2.5)
-        process = GaussianProcessRegressor(kernel + WhiteKernel(0.02, (1e-3, 0.3)), n_restarts_optimizer=2, random_state=0)
+        kernel = kernel + WhiteKernel(0.02, (1e-3, 0.3))
+        process = GaussianProcessRegressor(kernel, n_restarts_optimizer=2, random_state=0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             self._process = process.fit(self._points, (means - self._scale[0]) / self._scale[1])

@@ -1,4 +1,4 @@
-"""Syne Tune's searches on the same emulated trials, by its own simulator: `python peers.py --table FILE --out peers.json`.
+"""Syne Tune's searches on the same emulated trials, by its own simulator: `python peers.py --table FILE --out FILE`.
 
 Runs in an environment of its own (`pip install 'syne-tune[blackbox-repository,gpsearchers]' pyarrow`), which needs
 nothing of this product but the emulator beside this file. Time is simulated: a round takes what it costs, in runs of
@@ -28,8 +28,17 @@ MOST_COST, WORKERS = 60.0, 2
 SECONDS = 18.0
 """Of a run of one seed; what decisions take is added to the simulated time."""
 KINDS = {"log": lambda low, high: loguniform(low, high), "uniform": lambda low, high: uniform(low, high)}
-DOMAINS = {name: choice(list(values)) if kind == "choice" else KINDS[kind](*values) for name, (kind, values) in SPACE.items()}
-SEARCHES = {"Syne Tune ASHA": "ASHA", "Syne Tune BOHB": "BOHB", "Syne Tune ASHA + CQR": "ASHACQR", "Syne Tune BOTorch": "BOTorch"}
+DOMAINS = {
+    name: choice(list(values)) if kind == "choice" else KINDS[kind](*values) for name, (kind, values) in SPACE.items()
+}
+SEARCHES = {
+    "Syne Tune ASHA": "ASHA",
+    "Syne Tune BOHB": "BOHB",
+    "Syne Tune ASHA + CQR": "ASHACQR",
+    "Syne Tune BOTorch": "BOTorch",
+}
+SLOW, FEW = ("ASHACQR", "BOTorch"), 20
+"""Searches whose decisions take so long that they get fewer repetitions."""
 
 
 class Emulated(Blackbox):
@@ -98,7 +107,7 @@ def main() -> None:
         emulator = Emulator(given.table, dataset)
         for label, name in SEARCHES.items():
             begin = time.process_time()
-            traces = [trace_of(name, emulator, number) for number in range(given.repetitions)]
+            traces = [trace_of(name, emulator, number) for number in range(FEW if name in SLOW else given.repetitions)]
             found.setdefault(dataset, {})[label] = {"traces": traces, "seconds": time.process_time() - begin}
             print(dataset, label, flush=True)
     given.out.write_text(json.dumps(found))

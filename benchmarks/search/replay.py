@@ -10,7 +10,7 @@ Prints what each search costs until it is as good as today's default is at its e
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -44,7 +44,9 @@ def spec_of(seed: int, **changes: Any) -> StudySpec:
     return StudySpec.model_validate({**raw, "trial": trial, "seed": seed, "search": "auto", **changes})
 
 
-def whole(sampler: dict[str, Any], pruner: dict[str, Any], number: int, emulator: Emulator, seeds: int = SEEDS) -> Trace:
+def whole(
+    sampler: dict[str, Any], pruner: dict[str, Any], number: int, emulator: Emulator, seeds: int = SEEDS
+) -> Trace:
     """Trials of several seeds side by side, one trial after the other; Optuna's sampler and pruner."""
     limits = {"trials": 200}
     spec = spec_of(number, trial={"repeats": seeds}, sampler=sampler, limits=limits)
@@ -75,8 +77,8 @@ def whole(sampler: dict[str, Any], pruner: dict[str, Any], number: int, emulator
 
 
 def races(number: int, emulator: Emulator, start: int = 16) -> Trace:
-    """Iterated racing in the manner of irace: settings of a race meet seed after seed; after each, those go whose paired
-    difference from the best is significant (t-test, 5 %), and later races are drawn around the elite."""
+    """Iterated racing in the manner of irace: settings of a race meet seed after seed; after each, those go whose
+    paired difference from the best is significant (t-test, 5 %), and later races are drawn around the elite."""
     from scipy.stats import ttest_rel
 
     repetition, rng = Repetition(emulator, number), np.random.default_rng(number)
@@ -200,7 +202,8 @@ def cost_to(curves: np.ndarray, costs: np.ndarray, target: float) -> tuple[float
         return float(costs[there[0]]) if len(there) else np.inf
 
     drawn = [first(curves[rng.integers(len(curves), size=len(curves))]) for _ in range(200)]
-    return first(curves), float(np.quantile(drawn, 0.025, method="lower")), float(np.quantile(drawn, 0.975, method="higher"))
+    low, high = np.quantile(drawn, 0.025, method="lower"), np.quantile(drawn, 0.975, method="higher")
+    return first(curves), float(low), float(high)
 
 
 TPE = {"name": "tpe", "startup_trials": 6}
@@ -257,7 +260,8 @@ def main() -> None:
                 found[dataset][name] = [*known, *traces], before + seconds
         if given.peers is not None:
             peers = json.loads(given.peers.read_text())
-            found[dataset] |= {name: ([[tuple(p) for p in t] for t in own["traces"]], own["seconds"]) for name, own in peers[dataset].items()}
+            for name, own in peers.get(dataset, {}).items():
+                found[dataset][name] = [[(cost, worth) for cost, worth in one] for one in own["traces"]], own["seconds"]
     given.out.write_text(page(found, given))
     figure(found).savefig(given.out.with_suffix(".png"), dpi=150, bbox_inches="tight")
 
@@ -277,10 +281,12 @@ def page(found: dict[str, dict[str, tuple[list[Trace], float]]], given: argparse
         lines += [
             f"## {dataset}",
             "",
-            f"{len(emulator.settings)} settings; a run of one seed is {sum(emulator.passes):,} passes. Today's default ends at "
-            f"{target:.3f} after {DEFAULT_TRIALS * SEEDS} runs; the paper's setting is worth {paper:.3f}.",
+            f"{len(emulator.settings)} settings; a run of one seed is {sum(emulator.passes):,} passes. "
+            f"The default before ends at {target:.3f} after {DEFAULT_TRIALS * SEEDS} runs; "
+            f"the paper's setting is worth {paper:.3f}.",
             "",
-            "| search | runs until it is as good | against the default before | worth after 12 runs | after 24 | decisions, s a study |",
+            "| search | runs until it is as good | against the default before | worth after 12 runs | after 24 | "
+            "CPU s a study |",
             "|---|---|---|---|---|---|",
         ]
         for name, own in curves.items():
@@ -289,7 +295,8 @@ def page(found: dict[str, dict[str, tuple[list[Trace], float]]], given: argparse
             shown = "not within 60" if np.isinf(cost) else f"{cost:.1f} [{low:.1f}, {high:.1f}]"
             ratio = "" if np.isinf(cost) else f"{DEFAULT_TRIALS * SEEDS / cost:.1f} ×"
             after = [float(np.nanmean(own[:, int(np.searchsorted(COSTS, runs))])) for runs in (12, 24)]
-            lines.append(f"| {name} | {shown} | {ratio} | {after[0]:.3f} | {after[1]:.3f} | {seconds / len(traces):.2f} |")
+            own_seconds = f"{seconds / len(traces):.2f}"
+            lines.append(f"| {name} | {shown} | {ratio} | {after[0]:.3f} | {after[1]:.3f} | {own_seconds} |")
         lines.append("")
     return "\n".join(lines)
 

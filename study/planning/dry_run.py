@@ -10,10 +10,11 @@ from typing import Any
 
 import yaml
 
-from study.planning.cost import Cost, Passes, trial_cost
+from study.planning.cost import Cost, Passes, round_costs, trial_cost
 from study.planning.pace import seconds_of, seconds_of_work
 from study.planning.preflight import data_facts, resolved_trial
 from study.planning.saved_models import with_target
+from study.planning.search import Search
 from study.planning.suggestions import preview
 from study.ranking.label_free import NOT_CORRECTNESS, guarded
 from study.records import TrialRecord, duration
@@ -69,7 +70,14 @@ def _cost(spec: StudySpec, overrides: dict[str, Any]) -> Cost:
 
 
 def _total(spec: StudySpec, trials: list[PlannedTrial]) -> Passes:
-    """Passes of the whole study: the trials shown, and the rest like the sampled ones among them."""
+    """Passes of the whole study: the trials shown, and the rest like the sampled ones among them; of a search whose
+    trials begin in cohorts what it is expected to spend."""
+    if spec.staged:
+        config, budget, facts = resolved_trial(spec, {})
+        costs = round_costs(config, budget, facts.sizes, facts.n_clusters)
+        whole, spent = sum(costs, Passes()), Search(spec, lambda record: costs).expected()
+        forward = round(spent * whole.forward / (whole.forward + whole.backward))
+        return Passes(forward, spent - forward)
     shown = [trial.cost.total for trial in trials]
     sampled = shown[len(spec.baselines) :]
     total = sum(shown, Passes())
@@ -88,6 +96,10 @@ def _time(
     ran = [record.seconds for record in records if record.state == "COMPLETE"]
     if not left:
         return 0, 0.0, ""
+    if spec.staged and not records and here and (tried := _tried(spec, trials)):
+        spent, whole = (passes.forward + passes.backward for passes in (_total(spec, []), trials[-1].cost.total))
+        source = "one training step that was tried here"
+        return left, tried * spent / whole / min(spec.limits.concurrent, left), source
     if ran:
         each, source = fmean(ran), f"the {len(ran)} complete trials of this study"
     elif here and (tried := _tried(spec, trials)):
@@ -153,7 +165,7 @@ def _lines(spec: StudySpec, trials: list[PlannedTrial]) -> list[str]:
         f"# trials     {work['trials']} × {work['rounds']} rounds × {work['epochs_per_round']} epochs "
         f"({work['epochs']} in all) × {work['seeds']} seeds",
         f"# in total   about {total.forward:,} forward and {total.backward:,} backward passes of one batch each, "
-        "if no trial is stopped early",
+        + ("as the search is expected to spend them" if spec.staged else "if no trial is stopped early"),
         *(
             textwrap.wrap(NOT_CORRECTNESS, 118, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
             if guarded(spec.objectives)

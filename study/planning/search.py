@@ -173,6 +173,19 @@ class Search:
 
     # Passes
 
+    def expected(self) -> int:
+        """Passes that the search takes, if as many as can in a step get all the seeds there are."""
+        costs, baselines = self._costs(None), min(len(self._spec.baselines), self._spec.trials)
+        whole = passes_of(costs[: self._leg])
+        total, going = baselines * whole, float(self._spec.trials - baselines)
+        for before, level in pairwise([0, *self._levels]):
+            total += math.ceil(going) * passes_of(costs[before:level])
+            going *= self._spec.search.keep
+        if self._spec.search.race:
+            total += CONTENDERS * passes_of(costs[self._leg :])
+        limit = self._spec.limits.passes
+        return total if limit is None else min(total, limit)
+
     def used(self, records: Sequence[TrialRecord]) -> int:
         """Forward and backward passes of the rounds that trials were given."""
         return sum(passes_of(self._costs(record)[: record.given]) for record in records)

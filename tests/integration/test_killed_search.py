@@ -44,6 +44,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             sweep_command(file), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         if not wait_for(lambda goal=goal: rounds_done(runs) >= goal, process):
+            assert process.returncode == 0, "a driver ended by itself, and not at the end of its study"
             break
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
