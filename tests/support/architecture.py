@@ -14,7 +14,7 @@ PACKAGES = ("ardmvc_core", "trainables", "study", "search_spaces")
 PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- drawn by tests/support/architecture.py -->", "<!-- end of the drawing -->"
 
-DOORS = ("sweep", "confirm", "table1", "evaluate", "compare", "control", "report", "studies", "ui")
+DOORS = ("sweep", "confirm", "table1", "evaluate", "compare", "control", "report", "studies", "data", "ui")
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "study": (
         ("records", "secrets", "needs", "output"),
