@@ -178,3 +178,19 @@ def content_digest(data: MultiViewDataset) -> str:
         found.update(f"|{array.dtype.name}{array.shape}|".encode())
         found.update(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False)).data)
     return found.hexdigest()
+
+
+def cut_parts(
+    config: DatasetConfig,
+    protocol: Protocol,
+    views: Sequence[FloatArray],
+    labels: IndexArray | None,
+    n_clusters: int,
+    scaling: Scaling = (),
+) -> dict[str, Part]:
+    """Cuts views whose rows belong together already (no pairing to draw) into the protocol's parts."""
+    parts: dict[str, Part] = {}
+    for part, rows in part_rows(config, protocol, len(views[0])).items():
+        own = None if labels is None else labels[rows]
+        parts[part] = make_part(config.name, [view[rows] for view in views], own, n_clusters, rows, scaling)
+    return parts

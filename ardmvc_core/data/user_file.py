@@ -28,11 +28,11 @@ from ardmvc_core.data.dataset import (
     Protocol,
     Source,
     count_faults,
-    make_part,
+    cut_parts,
     part_rows,
 )
 from ardmvc_core.data.reading import GIB, fitted, one_line, shown_path
-from ardmvc_core.data.scaling import ROUNDING, Array, Scale, Scaling, ViewScaling, fit_view
+from ardmvc_core.data.scaling import ROUNDING, Array, Scale, Scaling, ViewScaling, fit_view, scaled
 
 if TYPE_CHECKING:
     from ardmvc_core.data.config import DatasetConfig
@@ -81,17 +81,8 @@ def load_user_file(config: DatasetConfig, protocol: Protocol) -> dict[str, Part]
     for view_name, view, fit in zip(data.views, data.views.values(), scaling, strict=True):
         if fit.kind == "none":
             _note_clipped(f"{shown_path(config.path)}: {view_name}", view, fit)
-    return {
-        part: make_part(
-            config.name,
-            [fit.apply(view[rows]) for fit, view in zip(scaling, data.views.values(), strict=True)],
-            None if data.labels is None else data.labels[rows],
-            data.n_clusters,
-            rows,
-            scaling,
-        )
-        for part, rows in part_rows(config, protocol, len(data)).items()
-    }
+    views = scaled(scaling, list(data.views.values()))
+    return cut_parts(config, protocol, views, data.labels, data.n_clusters, scaling)
 
 
 def read_and_fit(config: DatasetConfig) -> tuple[UserData, Scaling]:

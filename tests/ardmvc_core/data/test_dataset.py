@@ -8,6 +8,7 @@ from ardmvc_core.data import DatasetConfig
 from ardmvc_core.data.dataset import (
     DataError,
     MultiViewDataset,
+    cut_parts,
     make_part,
     part_rows,
     shuffled_rows,
@@ -95,6 +96,16 @@ def test_digest_is_that_of_the_content() -> None:
     ):
         assert other.digest != part.digest
     assert part.indices.tolist() == [258, 1]
+
+
+def test_cut_parts_keeps_rows_together() -> None:
+    views = [np.arange(20, dtype=np.float32)[:, None], np.arange(20, dtype=np.float32)[:, None] * 2]
+    parts = cut_parts(DatasetConfig(name="npz", path="x"), "strict", views, np.arange(20) % 4, 4)
+    for part in parts.values():
+        assert torch.equal(part.data.views[0][:, 0].long(), part.indices)
+        assert torch.equal(part.data.views[1], part.data.views[0] * 2)
+        assert part.data.labels is not None
+        assert torch.equal(part.data.labels, part.indices % 4)
 
 
 def test_dataset_subset_and_shapes() -> None:
