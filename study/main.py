@@ -17,6 +17,7 @@ COMMANDS = {
     "compare": "puts such reports in one table",
     "confirm": "trains the best trials again, with fresh seeds on unseen samples",
     "table1": "repeats the paper's Table 1",
+    "data": "looks into a file of views, or writes it as an .npz",
     "ui": "opens the MLflow pages of the local store",
 }
 

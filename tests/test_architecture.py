@@ -12,7 +12,7 @@ STANDARD = set(sys.stdlib_module_names)
 
 MAY_IMPORT = {
     "search_spaces": set(),
-    "ardmvc_core": {"torch", "numpy", "scipy", "sklearn", "PIL", "pooch", "ardmvc_core"},
+    "ardmvc_core": {"torch", "numpy", "scipy", "sklearn", "PIL", "pooch", "h5py", "pyarrow", "ardmvc_core"},
     "trainables": {"torch", "numpy", "scipy", "sklearn", "pydantic", "ray", "pyarrow", "ardmvc_core", "trainables"},
     "study": {
         *(
@@ -49,6 +49,7 @@ ONLY_IN = {
     },
     "pooch": {"ardmvc_core/data/files.py"},
     "PIL": {"ardmvc_core/data/regdb.py"},
+    "h5py": {"ardmvc_core/data/matlab.py"},
 }
 """Each of these libraries is behind a few files, so that its next major version is a change of a few files."""
 

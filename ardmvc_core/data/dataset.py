@@ -17,6 +17,7 @@ from ardmvc_core.types import Views, ViewShapes
 
 if TYPE_CHECKING:  # a config knows the sources, and these how they are read
     from ardmvc_core.data.config import DatasetConfig
+    from ardmvc_core.data.scaling import Scaling
 
 Protocol = Literal["official", "strict"]
 
@@ -49,6 +50,8 @@ class MultiViewDataset:
     """(N,) int64 in 0..K-1; None: only label-free metrics can be computed."""
     n_clusters: int
     """K; also of a part that happens to lack a class."""
+    scaling: Scaling = ()
+    """How raw views of a user's file became these, one per view, and how new ones do; empty for other data sets."""
 
     def __post_init__(self) -> None:
         lengths = {len(view) for view in self.views} | ({len(self.labels)} if self.labels is not None else set())
@@ -149,14 +152,20 @@ def part_rows(config: DatasetConfig, protocol: Protocol, count: int) -> dict[str
 
 
 def make_part(
-    name: str, views: Sequence[FloatArray], labels: IndexArray | None, n_clusters: int, rows: IndexArray
+    name: str,
+    views: Sequence[FloatArray],
+    labels: IndexArray | None,
+    n_clusters: int,
+    rows: IndexArray,
+    scaling: Scaling = (),
 ) -> Part:
-    """Wraps the arrays of one part, already in its order, and its row numbers."""
+    """Wraps the arrays of one part, already in its order, its row numbers, and how its views were scaled."""
     data = MultiViewDataset(
         name=name,
         views=tuple(torch.from_numpy(np.ascontiguousarray(view)) for view in views),
         labels=None if labels is None else torch.from_numpy(labels.astype(np.int64)),
         n_clusters=n_clusters,
+        scaling=scaling,
     )
     return Part(data=data, indices=torch.from_numpy(rows.astype(np.int64)), digest=content_digest(data))
 
@@ -177,11 +186,11 @@ def cut_parts(
     views: Sequence[FloatArray],
     labels: IndexArray | None,
     n_clusters: int,
+    scaling: Scaling = (),
 ) -> dict[str, Part]:
     """Cuts views whose rows belong together already (no pairing to draw) into the protocol's parts."""
-    return {
-        part: make_part(
-            config.name, [view[rows] for view in views], None if labels is None else labels[rows], n_clusters, rows
-        )
-        for part, rows in part_rows(config, protocol, len(views[0])).items()
-    }
+    parts: dict[str, Part] = {}
+    for part, rows in part_rows(config, protocol, len(views[0])).items():
+        own = None if labels is None else labels[rows]
+        parts[part] = make_part(config.name, [view[rows] for view in views], own, n_clusters, rows, scaling)
+    return parts

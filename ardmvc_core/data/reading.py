@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ardmvc_core.data.dataset import DataError
 
-MIB = 1 << 20
+MIB, GIB = 1 << 20, 1 << 30
 UNPACKED = 128 * MIB
 """Bytes that any file may unpack to, however small it is."""
 RATIO = 100
@@ -167,15 +167,33 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[A
         known = " and ".join(f"{number} ({name})" for number, name in _PACKED.items())
         raise ValueError(f"compression {member.compress_type} is unknown, known are {known}")
     with archive.open(member) as stream:
-        shape, dtype = _read_header(stream)
-        held = member.file_size - stream.tell()
+        _check_header(stream, member.file_size)
+    with archive.open(member) as stream:
+        return _array(stream)
+
+
+def read_single(stream: BinaryIO) -> NDArray[Any]:
+    """The array of an .npy file. Raises: ValueError, or anything, if it is damaged; to be called under `reading`."""
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(0)
+    _check_header(stream, size)
+    stream.seek(0)
+    return _array(stream)
+
+
+def _array(stream: Any) -> NDArray[Any]:
+    array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
+    return array
+
+
+def _check_header(stream: Any, size: int) -> None:
+    """Raises: ValueError if the array is none of numbers, or not as long as its header says."""
+    shape, dtype = _read_header(stream)
+    held = size - stream.tell()
     if dtype.hasobject:
         raise ValueError("Object arrays would need pickle, which is never read; numbers are needed")
     if not dtype.itemsize or any(length < 0 for length in shape) or math.prod(shape) * dtype.itemsize != held:
         raise ValueError(f"its header declares {one_line(shape)} of {one_line(dtype)}, {held} bytes are there")
-    with archive.open(member) as stream:
-        array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
-    return array
 
 
 def _read_header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:

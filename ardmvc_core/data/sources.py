@@ -2,9 +2,9 @@
 
 from ardmvc_core.data.dataset import Source
 from ardmvc_core.data.noisy import NOISY_DIGITS, NOISY_FASHION, NOISY_MNIST
-from ardmvc_core.data.npz import NPZ
 from ardmvc_core.data.patched import PATCHED_MNIST
 from ardmvc_core.data.regdb import REGDB
+from ardmvc_core.data.user_file import FILE, NPZ
 
 DATASETS: dict[str, Source] = {
     "noisy_digits": NOISY_DIGITS,
@@ -12,5 +12,6 @@ DATASETS: dict[str, Source] = {
     "noisy_fashion": NOISY_FASHION,
     "patched_mnist": PATCHED_MNIST,
     "regdb": REGDB,
+    "file": FILE,
     "npz": NPZ,
 }

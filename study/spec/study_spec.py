@@ -84,6 +84,17 @@ class StudySpec(Section):
     storage: Storage = Storage()
     """Where files go."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_without_labels(cls, raw: Any) -> Any:
+        """Where K is given in place of labels, and no objective: PRA, against a vote of plain models."""
+        trial = raw.get("trial") if isinstance(raw, Mapping) and "objective" not in raw else None
+        if not isinstance(trial, Mapping) or not isinstance(trial.get("dataset"), Mapping):
+            return raw
+        if trial["dataset"].get("n_clusters") is None:
+            return raw
+        return {**raw, "trial": {"selection": {}, **trial}, "objective": {"metric": "select/pra", "mode": "max"}}
+
     @field_validator("name")
     @classmethod
     def _is_free(cls, value: str) -> str:

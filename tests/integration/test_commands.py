@@ -10,7 +10,9 @@ from glob import glob
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.io
 
 from study.main import COMMANDS
 
@@ -74,7 +76,8 @@ def one_each() -> list[object]:
 def filled(name: str, rest: str) -> str:
     """The command with what the page leaves open."""
     study = "ar_dmvc_am_strict" if "--unblind" in rest or "--label-probe" in rest else "ar_dmvc_am"
-    names = {"FILE": "FILE.db" if name == "control" else f"{study}.yaml", "OLD": study, "X": f"study:{study}/1"}
+    file = {"control": "FILE.db", "data": "handwritten.mat"}.get(name, f"{study}.yaml")
+    names = {"FILE": file, "OLD": study, "X": f"study:{study}/1"}
     names |= {"NAME": study, "REPORT": "runs/evaluations/*", "NEW": "runs"}
     line = re.sub(rf"\b({'|'.join(names)})\b", lambda found: names[found[1]], rest)
     return re.sub(r"study:(\w+)/\d+", r"study:\1/1", line).replace("/backups/", "")
@@ -93,6 +96,9 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     for variable in ("ARDMVC_STUDY_DB", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(variable, raising=False)
     (folder / "LABELS.csv").write_text("sample,label\n")
+    views = np.empty((6, 1), dtype=object)
+    views[:, 0] = [np.random.default_rng(width).random((400, width)) for width in (216, 76, 64, 6, 240, 47)]
+    scipy.io.savemat(folder / "handwritten.mat", {"X": views, "y": np.arange(400) % 10 + 1})
 
     def run_one(name: str, *words: str) -> str:
         code = import_module(f"study.{name}").main(words)

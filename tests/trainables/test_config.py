@@ -66,7 +66,7 @@ def test_unknown_keys_are_refused_at_every_level(changes: dict[str, Any]) -> Non
         ({"model": {"name": "ar_dmvc_am", "train_norm": "l1"}}, "'linf' or 'l2'"),
         ({"evaluation": {"eps": 8}}, r"eps must be in \(0, 1\]"),
         ({"evaluation": {"further_attacks": ["square", "square"]}}, "further_attacks must be distinct"),
-        ({"dataset": {"name": "npz"}}, "path must be the .npz file"),
+        ({"dataset": {"name": "npz"}}, "path must be the file or folder"),
         ({"device": "tpu"}, "'auto', 'cpu' or 'cuda'"),
     ],
 )

@@ -68,6 +68,7 @@ CONFIGS: dict[str, Callable[[str, Path], DatasetConfig]] = {
     "noisy_fashion": idx_config,
     "patched_mnist": idx_config,
     "regdb": regdb_config,
+    "file": npz_config,
     "npz": npz_config,
 }
 
