@@ -40,7 +40,11 @@ class KMeansHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, F) → logits (B, K)."""
-        return -(features[:, None, :] - self.centroids).square().sum(dim=2) / self.temperature
+        return -self._distances(features) / self.temperature
+
+    def _distances(self, features: Tensor) -> Tensor:
+        """(B, F) → squared distances from the centroids (B, K)."""
+        return (features[:, None, :] - self.centroids).square().sum(dim=2)
 
     @torch.no_grad()
     def fit(self, features: Tensor, seed: int) -> None:
@@ -51,8 +55,9 @@ class KMeansHead(nn.Module):
         """
         centroids = kmeans(features.double().cpu().numpy(), len(self.centroids), seed).cluster_centers_
         self.centroids.copy_(torch.from_numpy(centroids))
-        logits = torch.cat([self(chunk) for chunk in features.split(_CHUNK)])
-        nearest = -self.temperature * logits.topk(2, dim=1).values
+        # Without τ: what it was before would be in the last digit of what it becomes.
+        distances = torch.cat([self._distances(chunk) for chunk in features.split(_CHUNK)])
+        nearest = distances.topk(2, dim=1, largest=False).values
         self.temperature.copy_((nearest[:, 1] - nearest[:, 0]).median().clamp(min=_WIDTH_FLOOR))
 
 
