@@ -37,14 +37,15 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     whole = rounds_done(calm / "runs")
     file, runs = write_study(rough, search_study(rough)), rough / "runs"
-    moments, kills = random.Random(20261130), 0
+    moments, kills, log = random.Random(20261130), 0, rough / "log"
     while kills < KILLS:
         goal = min(rounds_done(runs) + moments.randint(1, max(1, 2 * whole // KILLS - 1)), whole - 1)
-        process = subprocess.Popen(
-            sweep_command(file), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
+        with log.open("w") as kept:
+            process = subprocess.Popen(
+                sweep_command(file), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=kept, start_new_session=True
+            )
         if not wait_for(lambda goal=goal: rounds_done(runs) >= goal, process):
-            assert process.returncode == 0, "a driver ended by itself, and not at the end of its study"
+            assert process.returncode == 0, log.read_text()
             break
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
