@@ -38,8 +38,7 @@ ONLY_IN = {
     "optuna": {
         "study/database/engine.py",
         *("study/database/ledger.py", "study/database/trials.py"),
-        "study/planning/optuna_side.py",
-        "study/planning/suggestions.py",
+        *("study/planning/optuna_side.py", "study/planning/suggestions.py", "study/planning/noisy_gp.py"),
         "study/driver/limits.py",
     },
     "ray": {

@@ -240,12 +240,12 @@ def main() -> None:
     parser.add_argument("--table", type=Path, default=TABLE)
     parser.add_argument("--datasets", default="noisy_digits,noisy_mnist,noisy_fashion")
     parser.add_argument("--repetitions", type=int, default=500)
-    parser.add_argument("--only", default="", help="names of searches, such as ours,random")
+    parser.add_argument("--only", default="", help="names of searches with ; between them")
     parser.add_argument("--peers", type=Path)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True, help="a page; the figure stands beside it as .png")
     given = parser.parse_args()
-    wanted = [name for name in given.only.split(",") if name] or list(SEARCHES)
+    wanted = [name for name in given.only.split(";") if name] or list(SEARCHES)
     parts = np.array_split(np.arange(given.repetitions), 4 * given.workers)
     found: dict[str, dict[str, tuple[list[Trace], float]]] = {}
     for dataset in given.datasets.split(","):
