@@ -14,6 +14,7 @@ from ardmvc_core.models import MODELS
 from ardmvc_core.types import ViewShapes
 from study.database.identity import Contents, data_differences
 from study.places import ARTIFACTS, local_folder
+from study.planning.cost import round_costs
 from study.spec.objectives import LABEL_FREE, needs_no_labels
 from study.spec.study_spec import StudySpec
 from trainables.building import load_model
@@ -88,10 +89,27 @@ def environment_faults(spec: StudySpec, *, cluster: bool, contents: Contents | N
         # The same fault in every trial is said once, of the trial as written.
         found = [fault for fault in _model_faults(spec, config) if not any(f.endswith(fault) for f in faults)]
         faults += [f"{path}{fault}" for fault in found]
+    if not faults:
+        faults += passes_faults(spec)
     if contents and not faults:
         changed = data_differences(contents, data_contents(spec), len(spec.baselines))
         faults += [f"{line}: these are not the data that its trial has run on" for line in changed]
     return faults
+
+
+def passes_faults(spec: StudySpec) -> list[str]:
+    """A limit of passes that the first trial does not fit into."""
+    if spec.limits.passes is None:
+        return []
+    config, budget, facts = resolved_trial(spec, spec.baselines[0] if spec.baselines else {})
+    rounds = (
+        (spec.rungs[0] if spec.rungs and not spec.baselines else config.leg_rounds) if spec.staged else config.rounds
+    )
+    costs = round_costs(config, budget, facts.sizes, facts.n_clusters)[:rounds]
+    needed = sum(cost.forward + cost.backward for cost in costs)
+    if needed <= spec.limits.passes:
+        return []
+    return [f"limits.passes: must be ≥ {needed:,}, what the first trial takes, got {spec.limits.passes:,}"]
 
 
 def storage_faults(spec: StudySpec) -> list[str]:

@@ -130,6 +130,13 @@ def test_a_file_that_is_no_database(
     assert "file is not a database" in message
 
 
+def test_passes_that_no_trial_fits_into(refused: Refused) -> None:
+    """The baseline of the tiny study takes hundreds."""
+    assert re.search(
+        r"limits\.passes: must be ≥ \d{3}, what the first trial takes, got 10", refused("--set", "limits.passes=10")
+    )
+
+
 def test_a_storage_folder_below_a_file(refused: Refused, study: Path) -> None:
     assert "is not a folder" in refused("--set", f"storage.path={study}/runs")
 
