@@ -19,8 +19,8 @@ from study.database.trials import facts_of
 from study.planning.noisy_gp import LENGTH, NoisyGPSampler
 from study.planning.optuna_side import LimitedHistory, make_sampler, to_optuna
 from study.ranking.ranking import scores
-from study.records import Goal, TrialRecord
-from study.spec.objectives import probe_of, round_value
+from study.records import TrialRecord
+from study.spec.objectives import told_of
 from study.spec.study_spec import StudySpec
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -225,29 +225,3 @@ def preview(spec: StudySpec, count: int) -> list[dict[str, Any]]:
     """Overrides of the first `count` trials as an empty study would give them out, none of them finished."""
     suggestions = Suggestions(spec)
     return [suggestions.next_overrides(number) for number in range(count)]
-
-
-def told_of(record: TrialRecord, goal: Goal) -> dict[int, float]:
-    """What a trial told of its objective: by round of its first seed, and from that one's last round on by seed.
-
-    A round that does not reach a floor of the objective is not a number.
-    """
-    told: dict[int, float] = {}
-    before = (0, 0.0)
-    """Seeds that are behind, and the sum of their values."""
-    first = record.seeds - max(0, record.legs_behind - 1)
-    for round_, _, metrics in record.history:
-        if round_ > record.leg and round_ % record.leg:
-            continue
-        value = round_value(goal.metric, metrics)
-        if value is None:
-            continue
-        low = any(metrics.get(name, metrics.get(probe_of(name), floor)) < floor for name, floor in goal.floors)
-        if round_ < record.leg:
-            told[round_] = math.nan if low else value
-            continue
-        seeds = first + round_ // record.leg - 1
-        new, total = seeds - before[0], seeds * value
-        told[record.leg + round_ // record.leg - 1] = math.nan if low else (total - before[1]) / new
-        before = seeds, total
-    return told

@@ -19,6 +19,7 @@ from study.ranking.ranking import rank, scores
 from study.ranking.summary import override_paths, short_names, show
 from study.records import Goal, TrialRecord
 from study.reporting.style import BLUE, GREEN, GREY, INK, ORANGE, RED, add_legend, new_figure, style, with_unit
+from study.spec.objectives import told_of
 
 GROUPS = (("searched", False, "o", BLUE), ("baseline", True, "D", ORANGE))
 """Label, whether baselines, marker and colour of the points of trials."""
@@ -39,6 +40,7 @@ def study_figures(
         name = objective.metric.replace("/", "_")
         found[f"history_{name}"] = history(records, objective)
         found[f"slices_{name}"] = slices(records, objective, space)
+        found[f"rungs_{name}"] = rungs(records, objective)
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
@@ -146,6 +148,33 @@ def history(records: Iterable[TrialRecord], objective: Goal) -> Figure | None:
             axes.scatter(
                 chosen_numbers, [floor] * len(chosen_numbers), marker=marker, color=colour, label=label, zorder=4
             )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    add_legend(figure, axes)
+    return figure
+
+
+def rungs(records: Iterable[TrialRecord], objective: Goal) -> Figure | None:
+    """What each trial told round by round until it rested, and beside it the value of every seed; None where trials do
+    not begin in cohorts."""
+    told = [(record, told_of(record, objective)) for record in records if record.leg]
+    told = [(record, own) for record, own in told if own]
+    if not told:
+        return None
+    leg = max(record.leg for record, _ in told)
+    figure = new_figure(7.0, 4.2, f"{objective.metric} round by round, and of every seed")
+    axes = figure.subplots()
+    style(axes, "round of the first seed, then one place a seed", with_unit(objective.metric))
+    kinds = (("stopped early", False, False, GREY), ("searched", False, True, BLUE), ("baseline", True, True, ORANGE))
+    for label, baseline, judged, colour in kinds:
+        for record, own in told:
+            if (record.baseline, record.judged) != (baseline, judged):
+                continue
+            first = [step for step in sorted(own) if step <= leg]
+            seeds = [step for step in sorted(own) if step >= leg]
+            axes.plot(first, [own[s] for s in first], color=colour, linewidth=1, alpha=0.7, marker=".", label=label)
+            axes.scatter(seeds, [own[s] for s in seeds], color=colour, s=18, zorder=3)
+            label = "_"
+    axes.axvline(leg, color=GREY, linewidth=0.8, linestyle=":")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     add_legend(figure, axes)
     return figure

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from ardmvc_core.attacks.tiers import OTHER_THREATS, plan
 from ardmvc_core.evaluation.metrics import ATTACK_SCORES, PUBLISHED, ROBUST_SCORES, SCORES, UNMAPPED_SCORES
 from ardmvc_core.selection.criteria import SELECT_SCORES
+from study.records import Goal, TrialRecord
 from trainables.config import AttackTrialConfig, TrialConfig
 
 LABEL_FREE = ("flip", "kappa", *UNMAPPED_SCORES)
@@ -40,6 +41,32 @@ def round_value(metric: str, metrics: Mapping[str, float]) -> float | None:
     """The objective as a round knows it: itself, or the cheap probe's number of the same name before the last round."""
     value = metrics.get(metric, metrics.get(probe_of(metric)))
     return value if value is not None and math.isfinite(value) else None
+
+
+def told_of(record: TrialRecord, goal: Goal) -> dict[int, float]:
+    """What a trial told of its objective: by round of its first seed, and from that one's last round on by seed.
+
+    A round that does not reach a floor of the objective is not a number.
+    """
+    told: dict[int, float] = {}
+    before = (0, 0.0)
+    """Seeds that are behind, and the sum of their values."""
+    first = record.seeds - max(0, record.legs_behind - 1)
+    for round_, _, metrics in record.history:
+        if round_ > record.leg and round_ % record.leg:
+            continue
+        value = round_value(goal.metric, metrics)
+        if value is None:
+            continue
+        low = any(metrics.get(name, metrics.get(probe_of(name), floor)) < floor for name, floor in goal.floors)
+        if round_ < record.leg:
+            told[round_] = math.nan if low else value
+            continue
+        seeds = first + round_ // record.leg - 1
+        new, total = seeds - before[0], seeds * value
+        told[record.leg + round_ // record.leg - 1] = math.nan if low else (total - before[1]) / new
+        before = seeds, total
+    return told
 
 
 def without_probe(config: TrialConfig | AttackTrialConfig, metric: str) -> bool:

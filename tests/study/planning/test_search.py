@@ -12,8 +12,8 @@ from tiny_studies import study_dict, write_study
 
 from study.planning.cost import Passes
 from study.planning.search import Search, Step
-from study.planning.suggestions import told_of
 from study.records import Goal, TrialRecord
+from study.spec.objectives import told_of
 from study.spec.study_spec import StudySpec, load_spec
 from study.spec.yaml_file import SpecError
 
