@@ -114,8 +114,8 @@ class TrialConfig(BaseModel):
     evaluate_every: int = Field(default=5, ge=1, le=100_000)
     """Epochs per round: after each round the trial reports, is checkpointed and may be pruned."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16` trains under autocast: many times slower than fp32 on a processor that has no bf16 of its own, and whether it
-    ends where fp32 does is not shown yet."""
+    """`bf16` trains under autocast: many times slower than fp32 on a processor that has no bf16 of its own, and whether
+    it ends where fp32 does is not shown yet."""
     evaluation: EvalBudget = EvalBudget()
     """Attacks, ε, steps and samples of the scoring; frozen for the whole study."""
     score_on: Literal["tune", "score"] = "tune"
