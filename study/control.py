@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study.cli import Parser, add_storage_flag, exit_code_of, file_place
@@ -150,6 +151,10 @@ def _open_trials(status: Status) -> str:
     return f"open trials ({', '.join(numbers)}) end the round they are in" if numbers else "no trial is at work"
 
 
+def _word(text: str) -> str | Path:
+    return text if "=" in text else file_place(text)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = Parser(
@@ -173,6 +178,7 @@ def parser() -> argparse.ArgumentParser:
         "words",
         metavar="FILE | PATH=VALUE …",
         nargs="*",
+        type=_word,
         help="of backup, a new file, and of restore; of enqueue a point",
     )
     add_storage_flag(result)
@@ -195,8 +201,8 @@ def _run(given: argparse.Namespace) -> int:
     if given.action == "enqueue" and not words:
         raise SpecError([f"enqueue needs a point of the space: {name} enqueue PATH=VALUE …"])
     if given.action not in (*COPIES, "enqueue") and words:
-        raise SpecError([f"{given.action} takes no file, got {words[0]!r}"])
-    file = file_place(words[0]) if given.action in COPIES else None
+        raise SpecError([f"{given.action} takes no file, got {str(words[0])!r}"])
+    file = words[0] if given.action in COPIES else None
 
     from study.database.backup import back_up, restore
     from study.database.ledger import Ledger

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 PYTHON = (3, 11)
 PACKAGES = (
     *("torch", "numpy", "scipy", "sklearn", "PIL", "pooch", "pydantic", "yaml", "jsonschema", "ray", "optuna"),
-    *("sqlalchemy", "mlflow", "pyarrow", "rich", "matplotlib", "pandas", "shtab"),
+    *("sqlalchemy", "mlflow", "pyarrow", "rich", "matplotlib", "pandas", "shtab", "h5py"),
 )
 """What the dependencies in pyproject.toml are imported as."""
 

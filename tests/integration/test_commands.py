@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import scipy.io
 
+from study.database.ledger import Ledger
 from study.main import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,6 +124,8 @@ def prepare(run: Callable[..., str], name: str, words: list[str]) -> None:
     if name == "compare" and not Path("runs/evaluations").is_dir():
         for trial in (0, 1):
             run("evaluate", f"study:ar_dmvc_am/{trial}", *CUT["evaluate"])
+    if "enqueue" in words:  # of a study that has a trial left
+        Ledger.open_existing(words[0])._study.set_user_attr("budget", 4)
     if "restore" in words and not Path(words[-1]).exists():
         run("control", words[0], "backup", words[-1])
 

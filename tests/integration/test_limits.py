@@ -20,6 +20,7 @@ from study.database.ledger import Ledger
 from study.driver import StudyBroken
 from study.driver import run as runner
 from study.driver.conductor import Conductor, StopNow, WorkersGone
+from study.driver.round_costs import RoundCosts
 from study.driver.run import run_study
 from study.driver.words import verdict
 from study.planning.optuna_side import make_pruner
@@ -126,7 +127,9 @@ class Steps:
         self.followed: set[str] = set()
         self.away: list[Mapping[int, WorkerAway]] = []
         folder, suggestions = str(spec.storage.path), Suggestions(spec, ())
-        self.conductor = Conductor(spec, self.ledger, suggestions, [self], folder=folder, workers=self)
+        self.conductor = Conductor(
+            spec, self.ledger, suggestions, [self], folder=folder, workers=self, costs=RoundCosts(spec)
+        )
 
     def give(self, name: str) -> int:
         given = self.conductor.next(name)

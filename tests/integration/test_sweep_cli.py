@@ -85,7 +85,7 @@ def test_every_fault_is_a_line_with_file_path_and_way_out(refused: Refused) -> N
     assert message.splitlines() == [
         "--set trial.model.adversarial_weight=-1: trial.model.adversarial_weight: must be in [0, 1000000], got -1.0",
         "--set sampler.name=tpee: sampler.name: "
-        "unknown name 'tpee'; nearest: 'tpe'; known: random, sobol, tpe, gp, nsga2",
+        "unknown name 'tpee'; nearest: 'tpe'; known: auto, random, sobol, tpe, gp, gp_noise, nsga2",
         "--trials 0: limits.trials: must be ≥ 1, got 0",
     ]
 

@@ -266,7 +266,7 @@ def test_wishes_for_a_study_that_nobody_runs(ledger: Ledger, run_control: RunCon
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("tiny", "halt"), "unknown action 'halt'; there are status, pause, resume, stop, backup, restore\n"),
+        (("tiny", "halt"), "unknown action 'halt'; there are status, pause, resume, stop, enqueue, backup, restore\n"),
         (("other", "pause"), "there is no study 'other'; known: tiny\n"),
     ],
 )
