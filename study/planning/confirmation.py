@@ -74,7 +74,7 @@ def confirmation(ledger: "Ledger", chosen: "Sequence[TrialRecord]", given: argpa
     settings = [identity(old["trial"]), list(map(without_places, lists)), given.seeds, given.tier]
     facts = json.dumps(settings, sort_keys=True, default=str)
     digest = hashlib.sha256(facts.encode()).hexdigest()[:8]
-    limits = {**old.get("limits", {}), "trials": len(lists), "hours": None, "patience": None}
+    limits = {**old.get("limits", {}), "trials": len(lists), "hours": None, "passes": None, "patience": None}
     raw: dict[str, Any] = {
         "name": f"{given.study}.confirm-{digest}",
         "seed": seed,

@@ -5,11 +5,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tiny_studies import study_dict, write_study
 
+from study.confirm import parser
+from study.planning.confirmation import confirmation
 from study.planning.cost import Passes
 from study.planning.search import Search, Step
 from study.records import Goal, TrialRecord
@@ -269,3 +272,13 @@ def test_a_point_that_people_ask_for_must_lie_in_the_space(tiny_spec: SpecMaker)
     assert "model.lambda: is not searched" in faults
     assert "epochs: must be path=value" in faults
     assert "model.adversarial_weight: must be in log_uniform [0.01, 10.0], got 99" in faults
+
+
+def test_a_confirmation_has_no_limit_of_the_search(staged: Callable[..., StudySpec], tmp_path: Path) -> None:
+    """What the search had passes for says nothing of finalists, with more seeds and a stronger tier."""
+    spec = staged(limits={"trials": 9, "passes": 5_000, "hours": 1})
+    ledger: Any = SimpleNamespace(spec=spec.resolved())
+    given = parser().parse_args(["tiny", "--storage", str(tmp_path)])
+    found = confirmation(ledger, [seeds(1, 0.8, 0.05, 2)], given)
+    assert (found.limits.passes, found.limits.hours) == (None, None)
+    assert not found.staged
