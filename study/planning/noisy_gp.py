@@ -48,7 +48,7 @@ class NoisyGPSampler(optuna.samplers.BaseSampler):
     ) -> dict[str, Any]:
         others = [one for one in study.get_trials(deepcopy=False) if one.number != trial.number]
         known = [one for one in others if one.params.keys() == self._space.keys()]
-        told = [one for one in known if one.intermediate_values]
+        told = [one for one in known if observations(one)]
         if len(known) < self._startup or len(told) < 2:
             return self._decoded(_sobol(len(self._space), len(known) + 1, self._start_seed)[-1])
         up = 1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1.0
@@ -101,9 +101,10 @@ class NoisyGPSampler(optuna.samplers.BaseSampler):
 
 def observations(trial: FrozenTrial) -> list[tuple[float, float]]:
     """Share of the training, and value, of every round that was told; of full length one for each seed."""
-    length = trial.system_attrs.get(LENGTH, 1)
-    told = trial.intermediate_values.items()
-    return [(min(1.0, round_ / length), value) for round_, value in told if math.isfinite(value)]
+    length = trial.system_attrs.get(LENGTH)
+    # Of a trial that runs whole, or of another study, rounds say nothing: what it ended with is one observation.
+    told = trial.intermediate_values if length else {} if trial.value is None else {1: trial.value}
+    return [(min(1.0, round_ / (length or 1)), value) for round_, value in told.items() if math.isfinite(value)]
 
 
 def _process(x: FloatArray, y: FloatArray, kernel: Any = None) -> Any:

@@ -6,7 +6,7 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from study.planning.noisy_gp import LENGTH, NoisyGPSampler
+from study.planning.noisy_gp import LENGTH, NoisyGPSampler, observations
 
 SPACE: dict[str, BaseDistribution] = {
     "rate": FloatDistribution(0.01, 10, log=True),
@@ -98,3 +98,12 @@ def test_seeds_are_weighed(seeds: int) -> None:
             told(study, {**far, "rate": near}, {1: 0.4, 2: 0.7})
     rates = [np.log10(float(str(drawn(study, number)["rate"]))) for number in range(6)]
     assert (np.median(rates) > 0.5) == (seeds == 6)
+
+
+def test_a_trial_that_ran_whole_or_elsewhere_is_one_observation() -> None:
+    """Of another study's trial the rounds are not of this length: 0.1 after a round is no value of full length."""
+    whole = create_trial(
+        state=TrialState.COMPLETE, value=0.8, params={}, distributions={}, intermediate_values={1: 0.1, 2: 0.8}
+    )
+    assert observations(whole) == [(1.0, 0.8)]
+    assert observations(create_trial(state=TrialState.RUNNING, params={}, distributions={})) == []
