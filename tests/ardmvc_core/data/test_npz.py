@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from refusals import refusal
 
 from ardmvc_core.data import DataError, DatasetConfig, check_dataset, load_parts
 
@@ -202,18 +203,6 @@ def pack(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_S
         for name, content in {**arrays, **members}.items():
             archive.writestr(f"{name}.npy", content)
     return DatasetConfig(name="npz", path=str(path))
-
-
-def refusal(config: DatasetConfig) -> str:
-    """What the file is refused with, which is all that is said: no warning, at most 2 KB."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        faults = "; ".join(check_dataset(config))
-        with pytest.raises(DataError) as error:
-            load_parts(config, "strict")
-    assert str(error.value) == faults
-    assert len(faults.encode()) <= 2048
-    return faults
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import scipy.sparse
 from fuzzing import damaged, fuzzed, refusing
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refusal
 
 from ardmvc_core.data import DataError, DatasetConfig, check_dataset, load_parts
 from ardmvc_core.data.inspection import inspect_file
@@ -67,18 +68,6 @@ def good(path: Path, **changes: Any) -> DatasetConfig:
 
 def digests(config: DatasetConfig) -> dict[str, str]:
     return {name: part.digest for name, part in load_parts(config, "strict").items()}
-
-
-def refusal(config: DatasetConfig) -> str:
-    """What the file is refused with, which is all that is said: no warning, at most 2 KB."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        faults = "; ".join(check_dataset(config))
-        with pytest.raises(DataError) as error:
-            load_parts(config, "strict")
-    assert str(error.value) == faults
-    assert len(faults.encode()) <= 2048
-    return faults
 
 
 @pytest.mark.parametrize("name", FIELD)
