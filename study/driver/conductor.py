@@ -163,6 +163,11 @@ class Conductor:
         return len(self._open) + self._supply.left
 
     @property
+    def unmade(self) -> int:
+        """Trials of the budget that were not begun, once all that were are at their end."""
+        return self._supply.unmade
+
+    @property
     def over(self) -> bool:
         """Whether no trial is given out any more."""
         return bool(self.error or self.steering.stopping or self._ledger.lost or self.limits.reached)

@@ -7,7 +7,8 @@ from typing import Any
 
 from study.database.ledger import Ledger
 from study.driver.round_costs import RoundCosts
-from study.planning.search import Search, Step, passes_of
+from study.planning.cost import passes_of
+from study.planning.search import Search, Step
 from study.planning.suggestions import Suggestions, as_point
 from study.records import TrialRecord
 from study.spec.study_spec import StudySpec
@@ -31,6 +32,8 @@ class Supply:
         self._search = Search(spec, costs) if spec.staged else None
         self._steps: list[Step] = []
         self._over = False
+        self._full = False
+        """Whether `limits.passes` has no room for another trial; it never has again."""
         if self._search:
             self._steps = [Step.from_json(stored) for stored in ledger.steps()]
             records = self._granted(records)
@@ -56,7 +59,7 @@ class Supply:
     @property
     def left(self) -> int:
         """Trials that are not given out and have no final state, made or not."""
-        return 0 if self._over else len(self._waiting) + self._resting + max(0, self._trials - self._made)
+        return 0 if self._over else len(self._waiting) + self._resting + self.unmade
 
     @property
     def over(self) -> bool:
@@ -64,10 +67,15 @@ class Supply:
         return self._over
 
     @property
+    def unmade(self) -> int:
+        """Trials of the budget that were not begun."""
+        return max(0, self._trials - self._made)
+
+    @property
     def _to_make(self) -> int:
         """Trials that can be made now."""
         if self._search is None:
-            return max(0, self._trials - self._made)
+            return self.unmade
         return sum(step.new for step in self._steps) - self._made
 
     def put_back(self, record: TrialRecord) -> None:
@@ -82,14 +90,14 @@ class Supply:
         while not self._over:
             if self._waiting:
                 return self._resumed(self._waiting.pop(0))
-            if self._to_make > 0:
+            if self._to_make > 0 and not self._full:
                 if made := self._make():
                     return made
-                self._over = not self._open
-                return None
+                self._full = True
             if self._open:
                 return None
-            step = self._search.next(self._ledger.records(), self._steps) if self._search else None
+            goes_on = self._search if not self._full else None
+            step = goes_on.next(self._ledger.records(), self._steps) if goes_on else None
             if step is None:
                 self._over = True
             else:

@@ -28,7 +28,12 @@ def verdict(spec: StudySpec, conductor: Conductor | None, waiting: list[int], lo
     if reached.too_many_failures:
         return 1, f"stopped: {failures}"
     if not conductor.missing:
-        return 0, ""
+        if not (left := conductor.unmade):
+            return 0, ""
+        return 0, (
+            f"limits.passes = {spec.limits.passes} has no room for the other {left} trials; "
+            "the same command with a larger limits.passes goes on from here"
+        )
     if stopping:
         trials = f"trials {', '.join(map(str, waiting))} go on from their checkpoints" if waiting else "nothing is lost"
         return 130, f"interrupted ({stopping}): {trials} with the same command"

@@ -1,7 +1,7 @@
 """How many passes through the network a trial costs, counted before it runs."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ardmvc_core.attacks.generators.gan import GANConfig
@@ -29,6 +29,16 @@ class Passes:
 
     def __mul__(self, times: int) -> "Passes":
         return Passes(self.forward * times, self.backward * times)
+
+    @property
+    def total(self) -> int:
+        """Both together, as `limits.passes` counts them."""
+        return self.forward + self.backward
+
+
+def passes_of(costs: Iterable[Passes]) -> int:
+    """What rounds take together, as `limits.passes` counts it."""
+    return sum(cost.total for cost in costs)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def _total(spec: StudySpec, trials: list[PlannedTrial]) -> Passes:
         config, budget, facts = resolved_trial(spec, {})
         costs = round_costs(config, budget, facts.sizes, facts.n_clusters)
         whole, spent = sum(costs, Passes()), Search(spec, lambda record: costs).expected()
-        forward = round(spent * whole.forward / (whole.forward + whole.backward))
+        forward = round(spent * whole.forward / whole.total)
         return Passes(forward, spent - forward)
     shown = [trial.cost.total for trial in trials]
     sampled = shown[len(spec.baselines) :]
@@ -97,7 +97,7 @@ def _time(
     if not left:
         return 0, 0.0, ""
     if spec.staged and not records and here and (tried := _tried(spec, trials)):
-        spent, whole = (passes.forward + passes.backward for passes in (_total(spec, []), trials[-1].cost.total))
+        spent, whole = _total(spec, []).total, trials[-1].cost.total.total
         source = "one training step that was tried here"
         return left, tried * spent / whole / min(spec.limits.concurrent, left), source
     if ran:

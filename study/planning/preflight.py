@@ -14,7 +14,8 @@ from ardmvc_core.models import MODELS
 from ardmvc_core.types import ViewShapes
 from study.database.identity import Contents, data_differences
 from study.places import ARTIFACTS, local_folder
-from study.planning.cost import round_costs
+from study.planning.cost import passes_of, round_costs
+from study.planning.search import Search
 from study.spec.objectives import LABEL_FREE, needs_no_labels
 from study.spec.study_spec import StudySpec
 from trainables.building import load_model
@@ -102,11 +103,9 @@ def passes_faults(spec: StudySpec) -> list[str]:
     if spec.limits.passes is None:
         return []
     config, budget, facts = resolved_trial(spec, spec.baselines[0] if spec.baselines else {})
-    rounds = (
-        (spec.rungs[0] if spec.rungs and not spec.baselines else config.leg_rounds) if spec.staged else config.rounds
-    )
-    costs = round_costs(config, budget, facts.sizes, facts.n_clusters)[:rounds]
-    needed = sum(cost.forward + cost.backward for cost in costs)
+    costs = round_costs(config, budget, facts.sizes, facts.n_clusters)
+    rounds = Search(spec, lambda record: costs).first_rounds(0) if spec.staged else config.rounds
+    needed = passes_of(costs[:rounds])
     if needed <= spec.limits.passes:
         return []
     return [f"limits.passes: must be ≥ {needed:,}, what the first trial takes, got {spec.limits.passes:,}"]

@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from study.planning.cost import Passes
+from study.planning.cost import Passes, passes_of
 from study.ranking.label_free import KAPPA, guarded, ranked_by_kappa
 from study.ranking.objectives import ALPHA, pooled, upward
 from study.ranking.ranking import fronts, rank
 from study.records import TrialRecord
-from study.spec.objectives import probe_of, round_value
+from study.spec.objectives import below, round_value
 from study.spec.study_spec import StudySpec
 
 UNKNOWN_SPREAD = 3
@@ -118,7 +118,7 @@ class Search:
         found = [value for goal in objectives if (value := round_value(goal.metric, metrics)) is not None]
         floors = [floor for goal in objectives for floor in goal.floors]
         floors += [("select/feasible", 0.5)] if guarded(objectives) else []
-        low = any(metrics.get(name, metrics.get(probe_of(name), floor)) < floor for name, floor in floors)
+        low = below(metrics, floors)
         return self._worst if low or len(found) < len(objectives) else upward(found, objectives)
 
     # Further seeds
@@ -207,8 +207,3 @@ class Search:
                 break
             new += 1
         return Step(step.why, rounds, step.first, new) if rounds or new else None
-
-
-def passes_of(costs: Sequence[Passes]) -> int:
-    """Forward and backward passes together, as `limits.passes` counts them."""
-    return sum(cost.forward + cost.backward for cost in costs)

@@ -1,7 +1,7 @@
 """Which metrics a trial's last round reports: with another objective every trial would fail at its end."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ardmvc_core.attacks.tiers import OTHER_THREATS, plan
 from ardmvc_core.evaluation.metrics import ATTACK_SCORES, PUBLISHED, ROBUST_SCORES, SCORES, UNMAPPED_SCORES
@@ -43,6 +43,11 @@ def round_value(metric: str, metrics: Mapping[str, float]) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def below(metrics: Mapping[str, float], floors: Iterable[tuple[str, float]]) -> bool:
+    """Whether a round is known to be below a floor, by the metric itself or by the probe's of that name."""
+    return any(metrics.get(name, metrics.get(probe_of(name), floor)) < floor for name, floor in floors)
+
+
 def told_of(record: TrialRecord, goal: Goal) -> dict[int, float]:
     """What a trial told of its objective: by round of its first seed, and from that one's last round on by seed.
 
@@ -58,7 +63,7 @@ def told_of(record: TrialRecord, goal: Goal) -> dict[int, float]:
         value = round_value(goal.metric, metrics)
         if value is None:
             continue
-        low = any(metrics.get(name, metrics.get(probe_of(name), floor)) < floor for name, floor in goal.floors)
+        low = below(metrics, goal.floors)
         if round_ < record.leg:
             told[round_] = math.nan if low else value
             continue

@@ -12,7 +12,7 @@ from study.control import main as control
 from study.database.engine import study_url
 from study.database.ledger import Ledger
 from study.driver.round_costs import RoundCosts
-from study.planning.search import passes_of
+from study.planning.cost import passes_of
 from study.report import main as report
 from study.spec.study_spec import StudySpec
 
@@ -39,6 +39,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     file = write_study(folder, search_study(folder, passes=limit))
     first = run_sweep(file)
     assert first.returncode == 0, first.stderr
+    assert "has no room for the other 4 trials" in first.stdout
     storage = ["--storage", str(folder / "runs")]
     before = Ledger.open_existing("tiny", study_url(folder / "runs")).records()
     point = ["model.train_eps=0.123", "model.adversarial_weight=0.5"]
